@@ -1,0 +1,30 @@
+"""Connection states for Hypercorn's trio worker: graceful shutdown, statistics, logs."""
+
+from ._conns import ConnTracker
+from ._hypercorn.config import hook, install, wrap
+from ._logs import LogTracker
+from ._server import TrackedServer, tracked_server
+from ._states import Conn, ConnState
+from ._stats import Stats, StatsTracker
+from ._trackers import Tracker, TrackerFunc, compose
+
+__all__ = [
+    "Conn",
+    "ConnState",
+    "ConnTracker",
+    "LogTracker",
+    "Stats",
+    "StatsTracker",
+    "TrackedServer",
+    "Tracker",
+    "TrackerFunc",
+    "compose",
+    "hook",
+    "install",
+    "tracked_server",
+    "wrap",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # where users import it from
+del _name

@@ -1,0 +1,1 @@
+"""Everything that knows Hypercorn's internals; nothing else does."""

@@ -1,0 +1,213 @@
+"""How a tracker gets onto a Config, and from there into Hypercorn's worker.
+
+``config.conn_state`` holds a tracker, a :func:`hook`, or a hook's path as a plain string
+(as a TOML file has it). Hypercorn's command starts each worker process afresh and pickles
+the Config into it, so only a hook travels: its unpickling calls :func:`install` there,
+and the tracker it names is imported when the worker starts, before it accepts.
+
+:func:`install` is the one monkeypatch. It replaces the two names by which Hypercorn calls
+its trio worker with functions that look whether the Config has a ``conn_state``, and
+the asyncio worker's with one that refuses such a Config.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from inspect import signature
+from typing import Any
+
+import hypercorn.asyncio
+import hypercorn.trio
+from hypercorn.asyncio.run import worker_serve as hypercorn_asyncio_serve
+from hypercorn.config import Config
+from hypercorn.trio.run import worker_serve as hypercorn_serve
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper
+
+from .._states import Conn, ConnState
+from .._trackers import Composed, Tracker, check_tracker, compose
+from .worker import serve
+
+SUPPORTED = "0.17.3 to 0.18"
+
+
+class HookError(ValueError):
+    """A Config's ``conn_state`` does not lead to a tracker."""
+
+
+class Hook:
+    """What :func:`hook` returns."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        self.resolve().track(conn, state)
+
+    def resolve(self) -> Tracker:
+        """Import the tracker. An error *inside* the imported module is not a HookError."""
+        module_name, _, attribute = self._path.partition(":")
+        try:
+            found: Any = import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise HookError(f"{self!r}: there is no module {error.name!r}") from None
+        for name in attribute.split("."):
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                raise HookError(f"{self!r}: {found!r} has no attribute {name!r}") from None
+        try:
+            check_tracker(found)
+        except TypeError as error:
+            raise HookError(f"{self!r}: {error}") from None
+        tracker: Tracker = found
+        return tracker
+
+    def __repr__(self) -> str:
+        return f"hook({self._path!r})"
+
+    def __reduce__(self) -> tuple[Callable[[str], Hook], tuple[str]]:
+        return hook, (self._path,)
+
+
+def hook(path: str) -> Hook:
+    """Name a tracker by its import path, for a Hypercorn config file.
+
+    It can be pickled, as everything in a Config must be that ``hypercorn`` sends to
+    its workers; the tracker is the one that the application imports in the same worker.
+    Put it wherever a tracker goes::
+
+        # hypercorn_conf.py, for: hypercorn -k trio -c file:hypercorn_conf.py myapp:app
+        from trio_httptrack import hook
+
+        conn_state = hook("myapp:tracker")
+
+    Args:
+      path: ``"package.module:attribute"``; the attribute may have dots.
+
+    Raises:
+      ValueError: the path is of another form. If it leads nowhere, or not to a tracker,
+        the worker says so in one line and ends as it starts.
+      RuntimeError: this version of Hypercorn is not supported.
+
+    >>> hook("myapp:tracker")
+    hook('myapp:tracker')
+    """
+    module, colon, attribute = path.partition(":")
+    if not all([*module.split("."), colon, *attribute.split(".")]):
+        raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
+    install()
+    return Hook(path)
+
+
+def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
+    """Put a tracker on a Config, behind the one that is already there.
+
+    What was there is kept and runs first, except that every :class:`ConnTracker` runs
+    last. Then serve as always: ``await hypercorn.trio.serve(app, config)``.
+
+    Returns:
+      What ``config.conn_state`` was before, None if nothing.
+
+    Raises:
+      TypeError: ``tracker`` is not a tracker, nor what is there; the Config is unchanged.
+      RuntimeError: this version of Hypercorn is not supported; likewise.
+
+    >>> from hypercorn.config import Config
+    >>> config, log = Config(), LogTracker()
+    >>> wrap(config, log) is None
+    True
+    >>> wrap(config, ConnTracker()).trackers == (log,)
+    True
+    """
+    check_tracker(tracker)
+    previous: Tracker | str | None = getattr(config, "conn_state", None)
+    composed = compose(*_as_trackers(previous), tracker)
+    install()
+    config.conn_state = composed  # type: ignore[attr-defined]
+    return previous
+
+
+def _as_trackers(conn_state: Any) -> tuple[Tracker, ...]:
+    if conn_state is None:
+        return ()
+    return (hook(conn_state),) if isinstance(conn_state, str) else (conn_state,)
+
+
+def resolve(conn_state: Any) -> Composed:
+    """The trackers that a Config's ``conn_state`` stands for, imported."""
+    try:
+        composed = compose(*_as_trackers(conn_state))
+    except TypeError as error:
+        raise HookError(f"conn_state: {error}") from None
+    return compose(*(t.resolve() if isinstance(t, Hook) else t for t in composed.trackers))
+
+
+async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
+    """Stands in for ``worker_serve`` in ``hypercorn.trio``."""
+    conn_state = getattr(config, "conn_state", None)
+    if conn_state is None:
+        await hypercorn_serve(app, config, **kwargs)
+    else:
+        await serve(app, config, resolve(conn_state), **kwargs)
+
+
+async def _serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> None:
+    """The same in ``hypercorn.trio.run``, in a process that has nothing else to do."""
+    try:
+        await _serve(app, config, **kwargs)
+    except HookError as error:
+        sys.exit(f"trio_httptrack: {error}")  # one line on stderr and status 1, no traceback
+
+
+async def _refuse_asyncio(app: AppWrapper, config: Config, **kwargs: Any) -> None:
+    """Stands in for ``worker_serve`` in ``hypercorn.asyncio``."""
+    if getattr(config, "conn_state", None) is not None:
+        raise RuntimeError(
+            "trio_httptrack tracks Hypercorn's trio worker only, and this is the asyncio worker: "
+            "start it with -k trio, or remove conn_state from its config"
+        )
+    await hypercorn_asyncio_serve(app, config, **kwargs)
+
+
+def install() -> None:
+    """Make Hypercorn's trio worker honour ``config.conn_state``.
+
+    :func:`wrap` and :func:`hook` call it. Call it yourself, anywhere in the module of your
+    application, where the config is a TOML file, which cannot. A Config without
+    ``conn_state`` is served exactly as without it. May be called again.
+
+    Raises:
+      RuntimeError: this version of Hypercorn is not supported; nothing was changed.
+
+    >>> install()
+    """
+    if hypercorn.trio.run.worker_serve is _serve_process:
+        return
+    names = set(hypercorn_serve.__code__.co_names)
+    arguments = list(signature(TCPServer).parameters)
+    if (
+        hypercorn.trio.run.worker_serve is not hypercorn_serve
+        or not names >= {"TCPServer", "WorkerContext"}
+        or arguments != ["app", "config", "context", "state", "stream"]
+    ):
+        raise RuntimeError(
+            f"Hypercorn {version('hypercorn')} cannot be tracked: its trio worker is not the one "
+            f"of Hypercorn {SUPPORTED}, or something else has replaced it"
+        )
+    # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
+    _replace(hypercorn.trio.run, _serve_process)
+    _replace(hypercorn.trio, _serve)
+    _replace(hypercorn.asyncio.run, _refuse_asyncio)
+    _replace(hypercorn.asyncio, _refuse_asyncio)
+
+
+def _replace(module: Any, worker_serve: Callable[..., object]) -> None:
+    module.worker_serve = worker_serve

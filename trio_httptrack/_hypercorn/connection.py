@@ -1,0 +1,361 @@
+"""One accepted stream: handshake, protocol, states, deadlines, its end.
+
+Stands where Hypercorn's ``TCPServer`` stood, between Hypercorn's protocol and the
+stream, and owns what lies there: the socket, the state and the deadline. Whatever
+the client and the application do,
+
+* states are reported as ``TRANSITIONS`` allows, and exactly one of them is terminal;
+* an error ends this connection and no other;
+* once the socket is closed, nothing is left but a handler that is still working.
+
+The deadline lies on the reading, not in a task: one cancel scope around the whole
+conversation, whose deadline is set when the connection becomes idle and cleared
+when it becomes active.
+
+:meth:`Connection.close` is the only place where a socket is closed. It is synchronous,
+so it can be called from anywhere, and closing a socket wakes whoever reads or writes
+it; that is why a ``send_all`` may be shielded from cancellation (an application that
+gives up on a ``send`` must not leave half a frame behind) and still always ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from socket import SHUT_WR
+from typing import TYPE_CHECKING, Any
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from .._states import TRANSITIONS, Conn, ConnState
+from .errors import TRAVELLING, split
+from .handler import Handler
+
+if TYPE_CHECKING:
+    from hypercorn.trio.worker_context import WorkerContext
+
+    from .worker import Worker
+
+MAX_RECEIVE = 2**16
+H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Connection:
+    """Await it to serve the stream until its end."""
+
+    __slots__ = (
+        "_app",
+        "_config",
+        "_context",
+        "_deadline",
+        "_expiry",
+        "_handlers",
+        "_handling",
+        "_lifespan_state",
+        "_nursery",
+        "_protocol",
+        "_send_lock",
+        "_socket",
+        "_stream",
+        "_talking",
+        "_worker",
+        "closed",
+        "conn",
+        "upgrading",
+        "writes",
+    )
+
+    _nursery: trio.Nursery
+
+    def __init__(
+        self,
+        worker: Worker,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: ConnectionState,
+        stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream,
+    ) -> None:
+        self._worker = worker
+        self._app = app
+        self._config = config
+        self._context = context
+        self._lifespan_state = state
+        self._stream = stream
+        tls = isinstance(stream, trio.SSLStream)
+        transport: trio.SocketStream = stream.transport_stream if tls else stream
+        self._socket = transport.socket
+        self._send_lock = trio.Lock()
+        self._deadline = trio.CancelScope()
+        self._expiry: str | None = None
+        self._protocol: ProtocolWrapper | None = None
+        self._handlers = 0
+        self._handling = False
+        self._talking = True
+        self.closed = False
+        self.upgrading = False  # a handler is accepting a WebSocket over HTTP/1.1
+        self.writes = 0
+        self.conn = Conn(
+            self._address(self._socket.getpeername),
+            self._address(self._socket.getsockname),
+            tls=tls,
+            opened_at=trio.current_time(),
+        )
+
+    def _address(self, get: Callable[[], Any]) -> tuple[str, int] | None:
+        try:
+            return parse_socket_addr(self._socket.family, get())
+        except OSError:
+            return None  # the peer has gone already
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._run().__await__()
+
+    async def _run(self) -> None:
+        self._worker.connections.add(self)
+        self._report(ConnState.NEW)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await self._contain(self._talk)
+                self._talking = False
+                self._leave_if_done()
+        finally:
+            self.close()
+            self._worker.connections.discard(self)
+
+    # The conversation
+
+    async def _talk(self) -> None:
+        with self._deadline as deadline:
+            alpn = await self._handshake()
+            if not self.closed:
+                await self._converse(alpn)
+        if deadline.cancelled_caught:
+            self.close(None if self._context.terminated.is_set() else self._expiry)
+        await self._hang_up()
+
+    async def _handshake(self) -> str | None:
+        """Do the TLS handshake, if there is one to do; return the protocol agreed on."""
+        if not isinstance(self._stream, trio.SSLStream):
+            return None
+        self._expire_after(self._config.ssl_handshake_timeout, "tls_handshake_failed")
+        try:
+            await self._stream.do_handshake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("tls_handshake_failed")
+            return None
+        alpn: str | None = self._stream.selected_alpn_protocol()
+        return alpn
+
+    async def _converse(self, alpn: str | None) -> None:
+        self._expire_after(self._config.keep_alive_timeout, "request_headers_timeout")
+        if alpn == "h2":
+            await self._start("h2")  # an HTTP/2 server speaks first
+        data = await self._receive()
+        # As many bytes as tell HTTP/2 from HTTP/1: Hypercorn recognises the preface too,
+        # but takes it for a request and does not say when it is complete.
+        while data and len(data) < len(H2_PREFACE) and H2_PREFACE.startswith(data):
+            more = await self._receive()
+            if not more:
+                break
+            data += more
+        if not data:
+            return
+        prior_knowledge = data.startswith(H2_PREFACE)
+        if self._protocol is None:
+            await self._start("h2" if prior_knowledge else "http/1.1")
+        if prior_knowledge:
+            await self._handle(H2_PREFACE)
+            self._enter(ConnState.ACTIVE)
+            self._enter(ConnState.IDLE)
+            data = data[len(H2_PREFACE) :]
+        while True:
+            if data:
+                await self._handle(data)
+            data = await self._receive()
+            if not data:
+                break
+        if not self.closed:
+            await self._handle(b"")  # HTTP/1 wants to know where the input ended
+
+    async def _start(self, protocol: str) -> None:
+        self._protocol = ProtocolWrapper(
+            self._app,
+            self._config,
+            self._context,
+            self,  # type: ignore[arg-type]  # for its spawn_app and spawn
+            ConnectionState(self._lifespan_state),
+            self.conn.tls,
+            self.conn.client,
+            self.conn.server,
+            self._protocol_send,
+            protocol,
+        )
+        await self._protocol.initiate()
+
+    async def _handle(self, data: bytes) -> None:
+        assert self._protocol is not None
+        self._handling = True
+        await self._protocol.handle(RawData(data))
+        self._handling = False
+        protocol = self._protocol.protocol
+        if isinstance(protocol, H2Protocol) and protocol.idle:
+            self._enter(ConnState.IDLE)
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none at the peer's end, or if the socket was closed meanwhile."""
+        try:
+            with trio.move_on_after(self._config.read_timeout or math.inf):
+                return bytes(await self._stream.receive_some(MAX_RECEIVE))
+            self.close("read_timeout")
+        except trio.BrokenResourceError:
+            self.close("connection_reset")
+        except trio.ClosedResourceError:
+            pass
+        return b""
+
+    async def _hang_up(self) -> None:
+        """Tell the protocol, and with it the handlers, that nothing more will be read."""
+        if self._protocol is None:
+            return
+        protocol = self._protocol.protocol
+        half_closed = isinstance(getattr(protocol, "connection", None), h11.Connection)
+        if not (half_closed and self._handlers):
+            self.close()
+        await self._protocol.handle(Closed())
+        if isinstance(protocol, H2Protocol):
+            for buffer in tuple(protocol.stream_buffers.values()):
+                await buffer.close()  # or handlers wait for ever until it is empty
+
+    # What Hypercorn's protocol calls: it takes the connection for its TaskGroup
+
+    async def _protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            if event.data:
+                await self._write(event.data)
+        elif isinstance(event, Updated):
+            if not event.idle:
+                self._enter(ConnState.ACTIVE)
+            elif not (self._handling and self.conn.protocol == "h2"):
+                # Else the reader holds frames that may be further requests, and decides
+                # when it has handled them all.
+                self._enter(ConnState.IDLE)
+        elif isinstance(event, Closed):
+            self.close()
+
+    async def _write(self, data: bytes) -> None:
+        self.writes += 1
+        if self.upgrading:
+            self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
+        async with self._send_lock:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.close("connection_reset")
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: Config,
+        scope: Any,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> Callable[[Any], Awaitable[None]]:
+        self.conn.protocol = "h2" if scope["http_version"] == "2" else "http/1.1"
+        handler = Handler(self, config, scope, send)
+        self._handlers += 1
+        self._nursery.start_soon(self._run_handler, handler, app)
+        return handler.put
+
+    def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        self._nursery.start_soon(self._contain, func, *args)
+
+    async def _run_handler(self, handler: Handler, app: AppWrapper) -> None:
+        await self._contain(handler.run, app)
+        self._handlers -= 1
+        self._leave_if_done()
+
+    # States and the end
+
+    def _enter(self, state: ConnState) -> None:
+        conn = self.conn
+        if state not in TRANSITIONS[conn.state]:
+            return
+        conn.state = state
+        conn.state_since = trio.current_time()
+        if state is ConnState.IDLE:
+            self._expire_after(self._config.keep_alive_timeout, "keep_alive_timeout")
+        elif state is ConnState.ACTIVE:
+            self._deadline.deadline = math.inf
+            if conn.protocol is None:
+                h2 = self._protocol is not None and isinstance(self._protocol.protocol, H2Protocol)
+                conn.protocol = "h2" if h2 else "http/1.1"
+        self._report(state)
+
+    def _report(self, state: ConnState) -> None:
+        try:
+            self._worker.tracker.track(self.conn, state)
+        except Exception as error:
+            self._worker.log_error(error, "A tracker failed (%s %s)", self.conn, state)
+
+    def _expire_after(self, seconds: float, reason: str) -> None:
+        """End the conversation unless something happens in time; at once in a shutdown."""
+        self._expiry = reason
+        if self._context.terminated.is_set():
+            self._deadline.cancel()
+        else:
+            self._deadline.deadline = trio.current_time() + seconds
+
+    def drain(self) -> None:
+        """The server shuts down: end now if no request is in flight, else after the answer."""
+        if self.conn.state in (ConnState.NEW, ConnState.IDLE):
+            self._deadline.cancel()
+
+    def abort(self) -> None:
+        """End now, whatever is in flight."""
+        late = self._context.terminated.is_set()
+        self.close("app_shutdown_timeout" if late else "aborted_by_app")
+
+    def close(self, reason: str | None = None) -> None:
+        """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""
+        if self.closed:
+            return
+        self.closed = True
+        self.conn.close_reason = reason
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_WR)
+        self._socket.close()
+        self._deadline.cancel()
+        self.conn._mark_closed()
+        self._enter(ConnState.CLOSED)
+
+    def _leave_if_done(self) -> None:
+        """Nobody reads and nobody works: what is left only serves those who did."""
+        if not self._talking and not self._handlers:
+            self.close()
+            self._nursery.cancel_scope.cancel()
+
+    async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run one of the connection's tasks; an error ends the connection, and nothing else."""
+        try:
+            await run(*args)
+        except BaseException as error:
+            travels, contained = split(error, TRAVELLING)
+            if contained is not None:
+                self.close("internal_error")
+                await self._config.log.error(
+                    "Error in a connection, which is closed (%s)", self.conn, exc_info=contained
+                )
+            self._nursery.cancel_scope.cancel()
+            if travels is not None:
+                _, ends_all = split(travels, trio.Cancelled)
+                (self if ends_all is None else self._worker).abort()
+                raise travels from None

@@ -1,0 +1,132 @@
+"""One request's application: the two callables it is given, and its end.
+
+Hypercorn's protocol hands each request to ``spawn_app`` and from then on speaks
+to the application through :meth:`Handler.put`, the application to it through
+:meth:`Handler.send`. Three promises are kept here:
+
+* ``send`` and ``receive`` are checkpoints, so an application cannot freeze the loop;
+* nobody waits for an application that no longer reads: a disconnect needs no room
+  in the queue, and what is put after the application's end is dropped;
+* once the peer is gone, ``receive`` says so as often as it is asked, and ``send``
+  raises an OSError.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.typing import AppWrapper
+
+from .errors import TRAVELLING, PeerGone, split
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .connection import Connection
+
+DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+
+
+class Handler:
+    """The task of one request, or of one WebSocket."""
+
+    __slots__ = (
+        "_answered",
+        "_config",
+        "_connection",
+        "_disconnect",
+        "_events",
+        "_half_close",
+        "_protocol_send",
+        "_put_event",
+        "_scope",
+        "_upgrades",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        config: Config,
+        scope: Any,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        self._connection = connection
+        self._config = config
+        self._scope = scope
+        self._protocol_send = send
+        self._put_event, self._events = trio.open_memory_channel[Any](config.max_app_queue_size)
+        self._disconnect: Any = None
+        self._answered = False
+        http1 = scope["http_version"] in ("1.0", "1.1")
+        self._upgrades = http1 and scope["type"] == "websocket"
+        # An HTTP/1 client may say that it has said everything, and still read the answer.
+        self._half_close = http1 and scope["type"] == "http"
+
+    async def put(self, event: Any) -> None:
+        """Called by the protocol: the application's next event."""
+        if event["type"] in DISCONNECTS:
+            self._disconnect = event
+            self._put_event.close()
+        else:
+            # Errors say that it has returned, or been told of the disconnect.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._put_event.send(event)
+
+    async def receive(self) -> Any:
+        """Called by the application."""
+        try:
+            return await self._events.receive()
+        except trio.EndOfChannel:
+            await trio.lowlevel.checkpoint()
+            return self._disconnect
+
+    async def send(self, event: Any) -> None:
+        """Called by the application.
+
+        Raises:
+          PeerGone: the connection, or this stream of it, ended before the answer did.
+        """
+        connection = self._connection
+        if not self._answered and (
+            connection.closed or (self._disconnect is not None and not self._half_close)
+        ):
+            await trio.lowlevel.checkpoint()
+            raise PeerGone(connection.conn)
+        type_ = event["type"]
+        if type_ == "http.response.body" and not event.get("more_body", False):
+            self._answered = True  # what closes the connection from here on is not an error
+        writes = connection.writes
+        connection.upgrading = self._upgrades and type_ == "websocket.accept"
+        try:
+            await self._protocol_send(event)
+        finally:
+            connection.upgrading = False
+        if connection.writes == writes:
+            await trio.lowlevel.checkpoint()
+
+    async def run(self, app: AppWrapper) -> None:
+        """Run the application to its end, and tell the protocol of it."""
+        try:
+            await app(
+                self._scope,
+                self.receive,
+                self.send,
+                trio.to_thread.run_sync,
+                trio.from_thread.run,
+            )
+        except BaseException as error:
+            travels, rest = split(error, TRAVELLING)
+            if rest is not None:
+                _, rest = split(rest, PeerGone)
+            if rest is not None:
+                await self._config.log.error(
+                    "Error in ASGI Framework (%s)", self._connection.conn, exc_info=rest
+                )
+            if travels is not None:
+                raise travels from None
+        finally:
+            self._events.close()
+        await self._protocol_send(None)

@@ -1,0 +1,77 @@
+"""A tracked server: Hypercorn's own worker, with every connection ours.
+
+Hypercorn's ``worker_serve`` looks up ``TCPServer`` and ``WorkerContext`` as globals of
+its module. :func:`serve` runs the very same code with these two names bound to its own,
+for this one call: nothing global changes, and several servers in one process, tracked
+or not, do not meet.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.run import worker_serve as hypercorn_serve
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper
+
+from .._stats import StatsTracker
+from .._trackers import Composed
+from .connection import Connection
+from .drain import drain
+from .errors import ungrouped
+
+
+class Worker:
+    """One run of a tracked server: its tracker, and its connections until they end."""
+
+    def __init__(self, config: Config, tracker: Composed, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.connections: set[Connection] = set()
+        self._nursery = nursery
+
+    async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
+        serve = FunctionType(
+            hypercorn_serve.__code__,
+            {
+                **hypercorn_serve.__globals__,
+                "TCPServer": partial(Connection, self),
+                "WorkerContext": self._make_context,
+            },
+        )
+        serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
+        await serve(app, self.config, **kwargs)
+
+    def _make_context(self, max_requests: int | None) -> WorkerContext:
+        context = WorkerContext(max_requests)
+        self._nursery.start_soon(drain, self, context)
+        return context
+
+    def abort(self) -> None:
+        """End every connection now."""
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    def log_error(self, error: BaseException, message: str, *args: object) -> None:
+        """Log an error from where nothing can be awaited."""
+        self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))
+
+
+async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
+    """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
+
+    At the end the totals are logged, if a :class:`StatsTracker` is among the trackers.
+    """
+    try:
+        with ungrouped(nurseries=4):  # ours, and the three of Hypercorn's worker_serve
+            async with trio.open_nursery() as nursery:
+                await Worker(config, tracker, nursery).serve(app, **kwargs)
+                nursery.cancel_scope.cancel()
+    finally:
+        stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
+        if stats:
+            await config.log.info("Connections: %s", stats[0])

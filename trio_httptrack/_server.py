@@ -1,0 +1,109 @@
+"""tracked_server: a tracked Hypercorn as an async context manager."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from hypercorn.config import Config
+from hypercorn.typing import Framework
+from hypercorn.utils import wrap_app
+
+from ._conns import ConnTracker
+from ._hypercorn.config import resolve
+from ._hypercorn.errors import ungrouped
+from ._hypercorn.worker import serve
+from ._states import Conn, ConnState
+from ._stats import Stats, StatsTracker
+from ._trackers import Tracker, compose
+
+
+class TrackedServer:
+    """A running server; what ``async with tracked_server(...)`` gives you."""
+
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+        """Where it listens, such as ``["http://127.0.0.1:54321"]``."""
+
+        self.conn_tracker = ConnTracker()
+        """Counts this server's open connections; ``await conn_tracker.wait()`` for none."""
+
+        self._stats_tracker = StatsTracker()
+        self._shutdown = trio.Event()
+        self._ended = trio.Event()
+
+    def stats(self) -> Stats:
+        """This server's counts at this instant."""
+        return self._stats_tracker.stats()
+
+    def connections(self) -> dict[Conn, ConnState]:
+        """This server's open connections and their states at this instant."""
+        return self._stats_tracker.connections()  # type: ignore[return-value]
+
+    async def shutdown(self) -> None:
+        """Stop accepting, drain, and return when the server has ended.
+
+        Requests in flight are answered; what is not done ``config.graceful_timeout``
+        seconds later is cut off. Then the application's lifespan ends. A checkpoint;
+        calling it again waits for the same end.
+        """
+        self._shutdown.set()
+        await self._ended.wait()
+
+
+@asynccontextmanager
+async def tracked_server(
+    app: Framework, config: Config | None = None, *, tracker: Tracker | None = None
+) -> AsyncIterator[TrackedServer]:
+    """Serve ``app`` with Hypercorn, tracked, while the block runs.
+
+    Leaving the block drains as :meth:`TrackedServer.shutdown` does, then returns; leaving
+    it by an exception or a cancellation closes every connection at once. If the server
+    fails, the block is cancelled and the server's error raised in its place.
+
+    Args:
+      app: an ASGI or WSGI application.
+      config: Hypercorn's; it is not changed. None listens on 127.0.0.1, on a free port.
+      tracker: called for each transition, after ``config.conn_state`` if that is set.
+
+    Raises:
+      ValueError: ``config.conn_state`` does not lead to a tracker.
+      OSError: the address cannot be bound.
+
+    >>> import trio
+    >>> async def app(scope, receive, send):
+    ...     await send({"type": "http.response.start", "status": 204, "headers": []})
+    ...     await send({"type": "http.response.body"})
+    >>> async def main():
+    ...     async with tracked_server(app) as server:
+    ...         print(server.stats().accepted_total)
+    >>> trio.run(main)
+    0
+    """
+    if config is None:
+        config = Config()
+        config.bind = "127.0.0.1:0"
+    server = TrackedServer()
+    conn_state = getattr(config, "conn_state", None)
+    given = () if tracker is None else (resolve(compose(tracker)),)
+    tracked = compose(resolve(conn_state), *given, server._stats_tracker, server.conn_tracker)
+    wrapped_app = wrap_app(app, config.wsgi_max_body_size, None)
+
+    async def run(task_status: trio.TaskStatus[list[str]]) -> None:
+        try:
+            await serve(
+                wrapped_app,
+                config,
+                tracked,
+                shutdown_trigger=server._shutdown.wait,
+                task_status=task_status,
+            )
+        finally:
+            server._ended.set()
+
+    with ungrouped(nurseries=1):
+        async with trio.open_nursery() as nursery:
+            server.urls = await nursery.start(run)
+            yield server
+            await server.shutdown()

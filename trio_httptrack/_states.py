@@ -1,0 +1,176 @@
+"""The states of a connection, and the connection itself as trackers see it.
+
+The states and the order in which they follow each other are those of Go's
+``net/http.ConnState``. ``TRANSITIONS`` is the whole state machine: what it does
+not list is never reported, so no state is reported twice in a row and nothing
+follows a terminal state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from itertools import count
+
+import trio
+
+_ids = count(1)
+
+
+class ConnState(IntEnum):
+    """What a connection is doing, as Go's ``net/http.ConnState`` names it.
+
+    >>> ConnState.IDLE < ConnState.CLOSED, str(ConnState.IDLE)
+    (True, 'idle')
+    """
+
+    NEW = 0
+    """Accepted; nothing that is HTTP has been read yet. A TLS handshake happens in this state."""
+
+    ACTIVE = 1
+    """At least one request is being read or answered."""
+
+    IDLE = 2
+    """Every request so far has been answered; the next one may come (keep-alive)."""
+
+    HIJACKED = 3
+    """Upgraded: a WebSocket was accepted over HTTP/1.1. Terminal."""
+
+    CLOSED = 4
+    """The socket is closed. Terminal."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this is the last state that a connection reports.
+
+        >>> [str(state) for state in ConnState if state.terminal]
+        ['hijacked', 'closed']
+        """
+        return self >= ConnState.HIJACKED
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+
+_NEW, _ACTIVE, _IDLE, _HIJACKED, _CLOSED = ConnState
+
+TRANSITIONS: Mapping[ConnState, frozenset[ConnState]] = {
+    _NEW: frozenset({_ACTIVE, _CLOSED}),
+    _ACTIVE: frozenset({_IDLE, _HIJACKED, _CLOSED}),
+    _IDLE: frozenset({_ACTIVE, _CLOSED}),
+    _HIJACKED: frozenset(),
+    _CLOSED: frozenset(),
+}
+
+
+class Conn:
+    """One connection's identity and what is known about it now.
+
+    A live object: the server changes it as the connection goes on, trackers and
+    applications only read it. Two connections are never equal, so a ``Conn`` can
+    be a dictionary key. The server makes them; make one yourself to test a tracker:
+
+    >>> Conn(client=("192.0.2.7", 4711))
+    <Conn 1 192.0.2.7:4711 new>
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_is_closed",
+        "client",
+        "close_reason",
+        "id",
+        "opened_at",
+        "protocol",
+        "server",
+        "state",
+        "state_since",
+        "tls",
+    )
+
+    id: int
+    """Counts the connections of this process from 1."""
+
+    client: tuple[str, int] | None
+    """The peer's address and port; None for a Unix socket, or if the peer had
+    gone before it could be asked."""
+
+    server: tuple[str, int] | None
+    """Our address and port; None for a Unix socket."""
+
+    tls: bool
+    """Whether the connection is encrypted."""
+
+    protocol: str | None
+    """``"http/1.1"`` (also for an HTTP/1.0 client) or ``"h2"``; None until known."""
+
+    opened_at: float
+    """When it was accepted, in seconds on Trio's clock."""
+
+    state: ConnState
+    """The state reported last."""
+
+    state_since: float
+    """When that state began, in seconds on Trio's clock."""
+
+    close_reason: str | None
+    """Why it was closed, where that was not the normal end of a conversation.
+
+    The names are those of Kestrel's ``error.type`` where it has one:
+    ``tls_handshake_failed``; ``request_headers_timeout`` (no request within
+    ``keep_alive_timeout`` of the connection's start); ``keep_alive_timeout``;
+    ``read_timeout``; ``connection_reset``; ``app_shutdown_timeout`` (cut off at the
+    end of ``graceful_timeout``); ``aborted_by_app`` (the surrounding Trio scope
+    was cancelled); ``internal_error`` (see the log).
+    """
+
+    def __init__(
+        self,
+        client: tuple[str, int] | None = None,
+        server: tuple[str, int] | None = None,
+        *,
+        tls: bool = False,
+        opened_at: float = 0.0,
+    ) -> None:
+        self.id = next(_ids)
+        self.client = client
+        self.server = server
+        self.tls = tls
+        self.protocol = None
+        self.opened_at = self.state_since = opened_at
+        self.state = ConnState.NEW
+        self.close_reason = None
+        self._is_closed = False
+        self._closed: trio.Event | None = None  # made by the first who waits: most never do
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection's socket is closed, hijacked or not.
+
+        A checkpoint, also when the socket is closed already.
+        """
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._closed is None:
+            self._closed = trio.Event()
+        await self._closed.wait()
+
+    def _mark_closed(self) -> None:
+        self._is_closed = True
+        if self._closed is not None:
+            self._closed.set()
+
+    def __str__(self) -> str:
+        if self.client is None:
+            peer = "-"
+        else:
+            host, port = self.client
+            peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return " ".join(filter(None, ("conn", str(self.id), peer, self.protocol)))
+
+    def __repr__(self) -> str:
+        return f"<C{str(self)[1:]} {self.state}>"

@@ -1,0 +1,147 @@
+"""Counters and gauges derived from connection-state transitions.
+
+A *gauge* says how many connections are in a state now; a *counter* says how
+often a state was entered. Nothing here awaits, so each ``track()`` is atomic
+for other Trio tasks. At any time::
+
+    accepted_total == accepted + active + idle + hijacked_total + closed_total
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from ._local import ProcessLocal
+from ._states import ConnState
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts at one instant; a snapshot never changes afterwards.
+
+    >>> Stats(active=1, closed_total=40).active
+    1
+    >>> print(Stats(accepted_total=3, active_total=9, idle_total=8, idle=1, closed_total=2))
+    new 0, active 0, idle 1; in all: accepted 3, active 9, idle 8, hijacked 0, closed 2
+    """
+
+    accepted: int = 0
+    """Gauge: connections that have not yet sent anything that is HTTP, ``>= 0``.
+
+    Persistently high: clients connect and then say nothing, or too slowly. They may
+    be attacking (slow loris), be health checks that hold connections open, or be
+    stuck in TLS handshakes.
+    """
+
+    active: int = 0
+    """Gauge: connections with a request in flight, ``>= 0``.
+
+    Persistently high: the application is slower than its clients ask. Close to the
+    number of open connections under load, it says that you need more workers.
+    """
+
+    idle: int = 0
+    """Gauge: keep-alive connections between two requests, ``>= 0``.
+
+    Persistently high: many clients, each asking seldom; each costs memory and a
+    file descriptor. A shorter ``keep_alive_timeout`` ends them sooner.
+    """
+
+    accepted_total: int = 0
+    """Counter: connections seen at all.
+
+    Growing as fast as requests come in: clients do not keep connections alive, and
+    each request pays for a TCP (and TLS) handshake.
+    """
+
+    active_total: int = 0
+    """Counter: how often a connection became active.
+
+    Over HTTP/1.1, requests. Far below ``accepted_total``: most connections never
+    send a request.
+    """
+
+    idle_total: int = 0
+    """Counter: how often a connection became idle.
+
+    Far below ``active_total``: connections end after one answer instead of being
+    kept alive.
+    """
+
+    hijacked_total: int = 0
+    """Counter: connections that were upgraded to a WebSocket over HTTP/1.1.
+
+    Growing fast: WebSocket clients reconnect, perhaps because something between
+    them and you cuts their connections.
+    """
+
+    closed_total: int = 0
+    """Counter: connections closed, upgraded ones not among them.
+
+    Growing as fast as ``accepted_total`` is normal; growing much slower means that
+    connections pile up.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"new {self.accepted}, active {self.active}, idle {self.idle}; in all: "
+            f"accepted {self.accepted_total}, active {self.active_total}, "
+            f"idle {self.idle_total}, hijacked {self.hijacked_total}, closed {self.closed_total}"
+        )
+
+
+_TOTALS = 3  # ``numbers[state]`` is a state's gauge, ``numbers[_TOTALS + state]`` its counter
+
+
+class StatsTracker(ProcessLocal):
+    """Keeps :class:`Stats`, and which connections are open.
+
+    Anything hashable may stand for a connection. One that is met in a later
+    state than NEW, because tracking began after it, counts as accepted there.
+
+    >>> tracker = StatsTracker()
+    >>> tracker.track("a", ConnState.NEW)
+    >>> tracker.track("a", ConnState.ACTIVE)
+    >>> tracker.stats().active, tracker.connections()
+    (1, {'a': <ConnState.ACTIVE: 1>})
+    """
+
+    __slots__ = ("__weakref__", "_numbers", "_states")
+
+    def __init__(self) -> None:
+        # One list in the order of Stats' fields: copying it is one operation of the
+        # interpreter, so an exporter may do it from another thread.
+        self._numbers = [0] * 8
+        self._states: dict[Hashable, ConnState] = {}
+
+    def track(self, conn: Hashable, state: ConnState) -> None:
+        """Count one transition; a terminal one forgets the connection.
+
+        Raises:
+          TypeError: ``conn`` is not hashable; nothing was counted.
+        """
+        numbers = self._numbers
+        before = self._states.get(conn)
+        if before is None:
+            numbers[_TOTALS] += 1
+        else:
+            numbers[before] -= 1
+        if state:  # NEW was counted above, where the connection was first met
+            numbers[_TOTALS + state] += 1
+        if state < ConnState.HIJACKED:
+            numbers[state] += 1
+            self._states[conn] = state
+        elif before is not None:
+            del self._states[conn]
+
+    def stats(self) -> Stats:
+        """All numbers at this instant. Takes the same time however many connections are open."""
+        return Stats(*self._numbers.copy())
+
+    def connections(self) -> dict[Hashable, ConnState]:
+        """The open connections and their states at this instant, in the order of their arrival."""
+        return self._states.copy()
+
+    def __repr__(self) -> str:
+        return f"<StatsTracker {self.stats()}>"

@@ -1,0 +1,135 @@
+"""What a tracker is, and how several become one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from inspect import iscoroutinefunction
+from typing import Any, Protocol
+
+from ._conns import ConnTracker
+from ._local import ProcessLocal, can_travel
+from ._states import Conn, ConnState
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+
+class Tracker(Protocol):
+    """Anything with a ``track`` method.
+
+    >>> class Printer:
+    ...     def track(self, conn, state):
+    ...         print(conn.client, state)
+    >>> Printer().track(Conn(("192.0.2.7", 4711)), ConnState.NEW)
+    ('192.0.2.7', 4711) new
+    """
+
+    def track(self, conn: Conn, state: ConnState, /) -> None:
+        """Called once for each transition, in the server's own task.
+
+        It must not block and cannot await: what takes time belongs into a task
+        of your own. An exception is logged and harms neither the connection
+        nor the other trackers.
+        """
+
+
+class TrackerFunc(ProcessLocal):
+    """A function as a :class:`Tracker`; itself callable, as the function was.
+
+    >>> printer = TrackerFunc(lambda conn, state: print(state))
+    >>> printer.track(Conn(), ConnState.NEW)
+    new
+
+    Raises:
+      TypeError: ``func`` is not callable, or is a coroutine function.
+    """
+
+    # A slot, not a method: calling it costs no frame beside the function's own.
+    __slots__ = ("__weakref__", "track")
+
+    track: Callable[[Conn, ConnState], None]
+    """The function."""
+
+    def __init__(self, func: Callable[[Conn, ConnState], None]) -> None:
+        if not callable(func):
+            raise TypeError(f"a function of (conn, state) is needed, not {func!r}")
+        refuse_coroutine_function(func)
+        self.track = func
+
+    def __call__(self, conn: Conn, state: ConnState) -> None:
+        self.track(conn, state)
+
+    def __repr__(self) -> str:
+        return f"TrackerFunc({self.track!r})"
+
+
+class Composed(TrackerFunc):
+    """What :func:`compose` returns; ``trackers`` are its parts in the order of their calls."""
+
+    __slots__ = ("trackers",)
+
+    def __init__(self, trackers: tuple[Tracker, ...]) -> None:
+        self.trackers = trackers
+        tracks = tuple(tracker.track for tracker in trackers)
+
+        def track(conn: Conn, state: ConnState) -> None:
+            errors = None
+            for each in tracks:
+                try:
+                    each(conn, state)
+                except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
+                    errors = [*(errors or ()), error]
+            if errors:
+                raise BaseExceptionGroup("trackers failed", errors)
+
+        super().__init__(track)
+
+    def __repr__(self) -> str:
+        return f"compose({', '.join(map(repr, self.trackers))})"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if all(map(can_travel, self.trackers)):
+            return compose, self.trackers
+        return super().__reduce__()
+
+
+def compose(*trackers: Tracker) -> Composed:
+    """Make one tracker that calls each of ``trackers`` in the order given.
+
+    Composed trackers among them are replaced by their parts, and every
+    :class:`ConnTracker` is moved behind all others, so that whoever waits for
+    the last connection finds the statistics complete. If one raises, the rest
+    still run, and the errors leave together as an ``ExceptionGroup``.
+
+    >>> conns = ConnTracker()
+    >>> seen = TrackerFunc(lambda conn, state: print(state, conns.count))
+    >>> compose(conns, seen).track(Conn(), ConnState.NEW)
+    new 0
+
+    Raises:
+      TypeError: an argument is not a tracker.
+    """
+    parts: list[Tracker] = []
+    for tracker in trackers:
+        check_tracker(tracker)
+        parts += tracker.trackers if isinstance(tracker, Composed) else (tracker,)
+    parts.sort(key=lambda part: isinstance(part, ConnTracker))  # sort() is stable
+    return Composed(tuple(parts))
+
+
+def check_tracker(tracker: object) -> None:
+    """Raise a TypeError that says what is wrong, unless ``tracker`` is one."""
+    if isinstance(tracker, type):
+        raise TypeError(f"a tracker is needed, not a class: write {tracker.__name__}()")
+    if not callable(getattr(tracker, "track", None)):
+        advice = "; wrap a function in TrackerFunc" if callable(tracker) else ""
+        raise TypeError(f"{tracker!r} is not a tracker: it has no track(conn, state){advice}")
+    refuse_coroutine_function(tracker.track)  # type: ignore[attr-defined]
+
+
+def refuse_coroutine_function(func: Callable[..., object]) -> None:
+    if iscoroutinefunction(func):
+        raise TypeError(
+            f"{func!r} is async, but track() is called without await and must not block"
+        )

@@ -1,0 +1,31 @@
+"""A ready-made Hypercorn config that tracks, for an application that knows nothing of it::
+
+    hypercorn -k trio -c python:trio_httptrack.config myapp:app
+
+The totals are logged when the worker ends. An application that wants to know more
+imports the trackers of its worker from here::
+
+    from trio_httptrack.config import conn_tracker, stats_tracker
+"""
+
+from ._conns import ConnTracker
+from ._hypercorn.config import hook
+from ._stats import StatsTracker
+from ._trackers import compose
+
+stats_tracker = StatsTracker()
+"""This process's :class:`StatsTracker`."""
+
+conn_tracker = ConnTracker()
+"""This process's :class:`ConnTracker`."""
+
+tracker = compose(stats_tracker, conn_tracker)
+"""Both, in the order in which they are called."""
+
+conn_state = hook("trio_httptrack.config:tracker")
+"""What Hypercorn reads."""
+
+
+def __dir__() -> list[str]:
+    # Hypercorn makes a setting of every name that it finds here, and pickles them all.
+    return ["conn_state"]
