@@ -90,8 +90,7 @@ class Connection:
         self._context = context
         self._lifespan_state = state
         self._stream = stream
-        tls = isinstance(stream, trio.SSLStream)
-        transport: trio.SocketStream = stream.transport_stream if tls else stream
+        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._socket = transport.socket
         self._send_lock = trio.Lock()
         self._deadline = trio.CancelScope()
@@ -106,7 +105,7 @@ class Connection:
         self.conn = Conn(
             self._address(self._socket.getpeername),
             self._address(self._socket.getsockname),
-            tls=tls,
+            tls=transport is not stream,
             opened_at=trio.current_time(),
         )
 

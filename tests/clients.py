@@ -1,0 +1,92 @@
+"""Clients by hand, over any stream, for what a well-behaved client library cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h11
+
+
+async def read_response(stream: Any, connection: h11.Connection) -> tuple[int, bytes]:
+    """The next response's status and body."""
+    status, body = 0, b""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return status, body
+
+
+async def http1(
+    stream: Any, method: str = "GET", path: str = "/", *, body: bytes = b"", **headers: str
+) -> tuple[int, bytes]:
+    """One request and its response, on a connection that may go on afterwards."""
+    connection = h11.Connection(h11.CLIENT)
+    fields = [("Host", "localhost"), *((k.replace("_", "-"), v) for k, v in headers.items())]
+    request = connection.send(h11.Request(method=method, target=path, headers=fields))
+    data = connection.send(h11.Data(body)) if body else b""
+    end = connection.send(h11.EndOfMessage())
+    await stream.send_all(request + data + end)
+    return await read_response(stream, connection)
+
+
+class Http2:
+    """An HTTP/2 client that sends its preface when told."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.statuses: dict[int, str] = {}
+        self.bodies: dict[int, bytes] = {}
+        self.ended: set[int] = set()
+
+    async def start(self) -> None:
+        self.h2.initiate_connection()
+        await self.flush()
+
+    async def flush(self) -> None:
+        if data := self.h2.data_to_send():
+            await self.stream.send_all(data)
+
+    def request(self, path: str = "/", method: str = "GET", *, end: bool = True) -> int:
+        """Queue a request; :meth:`flush` sends it."""
+        stream_id: int = self.h2.get_next_available_stream_id()
+        headers = [
+            (":method", method),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+            (":path", path),
+        ]
+        self.h2.send_headers(stream_id, headers, end_stream=end)
+        return stream_id
+
+    async def pump(self) -> bool:
+        """Handle what the server sends next; false at its end."""
+        data = await self.stream.receive_some()
+        for event in self.h2.receive_data(data):
+            if isinstance(event, h2.events.ResponseReceived):
+                self.statuses[event.stream_id] = dict(event.headers)[":status"]
+            elif isinstance(event, h2.events.DataReceived):
+                self.bodies[event.stream_id] = (
+                    self.bodies.get(event.stream_id, b"") + event.data
+                )
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded):
+                self.ended.add(event.stream_id)
+        await self.flush()
+        return bool(data)
+
+    async def get(self, path: str = "/") -> tuple[str, bytes]:
+        stream_id = self.request(path)
+        await self.flush()
+        while stream_id not in self.ended and await self.pump():
+            pass
+        return self.statuses[stream_id], self.bodies.get(stream_id, b"")
