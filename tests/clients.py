@@ -75,9 +75,7 @@ class Http2:
             if isinstance(event, h2.events.ResponseReceived):
                 self.statuses[event.stream_id] = dict(event.headers)[":status"]
             elif isinstance(event, h2.events.DataReceived):
-                self.bodies[event.stream_id] = (
-                    self.bodies.get(event.stream_id, b"") + event.data
-                )
+                self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif isinstance(event, h2.events.StreamEnded):
                 self.ended.add(event.stream_id)

@@ -210,7 +210,9 @@ async def socket_network(
         keyfile=str(certificate),
         **settings,
     )
-    async with AsyncExitStack() as clients:
-        async with tracked_server(app, config, tracker=tracker) as server:
-            tls, plain = server.urls
-            yield SocketNetwork(plain, tls, clients)
+    async with (
+        AsyncExitStack() as clients,
+        tracked_server(app, config, tracker=tracker) as server,
+    ):
+        tls, plain = server.urls
+        yield SocketNetwork(plain, tls, clients)

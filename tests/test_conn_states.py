@@ -16,7 +16,7 @@ import trio_websocket
 from trio.testing import MockClock
 
 from .clients import Http2, http1
-from .support import CERT, Recorder, app, client_ssl, memory_network, socket_network
+from .support import Recorder, app, client_ssl, memory_network, socket_network
 
 KEEP_ALIVE = 0.05
 

@@ -73,8 +73,9 @@ class Conn:
     applications only read it. Two connections are never equal, so a ``Conn`` can
     be a dictionary key. The server makes them; make one yourself to test a tracker:
 
-    >>> Conn(client=("192.0.2.7", 4711))
-    <Conn 1 192.0.2.7:4711 new>
+    >>> conn = Conn(client=("192.0.2.7", 4711))
+    >>> print(conn.client, conn.state)
+    ('192.0.2.7', 4711) new
     """
 
     __slots__ = (

@@ -16,6 +16,10 @@ when it becomes active.
 so it can be called from anywhere, and closing a socket wakes whoever reads or writes
 it; that is why a ``send_all`` may be shielded from cancellation (an application that
 gives up on a ``send`` must not leave half a frame behind) and still always ends.
+
+Ctrl-C is protected from here: it is for the server's main task, which shuts down
+because of it, and not for the connection that happened to be running. An application's
+own code can be interrupted as ever.
 """
 
 from __future__ import annotations
@@ -118,6 +122,7 @@ class Connection:
     def __await__(self) -> Generator[Any, Any, None]:
         return self._run().__await__()
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
         self._worker.connections.add(self)
         self._report(ConnState.NEW)
@@ -277,6 +282,7 @@ class Connection:
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
         self._nursery.start_soon(self._contain, func, *args)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_handler(self, handler: Handler, app: AppWrapper) -> None:
         await self._contain(handler.run, app)
         self._handlers -= 1
@@ -342,6 +348,7 @@ class Connection:
             self.close()
             self._nursery.cancel_scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run one of the connection's tasks; an error ends the connection, and nothing else."""
         try:

@@ -75,6 +75,7 @@ class Handler:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._put_event.send(event)
 
+    @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Any:
         """Called by the application."""
         try:
@@ -83,6 +84,7 @@ class Handler:
             await trio.lowlevel.checkpoint()
             return self._disconnect
 
+    @trio.lowlevel.enable_ki_protection
     async def send(self, event: Any) -> None:
         """Called by the application.
 
@@ -107,16 +109,20 @@ class Handler:
         if connection.writes == writes:
             await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.disable_ki_protection
+    async def _call(self, app: AppWrapper) -> None:
+        await app(
+            self._scope,
+            self.receive,
+            self.send,
+            trio.to_thread.run_sync,
+            trio.from_thread.run,
+        )
+
     async def run(self, app: AppWrapper) -> None:
         """Run the application to its end, and tell the protocol of it."""
         try:
-            await app(
-                self._scope,
-                self.receive,
-                self.send,
-                trio.to_thread.run_sync,
-                trio.from_thread.run,
-            )
+            await self._call(app)
         except BaseException as error:
             travels, rest = split(error, TRAVELLING)
             if rest is not None:

@@ -64,14 +64,12 @@ class Worker:
 async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
     """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
 
-    At the end the totals are logged, if a :class:`StatsTracker` is among the trackers.
+    When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
-    try:
-        with ungrouped(nurseries=4):  # ours, and the three of Hypercorn's worker_serve
-            async with trio.open_nursery() as nursery:
-                await Worker(config, tracker, nursery).serve(app, **kwargs)
-                nursery.cancel_scope.cancel()
-    finally:
-        stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
-        if stats:
-            await config.log.info("Connections: %s", stats[0])
+    with ungrouped(nurseries=4):  # ours, and the three of Hypercorn's worker_serve
+        async with trio.open_nursery() as nursery:
+            await Worker(config, tracker, nursery).serve(app, **kwargs)
+            nursery.cancel_scope.cancel()
+    stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
+    if stats:
+        await config.log.info("Connections: %s", stats[0])

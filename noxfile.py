@@ -1,0 +1,81 @@
+"""What a change must pass, on every Python and on the oldest dependencies: ``nox``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2024.4.15"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "oldest", "lint", "types", "docs"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+
+if shutil.which("pyenv"):  # whose python3.x commands refuse to run unless their version is selected
+    pyenv = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True)
+    os.environ["PYENV_VERSION"] = ":".join(reversed(pyenv.stdout.split()))
+
+own = f"{sys.version_info.major}.{sys.version_info.minor}"
+found = own in PYTHONS or any(shutil.which(f"python{version}") for version in PYTHONS)
+
+
+@nox.session(python=PYTHONS if found else None)
+def tests(session: nox.Session) -> None:
+    """The tests and doctests; a Python that is not installed is skipped."""
+    if not found:
+        session.error(f"no Python found of {', '.join(PYTHONS)}")
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def oldest(session: nox.Session) -> None:
+    """The tests with every lower bound in pyproject.toml as the version."""
+    project = PYPROJECT["project"]
+    dependencies = chain(project["dependencies"], *project["optional-dependencies"].values())
+    constraints = Path(session.create_tmp(), "oldest.txt")
+    constraints.write_text("\n".join(filter(None, map(as_oldest, dependencies))))
+    session.install(".[test]", "-c", str(constraints))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+def as_oldest(dependency: str) -> str | None:
+    requirement = Requirement(dependency)
+    lower = [spec.version for spec in requirement.specifier if spec.operator == ">="]
+    marker = f"; {requirement.marker}" if requirement.marker else ""
+    return f"{requirement.name}=={lower[0]}{marker}" if lower else None
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install(".[lint]")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    session.install(".[lint,test]")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    session.install(".[docs]")
+    session.run("sphinx-build", "-nW", "-b", "html", "docs", "docs/_build")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """``nox -s demo -- --seconds 5``"""
+    session.install(".")
+    session.run("python", "-m", "trio_httptrack", *session.posargs)

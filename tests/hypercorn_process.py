@@ -1,0 +1,90 @@
+"""The real ``hypercorn`` command, as a process of its own, and a client for it.
+
+``hypercorn`` is given a socket that listens already: a client may connect at once, and
+waits in the socket's queue until a worker accepts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trio
+
+TESTS = Path(__file__).parent
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+
+class HypercornProcess:
+    """A running ``hypercorn``; what it leaves behind is known after the block."""
+
+    url: str
+    returncode: int
+    stderr: str
+
+
+@asynccontextmanager
+async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
+    """Run ``hypercorn`` while the block runs, and end it with SIGTERM."""
+    server = HypercornProcess()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server.url = "http://{}:{}".format(*listener.getsockname())
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "hypercorn", "-b", f"fd://{listener.fileno()}", *arguments],
+            cwd=TESTS,
+            stderr=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+    assert process.stderr is not None
+    async with process.stderr:
+        try:
+            yield server
+            process.terminate()
+            server.stderr = (await read_all(process.stderr)).decode()  # until the last worker's end
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the workers, too
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                server.returncode = await process.wait()
+
+
+async def failing_hypercorn(*arguments: str) -> tuple[int, str]:
+    """Run a ``hypercorn`` that ends by itself; return its exit status and its stderr."""
+    ended = await trio.run_process(
+        [sys.executable, "-m", "hypercorn", "-b", "127.0.0.1:0", *arguments],
+        cwd=TESTS,
+        capture_stderr=True,
+        check=False,
+    )
+    return ended.returncode, ended.stderr.decode()
+
+
+async def connect(url: str) -> trio.SocketStream:
+    """Open a connection to a server."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    assert address.port is not None
+    return await trio.open_tcp_stream(address.hostname, address.port)
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Read until the end."""
+    return b"".join([bytes(chunk) async for chunk in stream])
+
+
+async def get(url: str) -> bytes:
+    """The body of the answer to one request, on a connection of its own."""
+    async with await connect(url) as client:
+        await client.send_all(GET)
+        _, _, body = (await read_all(client)).partition(b"\r\n\r\n")
+        return body

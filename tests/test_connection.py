@@ -1,0 +1,312 @@
+"""One connection: its deadlines, its errors and its end, in virtual time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from trio_httptrack import Conn, ConnState, ConnTracker, TrackerFunc, compose
+
+from .clients import Http2, http1
+from .support import Recorder, app, memory_network, respond
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def ends(recorder: Recorder) -> list[tuple[float, str | None]]:
+    """When each connection was closed, and why."""
+    return [
+        (time, conn.close_reason)
+        for conn, state, time in recorder.events
+        if state is ConnState.CLOSED
+    ]
+
+
+async def test_an_idle_connection_ends_at_its_deadline(autojump_clock: MockClock) -> None:
+    """It ends exactly keep_alive_timeout seconds after its last response."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, keep_alive_timeout=5) as network:
+        client = await network.connect()
+        await http1(client)
+        await trio.sleep(4)
+        await http1(client)
+        assert await client.receive_some() == b""
+    assert ends(recorder) == [(9, "keep_alive_timeout")]
+
+
+async def test_bytes_that_are_no_request_win_no_time(autojump_clock: MockClock) -> None:
+    """A client that trickles its request head is closed keep_alive_timeout after it came."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, keep_alive_timeout=5) as network:
+        client = await network.connect()
+        for byte in GET[:4]:
+            await client.send_all(bytes([byte]))
+            await trio.sleep(1)
+        assert await client.receive_some() == b""
+    assert ends(recorder) == [(5, "request_headers_timeout")]
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+async def test_a_silent_tls_client_ends_at_the_handshakes_deadline(
+    sent: bytes, autojump_clock: MockClock
+) -> None:
+    """ssl_handshake_timeout holds for a client that says nothing, or not enough."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, ssl_handshake_timeout=7) as network:
+        client = await network.connect(tls=True)
+        await client.send_all(sent)
+        assert await client.receive_some() == b""
+    assert ends(recorder) == [(7, "tls_handshake_failed")]
+
+
+async def test_garbage_instead_of_a_handshake_ends_at_once(autojump_clock: MockClock) -> None:
+    """What is not TLS is closed when it is read."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        client = await network.connect(tls=True)
+        await client.send_all(GET)
+        while await client.receive_some():
+            pass
+        await recorder.wait_terminal()
+    assert ends(recorder) == [(0, "tls_handshake_failed")]
+
+
+async def test_a_working_handler_has_no_deadline(autojump_clock: MockClock) -> None:
+    """An active connection outlives keep_alive_timeout by far."""
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(600)
+        await respond(send, b"done")
+
+    recorder = Recorder()
+    async with memory_network(slow, recorder, keep_alive_timeout=5) as network:
+        client = await network.connect()
+        assert await http1(client) == (200, b"done")
+        assert await client.receive_some() == b""
+    assert ends(recorder) == [(605, "keep_alive_timeout")]
+
+
+async def test_read_timeout_ends_a_connection_in_any_state(autojump_clock: MockClock) -> None:
+    """Hypercorn's read_timeout holds for an upload that stalls, too."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, read_timeout=3) as network:
+        client = await network.connect()
+        await client.send_all(
+            b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        )
+        await trio.sleep(1)
+        await client.send_all(b"some")
+        assert await client.receive_some() == b""
+        await recorder.wait_terminal()
+    assert ends(recorder) == [(4, "read_timeout")]
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+async def test_a_client_that_leaves_is_noticed_at_once(
+    requests: int, autojump_clock: MockClock
+) -> None:
+    """NEW or IDLE, the connection ends with its peer and not with its timeout."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        client = await network.connect()
+        for _ in range(requests):
+            await http1(client)
+        await client.aclose()
+        await recorder.wait_terminal()
+    assert ends(recorder) == [(0, None)]
+
+
+async def test_an_h2_stream_that_its_client_resets_leaves_the_connection_idle(
+    autojump_clock: MockClock,
+) -> None:
+    """With no stream left the connection rests, and ends at its deadline."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, keep_alive_timeout=5) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        stream = client.request("/until-disconnect")
+        await client.flush()
+        await recorder.wait_states("NAIA")
+        client.h2.reset_stream(stream)
+        await client.flush()
+        while await client.pump():
+            pass
+    assert recorder.sequences() == ["NAIAIC"]
+    assert ends(recorder) == [(5, "keep_alive_timeout")]
+
+
+async def test_a_tracker_that_raises_harms_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with the connection; the answer and the other trackers get through."""
+
+    def fail(conn: Conn, state: ConnState) -> None:
+        raise ValueError("a tracker's own error")
+
+    recorder, conns = Recorder(), ConnTracker()
+    tracker = compose(TrackerFunc(fail), recorder, conns)
+    async with memory_network(app, tracker) as network:
+        client = await network.connect()
+        assert await http1(client, Connection="close") == (200, b"/")
+        await recorder.wait_terminal()
+        await wait_all_tasks_blocked()
+    assert recorder.sequences() == ["NAC"]
+    assert conns.count == 0
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "A tracker failed"
+    ] * 3
+    assert "a tracker's own error" in caplog.text
+    assert "192.0.2.7:4711" in caplog.text
+
+
+async def test_an_error_of_one_connection_ends_no_other(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A protocol error is logged with id and peer, and closes its own connection only."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        bystander = await network.connect()
+        await bystander.send_all(GET[:-2])
+        await wait_all_tasks_blocked()
+        client = await network.connect()
+        await client.send_all(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+            b"Upgrade: h2c\r\nHTTP2-Settings: AAMAA\r\n\r\n"
+        )
+        while await client.receive_some():
+            pass
+        await bystander.send_all(GET[-2:])
+        await recorder.wait_states("NAI")
+    failed = recorder.conns[1]
+    assert failed.close_reason == "internal_error"
+    assert f"Error in a connection, which is closed (conn {failed.id} 192.0.2.7:4711" in caplog.text
+
+
+async def test_a_shutdown_closes_who_rests_and_waits_for_who_works(
+    autojump_clock: MockClock,
+) -> None:
+    """NEW and IDLE end at once; a request in flight is answered first."""
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(2 if scope["path"] == "/slow" else 0)
+        await respond(send, b"done")
+
+    recorder = Recorder()
+    async with memory_network(slow, recorder, graceful_timeout=3) as network:
+        new, idle, active = [await network.connect() for _ in range(3)]
+        await http1(idle)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def work() -> None:
+                assert await http1(active, path="/slow") == (200, b"done")
+
+            await trio.sleep(1)
+            await network.context.terminated.set()
+        assert [await client.receive_some() for client in (new, idle, active)] == [b""] * 3
+    assert ends(recorder) == [(1, None), (1, None), (2, None)]
+
+
+async def test_at_the_end_of_the_grace_what_is_left_is_cut_off(
+    autojump_clock: MockClock,
+) -> None:
+    """A handler that does not come to its end loses its connection, which says why."""
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    recorder = Recorder()
+    async with memory_network(endless, recorder, graceful_timeout=3) as network:
+        client = await network.connect()
+        await client.send_all(GET)
+        await recorder.wait_states("NA")
+        await network.context.terminated.set()
+        assert await client.receive_some() == b""
+    assert ends(recorder) == [(3, "app_shutdown_timeout")]
+
+
+async def test_cancelling_the_server_closes_every_connection_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """A cancellation from outside does not wait for anybody."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        client = await network.connect()
+        await client.send_all(b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await recorder.wait_states("NA")
+        await network.connect()
+        await wait_all_tasks_blocked()
+    assert ends(recorder) == [(0, "aborted_by_app")] * 2
+
+
+async def test_after_the_peer_has_gone_receive_says_so_and_send_raises(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both are checkpoints however often they are called, and the OSError is not logged."""
+    done = trio.Event()
+
+    async def stubborn(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(3):
+            with assert_checkpoints():
+                event = await receive()
+            assert event["type"] in ("http.request", "http.disconnect")
+        assert event["type"] == "http.disconnect"
+        body = {"type": "http.response.body", "body": b"more", "more_body": True}
+        with assert_checkpoints():
+            await send(body)  # finds out: until here the client might still have read
+        for _ in range(2):
+            with (
+                assert_checkpoints(),
+                pytest.raises(OSError, match=r"conn \d+ 192.0.2.7:4711 http/1.1 is closed"),
+            ):
+                await send(body)
+        done.set()
+        await send(body)
+
+    async with memory_network(stubborn, Recorder()) as network:
+        client = await network.connect()
+        await client.send_all(GET)
+        await client.receive_some()
+        await client.aclose()
+        await done.wait()
+        await wait_all_tasks_blocked()
+    assert not caplog.records
+
+
+async def test_an_applications_own_error_is_logged_with_its_connection(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that raises is logged, and its client gets a 500."""
+    async with memory_network(app, Recorder()) as network:
+        client = await network.connect()
+        assert await http1(client, path="/raise") == (500, b"")
+    assert "Error in ASGI Framework (conn" in caplog.text
+    assert "the application's own error" in caplog.text
+
+
+async def test_ctrl_c_is_for_the_server_and_for_applications_only(
+    autojump_clock: MockClock,
+) -> None:
+    """Trackers, which run in the connection's own code, are protected from KeyboardInterrupt."""
+    protected = []
+
+    async def asks(scope: Any, receive: Any, send: Any) -> None:
+        protected.append(("app", trio.lowlevel.currently_ki_protected()))
+        await respond(send, b"")
+
+    tracker = TrackerFunc(
+        lambda conn, state: protected.append((str(state), trio.lowlevel.currently_ki_protected()))
+    )
+    async with memory_network(asks, tracker) as network:
+        await http1(await network.connect())
+    assert protected == [
+        ("new", True),
+        ("active", True),
+        ("app", False),
+        ("idle", True),
+        ("closed", True),
+    ]

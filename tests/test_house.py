@@ -1,0 +1,57 @@
+"""The arrows between the modules: integrations -> _hypercorn -> the core, and never back."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import trio_httptrack
+
+PACKAGE = Path(trio_httptrack.__file__).parent
+CORE = {"_states", "_trackers", "_conns", "_stats", "_logs", "_local"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, ours without the package's name."""
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = here[: len(here) - node.level] if node.level else ()
+            module = ".".join((*parents, *filter(None, [node.module])))
+            names = [f"{module}.{alias.name}".lstrip(".") for alias in node.names]
+            found |= {module} if module else set(names)
+    return found
+
+
+def test_the_core_imports_trio_and_the_standard_library_only() -> None:
+    """The trackers can be used, and reasoned about, without any server."""
+    allowed = CORE | set(sys.stdlib_module_names) | {"trio", "exceptiongroup"}
+    for name in CORE:
+        top_levels = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+        assert top_levels <= allowed, name
+
+
+def test_only_the_hypercorn_room_knows_hypercorns_internals() -> None:
+    """Outside of it, Hypercorn's Config, its types and wrap_app are all that is imported."""
+    allowed = {"hypercorn.config", "hypercorn.typing", "hypercorn.utils"}
+    for path in PACKAGE.glob("*.py"):
+        assert {m for m in imports(path) if m.startswith("hypercorn")} <= allowed, path.name
+
+
+def test_the_hypercorn_room_knows_the_core_only() -> None:
+    """It never imports what stands on it."""
+    for path in (PACKAGE / "_hypercorn").glob("*.py"):
+        ours = {
+            m for m in imports(path) if (PACKAGE / m.replace(".", "/")).with_suffix(".py").exists()
+        }
+        assert {m for m in ours if not m.startswith("_hypercorn")} <= CORE, path.name
+
+
+def test_every_public_name_says_where_it_is_imported_from() -> None:
+    """Tracebacks and documentation show the public path, not the private module."""
+    for name in trio_httptrack.__all__:
+        assert getattr(trio_httptrack, name).__module__ == "trio_httptrack"

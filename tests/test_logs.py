@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from trio_httptrack import Conn, ConnState, LogTracker
+
+
+def test_a_line_names_the_connection_and_its_new_state(caplog: pytest.LogCaptureFixture) -> None:
+    """By default transitions go to the logger trio_httptrack, at INFO."""
+    conn = Conn(("192.0.2.7", 4711))
+    with caplog.at_level(logging.INFO, "trio_httptrack"):
+        LogTracker().track(conn, ConnState.NEW)
+    assert caplog.record_tuples == [
+        ("trio_httptrack", logging.INFO, f"conn {conn.id} 192.0.2.7:4711 new")
+    ]
+
+
+def test_the_last_line_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that did not end normally is logged with its reason; logger and level count."""
+    conn = Conn()
+    conn.close_reason = "keep_alive_timeout"
+    LogTracker(logging.getLogger("mine"), logging.WARNING).track(conn, ConnState.CLOSED)
+    assert caplog.record_tuples == [
+        ("mine", logging.WARNING, f"conn {conn.id} - closed (keep_alive_timeout)")
+    ]
+
+
+def test_anything_may_stand_for_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """As with the other trackers, the connection need not be a Conn."""
+    LogTracker(level=logging.WARNING).track("me", ConnState.CLOSED)
+    assert caplog.messages == ["me closed"]

@@ -1,0 +1,480 @@
+"""How a tracker gets to a server: by the ``hypercorn`` command, and by one's own code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hypercorn.asyncio
+import hypercorn.trio
+import pytest
+import trio
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError
+from trio.testing import wait_all_tasks_blocked
+
+from trio_httptrack import (
+    Conn,
+    ConnState,
+    ConnTracker,
+    Stats,
+    StatsTracker,
+    TrackerFunc,
+    hook,
+    install,
+    tracked_server,
+    wrap,
+)
+from trio_httptrack._hypercorn import config as ways_in
+
+from .hypercorn_process import GET, connect, failing_hypercorn, get, read_all
+from .hypercorn_process import hypercorn as hypercorn_command
+from .ways_in.stats_app import stats_app
+from .ways_in.unaware import app as hello
+
+
+@pytest.fixture(autouse=True)
+async def twenty_seconds(nursery: trio.Nursery) -> None:
+    """Nothing here takes long; what hangs is broken, and ends here."""
+
+    async def time_out() -> None:
+        with trio.fail_after(20):
+            await trio.sleep_forever()
+
+    nursery.start_soon(time_out)
+
+
+def local(**settings: Any) -> Config:
+    return Config.from_mapping(bind="127.0.0.1:0", **settings)
+
+
+# The command
+
+
+def hook_config(directory: Path, path: str) -> str:
+    """A Python config file with a hook, as ``-c`` wants it."""
+    file = directory / "hypercorn_conf.py"
+    file.write_text(f"from trio_httptrack import hook\n\nconn_state = hook({path!r})\n")
+    return f"file:{file}"
+
+
+def toml_config(directory: Path, conn_state: str) -> str:
+    """A TOML config file, as ``-c`` wants it."""
+    file = directory / "hypercorn.toml"
+    file.write_text(f"conn_state = {conn_state}\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("workers", [["-w", "0"], [], ["-w", "2"]], ids=["none", "default", "two"])
+async def test_a_hook_in_a_python_config_is_the_applications_own_tracker(
+    workers: list[str], tmp_path: Path
+) -> None:
+    """The application sees in its own tracker the connection that it is answering."""
+    config = hook_config(tmp_path, "ways_in.myapp:tracker")
+    async with hypercorn_command(
+        "-k", "trio", "-c", config, *workers, "ways_in.myapp:app"
+    ) as server:
+        stats = json.loads(await get(server.url))
+    assert (stats["accepted_total"], stats["accepted"], stats["active"]) == (1, 0, 1)
+    assert "Traceback" not in server.stderr
+
+
+async def test_each_of_two_workers_counts_for_itself(tmp_path: Path) -> None:
+    """A worker's numbers do not know of the other worker's connections."""
+    config = hook_config(tmp_path, "ways_in.myapp:tracker")
+    async with hypercorn_command(
+        "-k", "trio", "-c", config, "-w", "2", "ways_in.myapp:app"
+    ) as server:
+        one = json.loads(await get(server.url))
+        os.kill(one["pid"], signal.SIGSTOP)  # so that the other one accepts
+        other = json.loads(await get(server.url))
+        os.kill(one["pid"], signal.SIGCONT)
+    assert one["pid"] != other["pid"]
+    assert one["accepted_total"] == other["accepted_total"] == 1
+    assert server.stderr.count("Connections: new 0, active 0, idle 0; in all: accepted 1,") == 2
+
+
+async def test_the_ready_made_config_logs_the_totals_of_an_application_that_knows_nothing() -> None:
+    """At the end of the worker its log says how many connections there were."""
+    async with hypercorn_command(
+        "-k", "trio", "-c", "python:trio_httptrack.config", "ways_in.unaware:app"
+    ) as server:
+        assert await get(server.url) == b"hello"
+    assert server.stderr.endswith(
+        "[INFO] Connections: new 0, active 0, idle 0; "
+        "in all: accepted 1, active 1, idle 0, hijacked 0, closed 1\n"
+    )
+    assert server.returncode == 0
+
+
+async def test_an_application_finds_its_numbers_in_the_ready_made_config() -> None:
+    """``stats_tracker`` of ``trio_httptrack.config`` is the one of the worker that imports it."""
+    async with hypercorn_command(
+        "-k", "trio", "-c", "python:trio_httptrack.config", "ways_in.readymade:app"
+    ) as server:
+        stats = json.loads(await get(server.url))
+    assert (stats["accepted_total"], stats["accepted"], stats["active"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_a_path_in_a_toml_config_is_the_tracker_of_an_application_that_installs(
+    workers: str, tmp_path: Path
+) -> None:
+    """``install()`` in the application's module is early enough."""
+    config = toml_config(tmp_path, '"ways_in.tomlapp:tracker"')
+    async with hypercorn_command(
+        "-k", "trio", "-c", config, "-w", workers, "ways_in.tomlapp:app"
+    ) as server:
+        stats = json.loads(await get(server.url))
+    assert (stats["accepted_total"], stats["accepted"], stats["active"]) == (1, 0, 1)
+
+
+# The command's errors
+
+
+def check_status(status: int, workers: str) -> None:
+    """A worker that failed ends with status 1. Hypercorn's parent process forgets it."""
+    assert status == 1 or workers != "0"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("ways_in.nowhere:tracker", "there is no module 'ways_in.nowhere'"),
+        ("ways_in.myapp:nothing", "has no attribute 'nothing'"),
+        ("ways_in.myapp:app", "is not a tracker: it has no track(conn, state); wrap a function"),
+    ],
+)
+async def test_a_hook_that_leads_to_no_tracker_ends_the_worker_with_one_line(
+    path: str, reason: str, workers: str, tmp_path: Path
+) -> None:
+    """The line names the hook and says what is wrong; nothing else is written."""
+    config = hook_config(tmp_path, path)
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", config, "-w", workers, "ways_in.myapp:app"
+    )
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"trio_httptrack: hook({path!r}): ")
+    assert reason in line
+    check_status(status, workers)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_a_conn_state_in_toml_that_is_no_path_ends_the_worker_with_one_line(
+    workers: str, tmp_path: Path
+) -> None:
+    """As above, where nothing could be said when the config was read."""
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", toml_config(tmp_path, "5"), "-w", workers, "ways_in.tomlapp:app"
+    )
+    assert stderr == (
+        "trio_httptrack: conn_state: 5 is not a tracker: it has no track(conn, state)\n"
+    )
+    check_status(status, workers)
+
+
+async def test_an_error_inside_the_module_of_a_hook_shows_its_own_traceback(tmp_path: Path) -> None:
+    """A module that exists and cannot be imported is not a wrong path."""
+    module = tmp_path / "broken.py"
+    module.write_text("import a_module_that_is_not_installed\n")
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        f"import sys\n\nsys.path.append({str(tmp_path)!r})\n"
+        "from trio_httptrack import hook\n\nconn_state = hook('broken:tracker')\n"
+    )
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", f"file:{config}", "-w", "0", "ways_in.unaware:app"
+    )
+    assert f'File "{module}", line 1, in <module>' in stderr
+    assert stderr.endswith(
+        "ModuleNotFoundError: No module named 'a_module_that_is_not_installed'\n"
+    )
+    assert status == 1
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback stands before the line")
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_the_asyncio_worker_refuses_a_hook_with_one_line(
+    workers: str, tmp_path: Path
+) -> None:
+    """Serving untracked, with nobody told, would be worse."""
+    config = hook_config(tmp_path, "ways_in.myapp:tracker")
+    status, stderr = await failing_hypercorn(
+        "-k", "asyncio", "-c", config, "-w", workers, "ways_in.myapp:app"
+    )
+    (line,) = stderr.splitlines()
+    assert line.startswith("trio_httptrack: ")
+    assert line.endswith(": start it with -k trio, or remove conn_state from its config")
+    check_status(status, workers)
+
+
+async def test_a_tracker_object_in_a_config_file_is_told_to_be_a_hook(tmp_path: Path) -> None:
+    """It cannot be sent to a worker process, and the error says what to write instead."""
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text("from ways_in.myapp import tracker as conn_state\n")
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", f"file:{config}", "ways_in.myapp:app"
+    )
+    assert "conn_state = hook('myapp:tracker')" in stderr
+    assert status == 1
+
+
+async def test_a_hook_without_an_attribute_is_refused_where_it_is_written() -> None:
+    """It needs no import to see that."""
+    with pytest.raises(ValueError, match=r"^hook\('no_colon'\): write it as 'package.module:attri"):
+        hook("no_colon")
+
+
+# One's own code: wrap(), install() and hypercorn.trio.serve()
+
+
+async def test_wrap_tracks_what_hypercorn_serves(nursery: trio.Nursery) -> None:
+    """``hypercorn.trio.serve`` reports the connections of a wrapped Config."""
+    config, tracker = local(), StatsTracker()
+    assert wrap(config, tracker) is None
+    (url,) = await nursery.start(hypercorn.trio.serve, stats_app(tracker), config)
+    stats = json.loads(await get(url))
+    assert (stats["accepted_total"], stats["accepted"], stats["active"]) == (1, 0, 1)
+    assert tracker.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)
+
+
+async def test_wrap_keeps_and_returns_the_tracker_that_was_there(nursery: trio.Nursery) -> None:
+    """For each transition the older one is called first."""
+    calls: list[tuple[str, ConnState]] = []
+    first = TrackerFunc(lambda conn, state: calls.append(("first", state)))
+    second = TrackerFunc(lambda conn, state: calls.append(("second", state)))
+    config = local(conn_state=first)
+    assert wrap(config, second) is first
+    (url,) = await nursery.start(hypercorn.trio.serve, hello, config)
+    await get(url)
+    states = [ConnState.NEW, ConnState.ACTIVE, ConnState.CLOSED]
+    assert calls == [(name, state) for state in states for name in ("first", "second")]
+
+
+async def test_wrap_lets_a_conn_tracker_run_last(nursery: trio.Nursery) -> None:
+    """Also where it was there first: who waits for the last connection finds the rest done."""
+    conns, seen = ConnTracker(), list[int]()
+    config = local(conn_state=conns)
+    wrap(config, TrackerFunc(lambda conn, state: seen.append(conns.count)))
+    (url,) = await nursery.start(hypercorn.trio.serve, hello, config)
+    await get(url)
+    assert seen == [0, 1, 1]  # NEW, ACTIVE, CLOSED: each before the count changed
+    assert conns.count == 0
+
+
+@pytest.mark.parametrize(("there", "added"), [(None, 5), (5, StatsTracker())])
+async def test_wrap_refuses_what_is_not_a_tracker(there: object, added: Any) -> None:
+    """Whether it is added or was there; the Config is left as it was."""
+    config = local(conn_state=there)
+    with pytest.raises(TypeError, match="5 is not a tracker"):
+        wrap(config, added)
+    assert vars(config)["conn_state"] is there
+
+
+async def test_a_config_without_conn_state_is_hypercorns_own_business(
+    nursery: trio.Nursery,
+) -> None:
+    """After ``install()`` it is served as before: nothing makes a Conn."""
+    install()
+    before = Conn()
+    (url,) = await nursery.start(hypercorn.trio.serve, hello, local())
+    assert await get(url) == b"hello"
+    assert Conn().id == before.id + 1
+
+
+MODULES = (
+    hypercorn.trio,
+    hypercorn.trio.run,
+    hypercorn.asyncio,
+    hypercorn.asyncio.run,
+)
+
+
+async def test_install_is_idempotent() -> None:
+    """A second call finds the first one's work, and does nothing."""
+    install()
+    installed = [vars(module)["worker_serve"] for module in MODULES]
+    assert ways_in.hypercorn_serve not in installed
+    install()
+    assert [vars(module)["worker_serve"] for module in MODULES] == installed
+
+
+async def another_worker_serve() -> None: ...
+
+
+class AnotherTCPServer:
+    def __init__(self, app: object, config: object, stream: object) -> None: ...
+
+
+@pytest.mark.parametrize("change", ["worker_serve", "TCPServer"])
+async def test_install_refuses_a_hypercorn_that_it_does_not_know(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the version that is there and those that would do; nothing is replaced."""
+    for module in MODULES:
+        monkeypatch.setattr(module, "worker_serve", ways_in.hypercorn_serve)  # not yet installed
+    if change == "worker_serve":
+        monkeypatch.setattr(hypercorn.trio.run, "worker_serve", another_worker_serve)
+    else:
+        monkeypatch.setattr(ways_in, "TCPServer", AnotherTCPServer)
+    before = [vars(module)["worker_serve"] for module in MODULES]
+    with pytest.raises(RuntimeError, match=rf"^Hypercorn {version('hypercorn')} .* 0\.17\.3 to 0"):
+        install()
+    assert [vars(module)["worker_serve"] for module in MODULES] == before
+
+
+# One's own code: tracked_server()
+
+
+class Slow:
+    """An application that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        self.answer = trio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.asked.set()
+            await self.answer.wait()
+        await hello(scope, receive, send)
+
+    async def ask(self, url: str) -> trio.SocketStream:
+        """A connection with a request in flight."""
+        client = await connect(url)
+        await client.send_all(GET)
+        await self.asked.wait()
+        return client
+
+
+async def test_a_tracked_server_without_a_config_listens_on_a_free_local_port() -> None:
+    """Its url says where."""
+    async with tracked_server(hello) as server, tracked_server(hello) as another:
+        (url,), (another_url,) = server.urls, another.urls
+        assert url.startswith("http://127.0.0.1:")
+        assert url != another_url
+        assert await get(url) == b"hello"
+
+
+async def test_a_tracked_server_says_who_is_connected() -> None:
+    """Its numbers, its connections and its ConnTracker agree, now and at the end."""
+    app = Slow()
+    async with tracked_server(app) as server:
+        async with await app.ask(server.urls[0]) as client:
+            ((conn, state),) = server.connections().items()
+            assert (conn.client, state) == (client.socket.getsockname(), ConnState.ACTIVE)
+            assert server.stats() == Stats(active=1, accepted_total=1, active_total=1)
+            assert server.conn_tracker.count == 1
+            app.answer.set()
+            await server.conn_tracker.wait()
+        assert server.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)
+        assert server.connections() == {}
+
+
+async def test_a_tracked_servers_config_is_not_changed_and_its_tracker_runs_first() -> None:
+    """The config's own tracker, then the one that was given, for each transition."""
+    calls: list[tuple[str, ConnState]] = []
+    first = TrackerFunc(lambda conn, state: calls.append(("first", state)))
+    second = TrackerFunc(lambda conn, state: calls.append(("second", state)))
+    config = local(conn_state=first)
+    settings = dict(vars(config), _log=config.log)  # Hypercorn makes its logger when asked
+    async with tracked_server(hello, config, tracker=second) as server:
+        await get(server.urls[0])
+        states = [ConnState.NEW, ConnState.ACTIVE, ConnState.CLOSED]
+        assert calls == [(name, state) for state in states for name in ("first", "second")]
+    assert vars(config) == settings
+
+
+async def test_leaving_the_block_answers_the_request_in_flight_first(
+    nursery: trio.Nursery,
+) -> None:
+    """Nothing new is accepted meanwhile."""
+    app = Slow()
+
+    async def answer_late(url: str) -> None:
+        await wait_all_tasks_blocked()  # the block has been left, and waits
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await connect(url)
+        app.answer.set()
+
+    async with tracked_server(app) as server:
+        client = await app.ask(server.urls[0])
+        nursery.start_soon(answer_late, server.urls[0])
+    async with client:
+        assert (await read_all(client)).endswith(b"\r\n\r\nhello")
+
+
+async def test_shutdown_returns_when_the_server_has_ended() -> None:
+    """Then it no longer listens. Being called again, or the end of the block, is no error."""
+    async with tracked_server(hello) as server:
+        await get(server.urls[0])
+        await server.shutdown()
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await connect(server.urls[0])
+        assert server.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)
+        await server.shutdown()
+
+
+class BlockError(Exception):
+    pass
+
+
+async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> None:
+    """It is not in a group, and no ``graceful_timeout`` is waited for."""
+    app, error, clients = Slow(), BlockError(), list[trio.SocketStream]()
+
+    async def block() -> None:
+        async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
+            clients.append(await app.ask(server.urls[0]))
+            raise error
+
+    with pytest.raises(BlockError) as caught:
+        await block()
+    assert caught.value is error
+    async with clients[0] as client:
+        assert await read_all(client) == b""
+
+
+async def test_a_cancellation_closes_at_once() -> None:
+    """Neither is it waited for where the block is cancelled."""
+    app = Slow()
+    with trio.CancelScope() as scope:
+        async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
+            client = await app.ask(server.urls[0])
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    async with client:
+        assert await read_all(client) == b""
+
+
+async def test_a_failing_lifespan_leaves_tracked_server_as_itself() -> None:
+    """The block is not entered, and the error is not in a group."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    with pytest.raises(LifespanFailureError, match="no database"):
+        await tracked_server(app).__aenter__()
+
+
+async def test_an_occupied_port_leaves_tracked_server_as_an_oserror() -> None:
+    """Likewise."""
+    async with tracked_server(hello) as server:
+        config = Config.from_mapping(bind=server.urls[0].removeprefix("http://"))
+        with pytest.raises(OSError, match="Address already in use"):
+            await tracked_server(hello, config).__aenter__()
+
+
+async def test_a_wrong_path_leaves_tracked_server_as_a_valueerror() -> None:
+    """It names the hook."""
+    config = local(conn_state="ways_in.nowhere:tracker")
+    with pytest.raises(ValueError, match=r"^hook\('ways_in.nowhere:tracker'\): there is no module"):
+        await tracked_server(hello, config).__aenter__()

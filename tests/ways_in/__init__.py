@@ -1,0 +1,1 @@
+"""Applications for the tests of the ways in, each as a user would write it."""
