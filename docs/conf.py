@@ -4,22 +4,23 @@ import os
 from importlib.metadata import version as installed_version
 from pkgutil import iter_modules
 
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import trio_httptrack
 
 project = "trio-httptrack"
 version = release = installed_version(project)
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 maximum_signature_line_length = 88
 
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {  # by what a reader can use instead of private or very long types
-    "Composed": "trio_httptrack.TrackerFunc",
-    "Framework": "hypercorn.typing.Framework",
-    "Hook": "trio_httptrack.Tracker",
+    "Composed": "TrackerFunc",
+    "Framework": "~hypercorn.typing.Framework",
+    "Hook": "Tracker",
 }
 
 # The public classes say that they are trio_httptrack's own, so autodoc looks there for the
@@ -42,3 +43,11 @@ if os.environ.get("DOCS_INTERSPHINX"):  # needs the network, which a build must 
     nitpick_ignore_regex = [("py:.*", r"hypercorn\..*")]  # whose documentation has no such index
 else:
     nitpick_ignore_regex = [("py:.*", r"(collections|hypercorn|logging|trio)(\..*)?")]
+
+
+def setup(app):
+    # Not as an extension: that takes "Gauge: ..." at an attribute for its type.
+    def read_sections(_app, _what, _name, _object, _options, lines):
+        lines[:] = GoogleDocstring(lines).lines()
+
+    app.connect("autodoc-process-docstring", read_sections)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import hypercorn.trio
 import pytest
 import trio
 from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import LifespanFailureError
 from trio.testing import wait_all_tasks_blocked
 
@@ -30,7 +32,7 @@ from trio_httptrack import (
     tracked_server,
     wrap,
 )
-from trio_httptrack._hypercorn import config as ways_in
+from trio_httptrack._hypercorn import config as internals
 
 from .hypercorn_process import GET, connect, failing_hypercorn, get, read_all
 from .hypercorn_process import hypercorn as hypercorn_command
@@ -96,7 +98,6 @@ async def test_each_of_two_workers_counts_for_itself(tmp_path: Path) -> None:
         os.kill(one["pid"], signal.SIGCONT)
     assert one["pid"] != other["pid"]
     assert one["accepted_total"] == other["accepted_total"] == 1
-    assert server.stderr.count("Connections: new 0, active 0, idle 0; in all: accepted 1,") == 2
 
 
 async def test_the_ready_made_config_logs_the_totals_of_an_application_that_knows_nothing() -> None:
@@ -134,12 +135,33 @@ async def test_a_path_in_a_toml_config_is_the_tracker_of_an_application_that_ins
     assert (stats["accepted_total"], stats["accepted"], stats["active"]) == (1, 0, 1)
 
 
+@pytest.mark.xfail(strict=True, reason="Hypercorn's trio worker dies of SIGTERM")
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first(
+    workers: str, tmp_path: Path
+) -> None:
+    """Also where it is not the parent that tells it to end, and where there is none."""
+    config = hook_config(tmp_path, "ways_in.twoparts:tracker")
+    async with (
+        hypercorn_command(
+            "-k", "trio", "-c", config, "-w", workers, "ways_in.twoparts:app"
+        ) as server,
+        await connect(server.url) as client,
+    ):
+        await client.send_all(
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n"
+            b"connection: close\r\n\r\npid"
+        )
+        assert (await read_all(client)).endswith(b"onetwo")
+
+
 # The command's errors
 
 
 def check_status(status: int, workers: str) -> None:
-    """A worker that failed ends with status 1. Hypercorn's parent process forgets it."""
-    assert status == 1 or workers != "0"
+    """A worker that failed ends with status 1."""
+    if workers == "0":  # else Hypercorn's parent process forgets it, and ends with 0
+        assert status == 1
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -288,19 +310,14 @@ async def test_a_config_without_conn_state_is_hypercorns_own_business(
     assert Conn().id == before.id + 1
 
 
-MODULES = (
-    hypercorn.trio,
-    hypercorn.trio.run,
-    hypercorn.asyncio,
-    hypercorn.asyncio.run,
-)
+MODULES = (hypercorn.trio, hypercorn.trio.run, hypercorn.asyncio, hypercorn.asyncio.run)
 
 
 async def test_install_is_idempotent() -> None:
     """A second call finds the first one's work, and does nothing."""
     install()
     installed = [vars(module)["worker_serve"] for module in MODULES]
-    assert ways_in.hypercorn_serve not in installed
+    assert vars(internals)["hypercorn_serve"] not in installed
     install()
     assert [vars(module)["worker_serve"] for module in MODULES] == installed
 
@@ -312,17 +329,16 @@ class AnotherTCPServer:
     def __init__(self, app: object, config: object, stream: object) -> None: ...
 
 
-@pytest.mark.parametrize("change", ["worker_serve", "TCPServer"])
+@pytest.mark.parametrize(
+    ("serve", "tcp_server"), [(another_worker_serve, TCPServer), (None, AnotherTCPServer)]
+)
 async def test_install_refuses_a_hypercorn_that_it_does_not_know(
-    change: str, monkeypatch: pytest.MonkeyPatch
+    serve: Any, tcp_server: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the version that is there and those that would do; nothing is replaced."""
-    for module in MODULES:
-        monkeypatch.setattr(module, "worker_serve", ways_in.hypercorn_serve)  # not yet installed
-    if change == "worker_serve":
-        monkeypatch.setattr(hypercorn.trio.run, "worker_serve", another_worker_serve)
-    else:
-        monkeypatch.setattr(ways_in, "TCPServer", AnotherTCPServer)
+    original = vars(internals)["hypercorn_serve"]  # as if install() had not been called yet
+    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", serve or original)
+    monkeypatch.setattr(internals, "TCPServer", tcp_server)
     before = [vars(module)["worker_serve"] for module in MODULES]
     with pytest.raises(RuntimeError, match=rf"^Hypercorn {version('hypercorn')} .* 0\.17\.3 to 0"):
         install()
@@ -455,22 +471,28 @@ async def test_a_cancellation_closes_at_once() -> None:
 
 
 async def test_a_failing_lifespan_leaves_tracked_server_as_itself() -> None:
-    """The block is not entered, and the error is not in a group."""
+    """It is not in a group."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
 
+    async def block() -> None:
+        async with tracked_server(app):
+            await trio.sleep_forever()
+
     with pytest.raises(LifespanFailureError, match="no database"):
-        await tracked_server(app).__aenter__()
+        await block()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # Hypercorn cannot bind it
 async def test_an_occupied_port_leaves_tracked_server_as_an_oserror() -> None:
     """Likewise."""
     async with tracked_server(hello) as server:
         config = Config.from_mapping(bind=server.urls[0].removeprefix("http://"))
         with pytest.raises(OSError, match="Address already in use"):
             await tracked_server(hello, config).__aenter__()
+    gc.collect()  # the socket, while its warning is ignored
 
 
 async def test_a_wrong_path_leaves_tracked_server_as_a_valueerror() -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 
+@trio.lowlevel.enable_ki_protection
 async def drain(worker: Worker, context: WorkerContext) -> None:
     """Wait for the shutdown and see it to its end.
 
