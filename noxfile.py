@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 from packaging.requirements import Requirement
 
-nox.needs_version = ">=2024.4.15"
+nox.needs_version = ">=2025.2.9"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests", "oldest", "lint", "types", "docs"]
@@ -76,6 +76,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """``nox -s demo -- --seconds 5``"""
+    """``nox -s demo -- --bind 127.0.0.1:8080``"""
     session.install(".")
     session.run("python", "-m", "trio_httptrack", *session.posargs)

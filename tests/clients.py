@@ -43,10 +43,11 @@ class Http2:
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self.statuses: dict[int, str] = {}
         self.bodies: dict[int, bytes] = {}
         self.ended: set[int] = set()
+        self.reset: set[int] = set()
 
     async def start(self) -> None:
         self.h2.initiate_connection()
@@ -73,12 +74,14 @@ class Http2:
         data = await self.stream.receive_some()
         for event in self.h2.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived):
-                self.statuses[event.stream_id] = dict(event.headers)[":status"]
+                self.statuses[event.stream_id] = dict(event.headers)[b":status"].decode()
             elif isinstance(event, h2.events.DataReceived):
                 self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif isinstance(event, h2.events.StreamEnded):
                 self.ended.add(event.stream_id)
+            elif isinstance(event, h2.events.StreamReset):
+                self.reset.add(event.stream_id)
         await self.flush()
         return bool(data)
 
@@ -88,3 +91,20 @@ class Http2:
         while stream_id not in self.ended and await self.pump():
             pass
         return self.statuses[stream_id], self.bodies.get(stream_id, b"")
+
+    async def websocket(self, path: str, *, accepted: bool = True) -> int:
+        """Open a WebSocket on a stream of its own (RFC 8441)."""
+        stream_id: int = self.h2.get_next_available_stream_id()
+        headers = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+            (":path", path),
+            ("sec-websocket-version", "13"),
+        ]
+        self.h2.send_headers(stream_id, headers)
+        await self.flush()
+        while accepted and stream_id not in self.statuses:
+            await self.pump()
+        return stream_id

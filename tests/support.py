@@ -13,6 +13,7 @@ from typing import Any
 import trio
 import trustme
 from hypercorn.config import Config
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
@@ -135,6 +136,9 @@ class MemorySocket:
         self._send = send
         self._receive = receive
 
+    def fileno(self) -> int:
+        return -1
+
     def getpeername(self) -> tuple[str, int]:
         return ("192.0.2.7", 4711)
 
@@ -164,7 +168,7 @@ class MemoryNetwork:
         """A client's end; with ``tls`` the other end expects a handshake."""
         client, server = memory_stream_pair()
         transport: Any = server
-        transport.socket = MemorySocket(server.send_stream, server.receive_stream)  # type: ignore[arg-type]
+        transport.socket = MemorySocket(server.send_stream, server.receive_stream)
         if tls:
             transport = trio.SSLStream(
                 transport, server_ssl(), server_side=True, https_compatible=True
@@ -173,7 +177,9 @@ class MemoryNetwork:
         return client
 
     async def _serve(self, stream: Any) -> None:
-        await Connection(self._worker, self._app, self._config, self.context, {}, stream)  # type: ignore[arg-type]
+        await Connection(
+            self._worker, self._app, self._config, self.context, ConnectionState({}), stream
+        )
 
 
 @asynccontextmanager

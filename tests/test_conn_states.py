@@ -301,7 +301,7 @@ async def h2c_by_prior_knowledge(network: Any, recorder: Recorder) -> None:
 @row("NAIC")
 async def h2c_by_upgrade(network: Any, recorder: Recorder) -> None:
     client = Http2(await network.connect())
-    settings = client.h2.initiate_upgrade_connection()
+    settings = client.h2.initiate_upgrade_connection() or b""
     await client.stream.send_all(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"

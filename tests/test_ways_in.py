@@ -148,11 +148,13 @@ async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first
         ) as server,
         await connect(server.url) as client,
     ):
-        await client.send_all(
-            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n"
-            b"connection: close\r\n\r\npid"
-        )
-        assert (await read_all(client)).endswith(b"onetwo")
+        await client.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"."):
+            answer += await client.receive_some()
+        os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
+        await client.send_all(b"body")
+        assert await read_all(client) == b"done"
 
 
 # The command's errors

@@ -1,5 +1,6 @@
 """An application that sends the second part of its answer when it has all of the request."""
 
+import os
 from typing import Any
 
 from trio_httptrack import StatsTracker
@@ -9,9 +10,10 @@ tracker = StatsTracker()
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] == "http"
-    headers = [(b"content-length", b"6")]
+    first, second = b"%d." % os.getpid(), b"done"
+    headers = [(b"content-length", b"%d" % len(first + second))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    await send({"type": "http.response.body", "body": first, "more_body": True})
     while (await receive())["more_body"]:
         pass
-    await send({"type": "http.response.body", "body": b"two"})
+    await send({"type": "http.response.body", "body": second})

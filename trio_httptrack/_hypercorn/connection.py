@@ -26,22 +26,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from socket import SHUT_WR
 from typing import TYPE_CHECKING, Any
 
-import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from .._states import TRANSITIONS, Conn, ConnState
 from .errors import TRAVELLING, split
 from .handler import Handler
+from .protocol import Protocol
 
 if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
@@ -99,8 +97,8 @@ class Connection:
         self._send_lock = trio.Lock()
         self._deadline = trio.CancelScope()
         self._expiry: str | None = None
-        self._protocol: ProtocolWrapper | None = None
-        self._handlers = 0
+        self._protocol: Protocol | None = None
+        self._handlers: set[Handler] = set()
         self._handling = False
         self._talking = True
         self.closed = False
@@ -178,6 +176,7 @@ class Connection:
             await self._start("h2" if prior_knowledge else "http/1.1")
         if prior_knowledge:
             await self._handle(H2_PREFACE)
+            self.conn.protocol = "h2"
             self._enter(ConnState.ACTIVE)
             self._enter(ConnState.IDLE)
             data = data[len(H2_PREFACE) :]
@@ -191,11 +190,12 @@ class Connection:
             await self._handle(b"")  # HTTP/1 wants to know where the input ended
 
     async def _start(self, protocol: str) -> None:
-        self._protocol = ProtocolWrapper(
+        self._protocol = Protocol(
+            self._parked,
             self._app,
             self._config,
             self._context,
-            self,  # type: ignore[arg-type]  # for its spawn_app and spawn
+            self,  # for its spawn_app and spawn
             ConnectionState(self._lifespan_state),
             self.conn.tls,
             self.conn.client,
@@ -210,9 +210,10 @@ class Connection:
         self._handling = True
         await self._protocol.handle(RawData(data))
         self._handling = False
-        protocol = self._protocol.protocol
-        if isinstance(protocol, H2Protocol) and protocol.idle:
+        if self._protocol.idle:
             self._enter(ConnState.IDLE)
+        elif self._protocol.over:
+            self.close()
 
     async def _receive(self) -> bytes:
         """The next bytes; none at the peer's end, or if the socket was closed meanwhile."""
@@ -230,14 +231,20 @@ class Connection:
         """Tell the protocol, and with it the handlers, that nothing more will be read."""
         if self._protocol is None:
             return
-        protocol = self._protocol.protocol
-        half_closed = isinstance(getattr(protocol, "connection", None), h11.Connection)
-        if not (half_closed and self._handlers):
+        if not (self._protocol.may_still_answer and self._handlers):
             self.close()
-        await self._protocol.handle(Closed())
-        if isinstance(protocol, H2Protocol):
-            for buffer in tuple(protocol.stream_buffers.values()):
-                await buffer.close()  # or handlers wait for ever until it is empty
+        await self._protocol.hang_up()
+        for handler in self._handlers:
+            handler.hang_up()
+
+    def _parked(self) -> AbstractContextManager[None]:
+        return self._worker.hangups.watch(self._socket.fileno(), self._peer_hung_up)
+
+    def _peer_hung_up(self, reset: bool) -> None:
+        if reset:
+            self.close("connection_reset")
+        for handler in self._handlers:
+            handler.hang_up()
 
     # What Hypercorn's protocol calls: it takes the connection for its TaskGroup
 
@@ -247,6 +254,8 @@ class Connection:
                 await self._write(event.data)
         elif isinstance(event, Updated):
             if not event.idle:
+                if self.conn.protocol is None:
+                    self.conn.protocol = "http/1.1"
                 self._enter(ConnState.ACTIVE)
             elif not (self._handling and self.conn.protocol == "h2"):
                 # Else the reader holds frames that may be further requests, and decides
@@ -275,7 +284,7 @@ class Connection:
     ) -> Callable[[Any], Awaitable[None]]:
         self.conn.protocol = "h2" if scope["http_version"] == "2" else "http/1.1"
         handler = Handler(self, config, scope, send)
-        self._handlers += 1
+        self._handlers.add(handler)
         self._nursery.start_soon(self._run_handler, handler, app)
         return handler.put
 
@@ -285,7 +294,7 @@ class Connection:
     @trio.lowlevel.enable_ki_protection
     async def _run_handler(self, handler: Handler, app: AppWrapper) -> None:
         await self._contain(handler.run, app)
-        self._handlers -= 1
+        self._handlers.discard(handler)
         self._leave_if_done()
 
     # States and the end
@@ -300,9 +309,6 @@ class Connection:
             self._expire_after(self._config.keep_alive_timeout, "keep_alive_timeout")
         elif state is ConnState.ACTIVE:
             self._deadline.deadline = math.inf
-            if conn.protocol is None:
-                h2 = self._protocol is not None and isinstance(self._protocol.protocol, H2Protocol)
-                conn.protocol = "h2" if h2 else "http/1.1"
         self._report(state)
 
     def _report(self, state: ConnState) -> None:

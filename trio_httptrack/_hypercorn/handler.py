@@ -75,6 +75,15 @@ class Handler:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._put_event.send(event)
 
+    def hang_up(self) -> None:
+        """Called by the connection: the peer has gone, whatever the protocol knows of it."""
+        if self._disconnect is None:
+            kind = self._scope["type"]
+            self._disconnect = {"type": f"{kind}.disconnect"}
+            if kind == "websocket":
+                self._disconnect["code"] = 1006  # RFC 6455, 7.1.5: closed without a close frame
+            self._put_event.close()
+
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Any:
         """Called by the application."""

@@ -23,6 +23,7 @@ from .._trackers import Composed
 from .connection import Connection
 from .drain import drain
 from .errors import ungrouped
+from .hangups import Hangups
 
 
 class Worker:
@@ -32,7 +33,9 @@ class Worker:
         self.config = config
         self.tracker = tracker
         self.connections: set[Connection] = set()
+        self.hangups = Hangups()
         self._nursery = nursery
+        nursery.start_soon(self.hangups.run)
 
     async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
         serve = FunctionType(

@@ -1,0 +1,56 @@
+"""What HTTP/1 needs beside Hypercorn's protocol, so that its connections keep our promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import h11
+import trio
+from hypercorn.protocol.h11 import H11Protocol
+
+
+class Deaf(h11.Connection):
+    """h11, but deaf to what a client sends after its last request.
+
+    A client that said ``Connection: close``, or speaks HTTP/1.0, has no more to say.
+    What comes nevertheless (an empty line too many, a request that it pipelined) is an
+    error to h11, which would cost it the answer to what it asked before.
+    """
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
+        return super().next_event()
+
+
+class Turn:
+    """The event that a pipelined request waits for, as Hypercorn's protocol uses events."""
+
+    def __init__(self, parked: Callable[[], AbstractContextManager[None]]) -> None:
+        self._event = trio.Event()
+        self._parked = parked
+
+    async def clear(self) -> None:
+        self._event = trio.Event()
+
+    async def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        with self._parked():
+            await self._event.wait()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+def adopt(protocol: H11Protocol, parked: Callable[[], AbstractContextManager[None]]) -> None:
+    """Make a new protocol deaf where it should be, and its waiting reader known."""
+    limit = protocol.config.h11_max_incomplete_size
+    protocol.connection = Deaf(h11.SERVER, max_incomplete_event_size=limit)
+    protocol.can_read = Turn(parked)

@@ -1,0 +1,195 @@
+"""What HTTP/2 needs beside Hypercorn's protocol, so that its streams do not harm each other.
+
+* A request that Hypercorn could not handle is refused: its stream is reset, the others
+  go on. Priorities are ignored, as RFC 9113 (5.3) allows: they cost memory for streams
+  that are long finished, and clients no longer send them.
+* A stream whose handler does not read keeps nobody waiting. Its input waits in
+  :class:`Stream`, and its window stays closed until the handler has read; the
+  connection's window opens at once, for it belongs to all streams.
+* A handler that writes faster than its peer reads waits in :class:`StreamBuffer`.
+* What arrives for a stream that was already answered is dropped, and a stream whose
+  handler left its answer unfinished is reset, so that the client knows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+from hypercorn.protocol import h2 as hypercorn_h2
+from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
+from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
+
+WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
+
+
+class StreamBuffer(hypercorn_h2.StreamBuffer):
+    """An answer's bytes until they are sent. Hypercorn's lets a writer go on after any
+    short write, however full it is; this one when it is nearly empty."""
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= hypercorn_h2.BUFFER_HIGH_WATER:
+            if self._paused.is_set():  # else somebody waits for this event already
+                await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < hypercorn_h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+    @property
+    def finished(self) -> bool:
+        """Whether the end of the answer is in the buffer, or past it."""
+        return self._complete
+
+
+class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
+    """Hypercorn's dictionary of buffers, which become ours on their way in."""
+
+    def __init__(self, protocol: H2Protocol) -> None:
+        self._event_class = protocol.context.event_class
+
+    def __setitem__(self, stream_id: int, buffer: hypercorn_h2.StreamBuffer) -> None:
+        super().__setitem__(stream_id, StreamBuffer(self._event_class))
+
+
+class Stream:
+    """Hypercorn's stream, but its input does not make the other streams wait."""
+
+    def __init__(self, protocol: H2Protocol, stream: HTTPStream | WSStream) -> None:
+        self._protocol = protocol
+        self._stream = stream
+        self._input: deque[Event] = deque()
+        self._feeding = False
+        self.unread = 0  # bytes of this stream's window that its handler has yet to read
+
+    @property
+    def idle(self) -> bool:
+        return self._stream.idle
+
+    @property
+    def closed(self) -> bool:
+        """Answered without an application, or ended."""
+        return self._stream.closed
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Body) or (self._feeding and isinstance(event, EndBody)):
+            self._input.append(event)
+            if not self._feeding:
+                self._feeding = True
+                self._protocol.task_group.spawn(self._feed)
+        else:
+            await self._stream.handle(event)
+            if isinstance(event, StreamClosed):
+                await self._finish()
+
+    async def _feed(self) -> None:
+        while self._input:
+            await self._stream.handle(self._input.popleft())
+            if self.unread >= WINDOW_STEP:
+                unread, self.unread = self.unread, 0
+                # A stream that has ended meanwhile has no window.
+                with suppress(KeyError, h2.exceptions.ProtocolError):
+                    self._protocol.connection.increment_flow_control_window(
+                        unread, self._stream.stream_id
+                    )
+                await self._protocol._flush()
+        self._feeding = False
+
+    async def _finish(self) -> None:
+        """End the answer, if its handler did not."""
+        stream_id = self._stream.stream_id
+        buffer = self._protocol.stream_buffers.get(stream_id)
+        if not isinstance(buffer, StreamBuffer) or buffer.finished or self._protocol.closed:
+            return
+        if isinstance(self._stream, WSStream):
+            buffer.set_complete()
+            self._protocol.priority.unblock(stream_id)
+            await self._protocol.has_data.set()
+        else:
+            with suppress(h2.exceptions.ProtocolError):  # unless the client has reset it
+                self._protocol.connection.reset_stream(
+                    stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR
+                )
+            await self._protocol._flush()
+
+
+class Finished:
+    """Stands for any stream that is no more."""
+
+    async def handle(self, event: Event) -> None: ...
+
+
+class Streams(dict[int, Any]):
+    """Hypercorn's dictionary of streams, which become ours on their way in."""
+
+    def __init__(self, protocol: H2Protocol) -> None:
+        self._protocol = protocol
+
+    def __setitem__(self, stream_id: int, stream: HTTPStream | WSStream) -> None:
+        super().__setitem__(stream_id, Stream(self._protocol, stream))
+
+    def __missing__(self, stream_id: int) -> Finished:
+        return Finished()
+
+    def forget_closed(self) -> None:
+        """Hypercorn keeps a stream that it answered itself, and its connection never rests."""
+        for stream_id in [key for key, stream in self.items() if stream.closed]:
+            del self[stream_id]
+
+
+class Frames:
+    """h2's connection, as Hypercorn's protocol sees it."""
+
+    def __init__(self, connection: h2.connection.H2Connection, streams: Streams) -> None:
+        self._h2 = connection
+        self._streams = streams
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._h2, name)
+
+    def receive_data(self, data: bytes) -> list[h2.events.Event]:
+        return [event for event in self._h2.receive_data(data) if self._is_for_hypercorn(event)]
+
+    def _is_for_hypercorn(self, event: h2.events.Event) -> bool:
+        if isinstance(event, h2.events.RequestReceived) and not _understood(event):
+            with suppress(h2.exceptions.ProtocolError):
+                self._h2.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            return False
+        return not isinstance(event, h2.events.PriorityUpdated)
+
+    def acknowledge_received_data(self, length: int, stream_id: int) -> None:
+        if not length:
+            return
+        self._h2.increment_flow_control_window(length)
+        if stream_id in self._streams:
+            self._streams[stream_id].unread += length
+
+
+def _understood(request: h2.events.RequestReceived) -> bool:
+    """Whether the method and the path are there, and what HTTP allows in them."""
+    headers = dict(request.headers)
+    return all(headers.get(name, b"\x80").isascii() for name in (b":method", b":path"))
+
+
+def adopt(protocol: H2Protocol) -> None:
+    """Put ours in the place of Hypercorn's, in a new protocol."""
+    protocol.streams = Streams(protocol)
+    protocol.stream_buffers = StreamBuffers(protocol)
+    protocol.connection = Frames(protocol.connection, protocol.streams)  # type: ignore[assignment]

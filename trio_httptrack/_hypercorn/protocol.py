@@ -1,0 +1,66 @@
+"""Hypercorn's protocol, and the questions that a connection has to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import h11
+from hypercorn.events import Closed
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+
+from . import http1, http2
+
+
+class Protocol(ProtocolWrapper):
+    """Hypercorn's wrapper of HTTP/1 or HTTP/2, where one may become the other (h2c).
+
+    Args:
+      parked: entered while the reader waits for an HTTP/1 client's turn.
+    """
+
+    def __init__(self, parked: Callable[[], AbstractContextManager[None]], *args: Any) -> None:
+        self._parked = parked
+        super().__init__(*args)
+
+    @property
+    def protocol(self) -> H11Protocol | H2Protocol:
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, protocol: H11Protocol | H2Protocol) -> None:
+        if isinstance(protocol, H2Protocol):
+            http2.adopt(protocol)
+        else:
+            http1.adopt(protocol, self._parked)
+        self._protocol = protocol
+
+    @property
+    def idle(self) -> bool:
+        """Whether an HTTP/2 connection has no stream at work. HTTP/1 says so itself."""
+        if not isinstance(self._protocol, H2Protocol):
+            return False
+        self._protocol.streams.forget_closed()  # type: ignore[attr-defined]
+        return self._protocol.idle
+
+    @property
+    def over(self) -> bool:
+        """Whether an HTTP/1 request was refused without an application: nothing follows."""
+        if isinstance(self._protocol, H2Protocol) or self._protocol.stream is None:
+            return False
+        return self._protocol.stream.closed
+
+    @property
+    def may_still_answer(self) -> bool:
+        """Whether a client that has ended its side may still read: in HTTP/1, if not upgraded."""
+        return isinstance(self._protocol.connection, h11.Connection)
+
+    async def hang_up(self) -> None:
+        """Nothing more is read, and nobody waits any longer for what was to be written."""
+        await self.handle(Closed())
+        if isinstance(self._protocol, H2Protocol):
+            for buffer in tuple(self._protocol.stream_buffers.values()):
+                await buffer.close()
