@@ -92,6 +92,24 @@ class Http2:
             pass
         return self.statuses[stream_id], self.bodies.get(stream_id, b"")
 
+    async def post(self, path: str, body: bytes) -> tuple[str, bytes]:
+        """Upload as fast as the windows allow, and read the answer."""
+        stream_id = self.request(path, "POST", end=False)
+        while body:
+            window = self.h2.local_flow_control_window(stream_id)
+            length = min(window, self.h2.max_outbound_frame_size)
+            if not length:
+                await self.flush()
+                await self.pump()
+            else:
+                self.h2.send_data(stream_id, body[:length])
+                body = body[length:]
+        self.h2.end_stream(stream_id)
+        await self.flush()
+        while stream_id not in self.ended and await self.pump():
+            pass
+        return self.statuses[stream_id], self.bodies.get(stream_id, b"")
+
     async def websocket(self, path: str, *, accepted: bool = True) -> int:
         """Open a WebSocket on a stream of its own (RFC 8441)."""
         stream_id: int = self.h2.get_next_available_stream_id()

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 TESTS = Path(__file__).parent
+SECONDS = 20  # nothing takes so long: what would hang is broken, and fails
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 
@@ -44,28 +45,30 @@ async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
             start_new_session=True,
         )
     assert process.stderr is not None
-    async with process.stderr:
-        try:
-            yield server
-            process.terminate()
-            server.stderr = (await read_all(process.stderr)).decode()  # until the last worker's end
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the workers, too
-            raise
-        finally:
-            with trio.CancelScope(shield=True):
-                server.returncode = await process.wait()
+    try:
+        async with process.stderr:
+            with trio.fail_after(SECONDS):
+                yield server
+                process.terminate()
+                server.stderr = (await read_all(process.stderr)).decode()  # of the workers, too
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the workers, too
+        raise
+    finally:
+        with trio.CancelScope(shield=True):
+            server.returncode = await process.wait()
 
 
 async def failing_hypercorn(*arguments: str) -> tuple[int, str]:
     """Run a ``hypercorn`` that ends by itself; return its exit status and its stderr."""
-    ended = await trio.run_process(
-        [sys.executable, "-m", "hypercorn", "-b", "127.0.0.1:0", *arguments],
-        cwd=TESTS,
-        capture_stderr=True,
-        check=False,
-    )
+    with trio.fail_after(SECONDS):
+        ended = await trio.run_process(
+            [sys.executable, "-m", "hypercorn", "-b", "127.0.0.1:0", *arguments],
+            cwd=TESTS,
+            capture_stderr=True,
+            check=False,
+        )
     return ended.returncode, ended.stderr.decode()
 
 

@@ -46,6 +46,8 @@ class Arena:
         self.recorder = Recorder()
         self.gate = trio.Event()
         self.seen: list[str] = []
+        self.written = 0
+        self.reached = trio.Event()
         self.ports: dict[bool, int] = {}
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -86,7 +88,36 @@ class Arena:
         await self.gate.wait()
 
     async def http_big(self, scope: Any, receive: Any, send: Any) -> None:
+        self.reached.set()
         await respond(send, b"x" * 50_000_000)
+
+    async def http_endless(self, scope: Any, receive: Any, send: Any) -> None:
+        self.reached.set()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            body = b"x" * 10_000
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            self.written += len(body)
+
+    async def http_never_returns(self, scope: Any, receive: Any, send: Any) -> None:
+        self.reached.set()
+        while True:
+            with suppress(OSError):
+                await receive()
+
+    websocket_never_returns = http_never_returns
+
+    async def http_sys_exit(self, scope: Any, receive: Any, send: Any) -> None:
+        sys.exit("from a handler")
+
+    async def http_echo(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            event = await receive()
+            body += event["body"]
+            if not event["more_body"]:
+                break
+        await respond(send, body)
 
     async def http_raise(self, scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("the application's own error")
@@ -138,6 +169,10 @@ class Arena:
             pass
         self.seen.append("disconnect")
 
+    async def websocket_deaf_until_gate(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await self.gate.wait()
+
     async def websocket_push(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
@@ -151,7 +186,17 @@ class Arena:
     async def websocket_big(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
+        self.reached.set()
         await send({"type": "websocket.send", "bytes": b"x" * 50_000_000})
+
+    async def websocket_endless(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        self.reached.set()
+        while True:
+            message = b"x" * 10_000
+            await send({"type": "websocket.send", "bytes": message})
+            self.written += len(message)
 
     async def websocket_subprotocol(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -215,9 +260,7 @@ async def arena(certificate: Path, **settings: Any) -> AsyncIterator[Arena]:
         insecure_bind="127.0.0.1:0",
         certfile=str(certificate),
         keyfile=str(certificate),
-        errorlog=None,
-        graceful_timeout=GRACE,
-        **settings,
+        **{"errorlog": None, "graceful_timeout": GRACE, **settings},
     )
     async with tracked_server(arena.app, config, tracker=arena.recorder) as server:
         tls, plain = server.urls
@@ -235,7 +278,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-Fault = Callable[[Arena], Awaitable[None]]
+Fault = Callable[[Arena], Awaitable[object]]
 FAULTS: dict[str, Fault] = {}
 
 
@@ -395,21 +438,6 @@ async def h2_priority_for_a_thousand_finished_streams(arena: Arena) -> None:
     client.h2.highest_outbound_stream_id = 2401
     assert await client.get() == ("200", b"hello")
     await client.stream.aclose()
-
-
-async def h2_a_stream_whose_handler_does_not_read(arena: Arena) -> None:
-    client = await arena.connect_h2()
-    deaf = client.request("/deaf-until-gate", "POST", end=False)
-    while (window := client.h2.local_flow_control_window(deaf)) > 0:
-        client.h2.send_data(deaf, b"x" * min(window, 500))
-    await client.flush()
-    assert await client.get() == ("200", b"hello")
-    assert client.h2.local_flow_control_window(deaf) == 0
-    upload = client.request("/early", "POST", end=False)
-    await client.flush()
-    assert client.h2.local_flow_control_window(upload) > 0
-    await client.stream.aclose()
-    arena.gate.set()  # what does not read, and is not asked to write, is still working
 
 
 @fault

@@ -12,8 +12,11 @@ the asyncio worker's with one that refuses such a Config.
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
@@ -21,6 +24,7 @@ from typing import Any
 
 import hypercorn.asyncio
 import hypercorn.trio
+import trio
 from hypercorn.asyncio.run import worker_serve as hypercorn_asyncio_serve
 from hypercorn.config import Config
 from hypercorn.trio.run import worker_serve as hypercorn_serve
@@ -30,6 +34,8 @@ from hypercorn.typing import AppWrapper
 from .._states import Conn, ConnState
 from .._trackers import Composed, Tracker, check_tracker, compose
 from .worker import serve
+
+Trigger = Callable[[], Awaitable[object]]
 
 SUPPORTED = "0.17.3 to 0.18"
 
@@ -159,22 +165,62 @@ async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
         await serve(app, config, resolve(conn_state), **kwargs)
 
 
-async def _serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> None:
-    """The same in ``hypercorn.trio.run``, in a process that has nothing else to do."""
-    try:
-        await _serve(app, config, **kwargs)
-    except HookError as error:
-        sys.exit(f"trio_httptrack: {error}")  # one line on stderr and status 1, no traceback
+async def _serve_process(
+    app: AppWrapper, config: Config, *, shutdown_trigger: Trigger | None = None, **kwargs: Any
+) -> None:
+    """The same in ``hypercorn.trio.run``, in a process that has nothing else to do.
+
+    Hypercorn's asyncio worker drains on SIGTERM, its trio worker dies of it, and its parent
+    sends it as soon as the first of several workers has ended. A tracked worker drains, and
+    goes on draining when it is told again. Ctrl-C is the parent's business, if there is one.
+    """
+    if getattr(config, "conn_state", None) is None:
+        await _serve(app, config, shutdown_trigger=shutdown_trigger, **kwargs)
+        return
+    with _exit_in_one_line(), trio.open_signal_receiver(signal.SIGTERM) as terminated:
+        trigger = partial(_first_of, terminated.__anext__, shutdown_trigger or _ctrl_c)
+        await _serve(app, config, shutdown_trigger=trigger, **kwargs)
 
 
-async def _refuse_asyncio(app: AppWrapper, config: Config, **kwargs: Any) -> None:
+async def _ctrl_c() -> None:
+    """Wait for the first. The second is a KeyboardInterrupt, which does not wait for anybody."""
+    with trio.open_signal_receiver(signal.SIGINT) as interrupted:
+        await interrupted.__anext__()
+
+
+async def _first_of(*triggers: Trigger) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(trigger: Trigger) -> None:
+            await trigger()
+            nursery.cancel_scope.cancel()
+
+        for trigger in triggers:
+            nursery.start_soon(wait, trigger)
+
+
+def _asyncio_serve(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[None]:
     """Stands in for ``worker_serve`` in ``hypercorn.asyncio``."""
     if getattr(config, "conn_state", None) is not None:
-        raise RuntimeError(
-            "trio_httptrack tracks Hypercorn's trio worker only, and this is the asyncio worker: "
+        raise HookError(
+            "only Hypercorn's trio worker is tracked, and this is the asyncio worker: "
             "start it with -k trio, or remove conn_state from its config"
         )
-    await hypercorn_asyncio_serve(app, config, **kwargs)
+    return hypercorn_asyncio_serve(app, config, **kwargs)
+
+
+def _asyncio_serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[None]:
+    """The same in ``hypercorn.asyncio.run``. Raises when called, before there is a loop."""
+    with _exit_in_one_line():
+        return _asyncio_serve(app, config, **kwargs)
+
+
+@contextmanager
+def _exit_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except HookError as error:
+        sys.exit(f"trio_httptrack: {error}")  # on stderr, with status 1 and no traceback
 
 
 def install() -> None:
@@ -205,8 +251,8 @@ def install() -> None:
     # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
     _replace(hypercorn.trio.run, _serve_process)
     _replace(hypercorn.trio, _serve)
-    _replace(hypercorn.asyncio.run, _refuse_asyncio)
-    _replace(hypercorn.asyncio, _refuse_asyncio)
+    _replace(hypercorn.asyncio.run, _asyncio_serve_process)
+    _replace(hypercorn.asyncio, _asyncio_serve)
 
 
 def _replace(module: Any, worker_serve: Callable[..., object]) -> None:

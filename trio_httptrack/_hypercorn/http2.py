@@ -76,8 +76,9 @@ class Stream:
         self._protocol = protocol
         self._stream = stream
         self._input: deque[Event] = deque()
+        self._lengths: deque[int] = deque()  # what each Body in the input took of the window
+        self._fed = 0  # bytes to give back to the window
         self._feeding = False
-        self.unread = 0  # bytes of this stream's window that its handler has yet to read
 
     @property
     def idle(self) -> bool:
@@ -101,16 +102,23 @@ class Stream:
 
     async def _feed(self) -> None:
         while self._input:
-            await self._stream.handle(self._input.popleft())
-            if self.unread >= WINDOW_STEP:
-                unread, self.unread = self.unread, 0
+            event = self._input.popleft()
+            await self._stream.handle(event)
+            if isinstance(event, Body):
+                self._fed += self._lengths.popleft()
+            if self._fed >= WINDOW_STEP:
+                fed, self._fed = self._fed, 0
                 # A stream that has ended meanwhile has no window.
                 with suppress(KeyError, h2.exceptions.ProtocolError):
                     self._protocol.connection.increment_flow_control_window(
-                        unread, self._stream.stream_id
+                        fed, self._stream.stream_id
                     )
                 await self._protocol._flush()
         self._feeding = False
+
+    def took(self, length: int) -> None:
+        """Called after each Body: how much of the stream's window it took."""
+        self._lengths.append(length)
 
     async def _finish(self) -> None:
         """End the answer, if its handler did not."""
@@ -175,11 +183,10 @@ class Frames:
         return not isinstance(event, h2.events.PriorityUpdated)
 
     def acknowledge_received_data(self, length: int, stream_id: int) -> None:
-        if not length:
-            return
-        self._h2.increment_flow_control_window(length)
+        if length:
+            self._h2.increment_flow_control_window(length)
         if stream_id in self._streams:
-            self._streams[stream_id].unread += length
+            self._streams[stream_id].took(length)
 
 
 def _understood(request: h2.events.RequestReceived) -> bool:

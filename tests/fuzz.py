@@ -1,0 +1,439 @@
+"""Bad input, much of it, against the real worker: ``python -m tests.fuzz``.
+
+Each connection is made from ``random.Random(f"{seed} {index}")`` and nothing else: its bytes,
+their chunks, how it ends. So ``--seed S --only I`` does one of them again, and shows it. Its
+client has an address of its own, made from the index, by which the server's log and the
+tracker know it again.
+
+While they run, good clients must get right answers in time and the event loop must come
+round; afterwards nothing may be left of them, and nothing in the log but the application's
+own errors, for a client must not be able to fill an operator's log with tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import trio
+from hypercorn.config import Config
+from trio.testing import wait_all_tasks_blocked
+from trio_websocket import open_websocket
+
+from trio_httptrack import Conn, ConnState, tracked_server
+from trio_httptrack._hypercorn.connection import Connection
+from trio_httptrack._states import TRANSITIONS
+
+from .clients import Http2, http1
+from .fuzz_input import Plan, make_plan
+from .support import CERT, client_ssl, respond
+from .test_faults import GRACE, open_files, reset
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+IN_TIME = 5  # seconds for whatever should happen soon, on a busy machine
+STALL = 1  # seconds for one round of the event loop
+ENOUGH = 300_000  # bytes that a client reads of an endless answer
+FIRST_ADDRESS = int(ip_address("127.1.0.0"))
+LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
+OWN = "the application's own error"
+TLS = {alpn: client_ssl(*filter(None, [alpn])) for alpn in ("h2", "http/1.1", "")}
+
+say = partial(print, flush=True)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Does as its path says."""
+    if scope["type"] == "lifespan":
+        while True:
+            await send({"type": (await receive())["type"] + ".complete"})
+    elif scope["type"] == "http":
+        await http(scope, receive, send)
+    else:
+        await websocket(scope["path"], receive, send)
+
+
+async def http(scope: Any, receive: Any, send: Any) -> None:
+    path = scope["path"]
+    if path == "/raise":
+        raise ValueError(OWN)
+    if path == "/return":
+        return
+    if path == "/disconnect":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    if path == "/extras" and scope["http_version"] == "2":
+        await send({"type": "http.response.early_hint", "links": [b"</x>; rel=preload"]})
+        await send({"type": "http.response.push", "path": "/stream", "headers": []})
+    if path == "/echo":
+        body, more = b"", True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                return
+            body, more = body + event["body"], event["more_body"]
+        await respond(send, body)
+    elif path in ("/stream", "/endless", "/raise-after"):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in count():
+            await send({"type": "http.response.body", "body": b"x" * 10_000, "more_body": True})
+            if path == "/raise-after":
+                raise ValueError(OWN)
+            if part > 2 and (path == "/stream" or scope["method"] == "HEAD"):
+                break
+        await send({"type": "http.response.body"})
+    else:
+        await respond(send, path.encode())
+
+
+async def websocket(path: str, receive: Any, send: Any) -> None:
+    await receive()
+    if path == "/raise":
+        raise ValueError(OWN)
+    if path == "/refuse":
+        await send({"type": "websocket.close"})
+    elif path == "/reject":
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+    elif path == "/never":
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+    elif path != "/return":
+        await send({"type": "websocket.accept"})
+        if path == "/raise-after":
+            raise ValueError(OWN)
+        while path == "/push":
+            await send({"type": "websocket.send", "bytes": b"x" * 1000})
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
+            if event["text"] == "bye":
+                await send({"type": "websocket.close"})
+
+
+class Log(logging.Handler):
+    """Errors that are not the application's, by what and where they are."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.rows: dict[tuple[str, str, str], list[int]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        conn = next((arg for arg in record.args or () if isinstance(arg, Conn)), None)
+        error = record.exc_info[1] if record.exc_info else None
+        for leaf in leaves(error):
+            if str(leaf) != OWN:
+                what = f"{type(leaf).__name__}: {str(leaf)[:200]}"
+                what = re.sub(r"0x\w+|\d+|b?'[^']*'|b?\"[^\"]*\"", "_", what)
+                row = (record.msg.partition(" (")[0], what, where(leaf))
+                self.rows.setdefault(row, []).append(index_of(conn))
+
+
+def leaves(error: BaseException | None) -> Iterator[BaseException | None]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from leaves(part)
+    else:
+        yield error
+
+
+def where(error: BaseException | None) -> str:
+    """Who raised it, and who of Hypercorn or us is to blame for it."""
+    frames = traceback.extract_tb(error.__traceback__ if error else None)
+    ours = [f for f in frames if "httptrack" in f.filename or "hypercorn" in f.filename]
+    names = [f"{'/'.join(Path(f.filename).parts[-3:])}:{f.lineno}" for f in (*ours[-2:], *frames[-1:])]
+    return " > ".join(dict.fromkeys(names))
+
+
+def index_of(conn: Conn | None) -> int:
+    """Which connection of the fuzzer's; negative if it is another."""
+    return int(ip_address(conn.client[0])) - FIRST_ADDRESS if conn and conn.client else -1
+
+
+class Rounds(trio.abc.Instrument):
+    """The longest time that the event loop took between two looks at its sockets."""
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+        self._began = time.perf_counter()
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._began = time.perf_counter()
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.worst = max(self.worst, time.perf_counter() - self._began)
+
+
+class Fuzz:
+    """One server, its bad clients and its good ones; a tracker that judges what it is told."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.failures: list[str] = []
+        self.log = Log()
+        self.done = 0
+        self.answers: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.reasons: Counter[str | None] = Counter()
+        self._accepted = 0
+        self._states: WeakKeyDictionary[Conn, ConnState] = WeakKeyDictionary()
+        self._conns: dict[int, Conn] = {}
+        self._in_flight: set[int] = set()
+        self._attacked = trio.Event()
+        self._stopped = trio.Event()
+        self._ports: dict[bool, int] = {}
+
+    def fail(self, message: str) -> None:
+        self.failures.append(f"seed {self.seed}: {message}")
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        if conn in self._states:
+            allowed = state in TRANSITIONS[self._states[conn]]
+        else:
+            allowed = state is ConnState.NEW
+            self._accepted += 1
+            self._conns[index_of(conn)] = conn
+        if not allowed:
+            self.fail(f"connection {index_of(conn)}: {state} after {self._states.get(conn)}")
+        self._states[conn] = state
+        if state.terminal:
+            self.reasons[conn.close_reason or str(state)] += 1
+
+    # Bad clients
+
+    async def attack(self, index: int, *, stay: bool = False) -> None:
+        plan = make_plan(self.seed, index)
+        self._in_flight.add(index)
+        address = str(ip_address(FIRST_ADDRESS + index))
+        transport = await trio.open_tcp_stream(
+            "127.0.0.1", self._ports[plan.tls], local_address=address
+        )
+        try:
+            await self._converse(index, plan, transport, stay)
+        finally:
+            transport.socket.close()
+        conn = self._conns.pop(index, None)  # a reset may have come before its address was asked
+        if conn is not None:
+            with trio.move_on_after(IN_TIME) as patience:
+                await conn.wait_closed()
+            if patience.cancelled_caught:
+                self.fail(f"connection {index} ({plan.end}) is still {conn.state}")
+        self._in_flight.discard(index)
+        self.done += 1
+
+    async def _converse(
+        self, index: int, plan: Plan, transport: trio.SocketStream, stay: bool
+    ) -> None:
+        stream: Any = transport
+        if plan.alpn is not None:
+            stream = trio.SSLStream(
+                transport, TLS[plan.alpn], server_hostname="localhost", https_compatible=True
+            )
+        read = trio.Event()
+        async with trio.open_nursery() as nursery:
+            with suppress(*LOST), trio.move_on_after(1):  # the server may read no further
+                if stream is not transport:
+                    await stream.do_handshake()
+                if not plan.deaf:
+                    nursery.start_soon(read_enough, stream, read)
+                for chunk, pause, raw in plan.chunks:
+                    await (transport if raw else stream).send_all(chunk)
+                    for _ in range(pause):
+                        await trio.lowlevel.checkpoint()
+            if stay:
+                self._in_flight.discard(index)
+                await self._stopped.wait()
+            elif plan.end == "reset":
+                reset(transport)
+            elif plan.end == "half-close":
+                with suppress(OSError):
+                    transport.socket.shutdown(trio.socket.SHUT_WR)
+                with trio.move_on_after(IN_TIME) as patience:
+                    await read.wait()
+                if patience.cancelled_caught:
+                    self.fail(f"connection {index}: no end after a half-close")
+            else:
+                with suppress(*LOST, trio.BusyResourceError), trio.move_on_after(1):
+                    await stream.aclose()
+            nursery.cancel_scope.cancel()
+
+    # Good clients
+
+    @contextmanager
+    def in_time(self, client: str) -> Iterator[None]:
+        began = trio.current_time()
+        with trio.fail_after(IN_TIME):
+            yield
+        self.slowest = max(self.slowest, trio.current_time() - began)
+        self.answers[client] += 1
+
+    async def good_http1(self) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", self._ports[False]) as stream:
+            for n in range(100):
+                with self.in_time("http/1.1"):
+                    assert await http1(stream, path=f"/good/{n}") == (200, b"/good/%d" % n)
+
+    async def good_http2(self) -> None:
+        transport = await trio.open_tcp_stream("127.0.0.1", self._ports[True])
+        stream = trio.SSLStream(
+            transport, TLS["h2"], server_hostname="localhost", https_compatible=True
+        )
+        async with stream:
+            client = Http2(stream)
+            await client.start()
+            for n in range(100):
+                with self.in_time("h2"):
+                    assert await client.get(f"/good/{n}") == ("200", b"/good/%d" % n)
+
+    async def good_websocket(self) -> None:
+        port = self._ports[False]
+        async with open_websocket("127.0.0.1", port, "/echo", use_ssl=False) as client:
+            for n in range(100):
+                with self.in_time("websocket"):
+                    await client.send_message(f"good {n}")
+                    assert await client.get_message() == f"good {n}"
+
+    async def _be_good(self, client: Callable[[], Awaitable[None]]) -> None:
+        while not self._attacked.is_set():
+            try:
+                await client()
+            except Exception as error:
+                self.fail(f"{client.__name__}: {error!r}, amid {sorted(self._in_flight)}")
+                return
+
+    # The run
+
+    async def run(self, certificate: Path, indices: Iterable[int], clients: int = 20) -> None:
+        errorlog, accesslog = logging.Logger("error"), logging.Logger("access")
+        errorlog.addHandler(self.log)
+        accesslog.addHandler(logging.NullHandler())  # so that what it logs is put together
+        config = Config.from_mapping(
+            bind="127.0.0.1:0",
+            insecure_bind="127.0.0.1:0",
+            certfile=str(certificate),
+            keyfile=str(certificate),
+            errorlog=errorlog,
+            accesslog=accesslog,
+            graceful_timeout=GRACE,
+            websocket_max_message_size=2**15,
+            websocket_ping_interval=0.05,
+        )
+        rounds = Rounds()
+        async with tracked_server(app, config, tracker=self) as server:
+            self._ports = {"https" in url: int(url.rpartition(":")[2]) for url in server.urls}
+            config.server_names = ["localhost", f"127.0.0.1:{self._ports[False]}"]
+            before = await census()
+            trio.lowlevel.add_instrument(rounds)
+            shared = iter(indices)
+            async with trio.open_nursery() as good:
+                for client in (self.good_http1, self.good_http2, self.good_websocket):
+                    good.start_soon(self._be_good, client)
+                async with trio.open_nursery() as bad:
+                    for _ in range(clients):
+                        bad.start_soon(self._attack_all, shared)
+                self._attacked.set()
+            trio.lowlevel.remove_instrument(rounds)
+            with trio.move_on_after(IN_TIME):
+                while (after := await census()) != before:
+                    await trio.sleep(0.05)
+            if after != before:
+                left = [index_of(c.conn) for c in gc.get_objects() if isinstance(c, Connection)]
+                self.fail(f"tasks and files were {before}, are {after}; left are {left}")
+            await self._shut_down(server.shutdown, self.done)
+        if server.conn_tracker.count:
+            self.fail(f"ConnTracker.count is {server.conn_tracker.count}")
+        if self.reasons.total() != self._accepted:
+            self.fail(f"{self._accepted} connections, {self.reasons.total()} ends")
+        if rounds.worst > STALL:
+            self.fail(f"a round of the event loop took {rounds.worst:.2f} s")
+        for (message, what, place), found in self.log.rows.items():
+            self.fail(f"{len(found)} x {message}: {what}\n    {place}\n    --only {min(found)}")
+
+    async def _attack_all(self, shared: Iterator[int]) -> None:
+        for index in shared:
+            await self.attack(index)
+
+    async def _shut_down(self, shutdown: Callable[[], Awaitable[None]], first: int) -> None:
+        """Shut down while some connections stay."""
+        async with trio.open_nursery() as nursery:
+            for index in range(first, first + 20):
+                nursery.start_soon(partial(self.attack, index, stay=True))
+            while self._in_flight:
+                await trio.sleep(0.01)
+            began = trio.current_time()
+            await shutdown()
+            if (took := trio.current_time() - began) > GRACE + 0.5:
+                self.fail(f"the shutdown took {took:.2f} s")
+            self._stopped.set()
+
+
+async def read_enough(stream: Any, done: trio.Event) -> None:
+    received = 0
+    with suppress(*LOST):
+        while received < ENOUGH and (data := await stream.receive_some()):
+            received += len(data)
+    done.set()
+
+
+async def census() -> tuple[int, int]:
+    await wait_all_tasks_blocked()
+    return trio.lowlevel.current_statistics().tasks_living, open_files()
+
+
+def rss() -> float:
+    """Resident memory in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def soak(seconds: float) -> Iterator[int]:
+    """Indices, for so long; says ten times how much memory is used."""
+    began, said = time.perf_counter(), 0
+    for index in takewhile(lambda _: time.perf_counter() - began < seconds, count()):
+        if (tenth := int((time.perf_counter() - began) / seconds * 10)) > said:
+            said = tenth
+            say(f"{index} connections, {rss():.0f} MB")
+        yield index
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--connections", type=int, default=20_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, nargs="+", metavar="I", help="these and no others")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="for so long, not so many")
+    args = parser.parse_args()
+    say(f"seed {args.seed}")
+    for index in args.only or ():
+        say(f"{index}: {make_plan(args.seed, index)}")
+    indices = args.only or (soak(args.soak) if args.soak else range(args.connections))
+    fuzz = Fuzz(args.seed)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = Path(folder, "localhost.pem")
+        CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        trio.run(fuzz.run, certificate, indices)
+    took = time.perf_counter() - began
+    say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB; ends {dict(fuzz.reasons)}")
+    say(f"right answers {dict(fuzz.answers)}, the slowest in {fuzz.slowest:.2f} s")
+    sys.exit("\n".join(fuzz.failures))
+
+
+if __name__ == "__main__":
+    main()
