@@ -17,31 +17,37 @@ import gc
 import logging
 import os
 import re
+import ssl
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import zlib
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from itertools import count, takewhile
+from itertools import count, pairwise, takewhile
 from pathlib import Path
+from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import hpack
 import trio
 from hypercorn.config import Config
 from trio.testing import wait_all_tasks_blocked
 from trio_websocket import open_websocket
 
 from trio_httptrack import Conn, ConnState, tracked_server
-from trio_httptrack._hypercorn.connection import Connection
+from trio_httptrack._hypercorn.connection import H2_PREFACE, Connection
 from trio_httptrack._states import TRANSITIONS
 
 from .clients import Http2, http1
-from .fuzz_input import Plan, make_plan
 from .support import CERT, client_ssl, respond
 from .test_faults import GRACE, open_files, reset
 
@@ -57,6 +63,333 @@ OWN = "the application's own error"
 TLS = {alpn: client_ssl(*filter(None, [alpn])) for alpn in ("h2", "http/1.1", "")}
 
 say = partial(print, flush=True)
+
+
+# Input: good messages, some of them odd, then mutated
+
+PATHS = b"small echo stream endless raise raise-after return disconnect extras push never".split()
+PATHS += b"refuse reject".split()  # of http and websocket: each answers the other's somehow
+TARGETS = [
+    b"*",
+    b"",
+    b"/%ff",
+    b"/\xff",
+    b"/?\xff",
+    b"/?%ff",
+    b"http://localhost/",
+    b"/" + b"x" * 9000,
+]
+HELLO_SETTINGS = bytes.fromhex("00030000006400040000ffff")
+UPGRADE = [b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"]
+FIELDS = [
+    (b"host", b"elsewhere"),
+    (b"host", b"\xff"),
+    (b"content-length", b"5"),
+    (b"content-length", b"-1"),
+    (b"content-length", b"9" * 30),
+    (b"transfer-encoding", b"chunked"),
+    (b"transfer-encoding", b"gzip"),
+    (b"connection", b"close"),
+    (b"connection", b"upgrade"),
+    (b"connection", b"caf\xe9"),
+    (b"upgrade", b"h2c"),
+    (b"upgrade", b"websocket"),
+    (b"http2-settings", b"AAM"),
+    (b"http2-settings", b"\xff"),
+    (b"http2-settings", b"AAMAAABkAAQAAP__"),
+    (b"expect", b"100-continue"),
+    (b"expect", b"something"),
+    (b"te", b"trailers"),
+    (b"sec-websocket-version", b"8"),
+    (b"sec-websocket-key", b"\xe9"),
+    (b"sec-websocket-protocol", b"a, \xe9"),
+    (b"sec-websocket-extensions", b"permessage-deflate; client_max_window_bits=99"),
+    (b"sec-websocket-extensions", b"permessage-deflate; server_max_window_bits=x"),
+    (b"sec-websocket-extensions", b"permessage-deflate"),
+    (b"x", b"x" * 20_000),
+    (b"x", b"\x00"),
+    (b"", b""),
+    (b"X-Upper", b" spaces "),
+    (b"cookie", b"a=b"),
+    (b":path", b"/again"),
+    (b":protocol", b"websocket"),
+    (b":status", b"200"),
+]
+
+
+def mutate(rng: Random, data: bytes) -> bytes:
+    """A few bytes, or lines, are changed, added, doubled, moved, or gone."""
+    for _ in range(rng.randrange(1, 4)):
+        start = rng.randrange(len(data) + 1)
+        stop = min(len(data), start + int(rng.paretovariate(0.7)))
+        lines = data.split(b"\r\n")
+        line = rng.randrange(len(lines))
+        change = rng.randrange(9)
+        if change == 0 and data:
+            place = rng.randrange(len(data))
+            data = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        elif change == 1:
+            data = data[:start] + rng.choice([b"\x00", b"\xff", b"\r\n", b"\n", b" "]) + data[stop:]
+        elif change == 2:
+            data = data[:start] + rng.randbytes(rng.randrange(1, 20)) + data[start:]
+        elif change == 3:
+            data = data[:start] + data[stop:]
+        elif change == 4:
+            data = data[:stop] + data[start:]
+        elif change == 5:
+            data = data[:stop]
+        elif change == 6:
+            data = b"\r\n".join([*lines[:line], *lines[line + 1 :]])
+        elif change == 7:
+            data = b"\r\n".join([*lines[:line], lines[line], *lines[line:]])
+        else:
+            data = data[:start] + rng.choice([http1_input, http2_input])(rng)
+    return data
+
+
+def odd_target(rng: Random) -> bytes:
+    return b"/" + rng.choice(PATHS) if rng.random() < 0.95 else rng.choice(TARGETS)
+
+
+def http1_input(rng: Random) -> bytes:
+    data = b""
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        kind = rng.choice(
+            [
+                "get",
+                "head",
+                "post",
+                "chunked",
+                "expect",
+                "close",
+                "1.0",
+                "h2c",
+                "websocket",
+                "websocket",
+            ]
+        )
+        method, lines, body = b"GET", [b"Host: localhost"], b""
+        if kind == "head":
+            method = b"HEAD"
+        elif kind == "post":
+            method, body = b"POST", rng.randbytes(rng.choice([0, 1, 100, 50_000]))
+            lines.append(b"Content-Length: %d" % len(body))
+        elif kind in ("chunked", "expect"):
+            method = b"POST"
+            lines.append(b"Transfer-Encoding: chunked")
+            lines += [b"Expect: 100-continue"] * (kind == "expect")
+            body = b"5\r\nhello\r\n3;x=y\r\nyou\r\n0\r\n" + rng.choice([b"", b"X: y\r\n"]) + b"\r\n"
+        elif kind == "close":
+            lines.append(b"Connection: close")
+        elif kind == "h2c":
+            settings = urlsafe_b64encode(HELLO_SETTINGS)
+            lines += [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c"]
+            lines.append(b"HTTP2-Settings: " + settings)
+            body = http2_input(rng, first=3)
+        elif kind == "websocket":
+            lines += [*UPGRADE, b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+            lines += [b"Sec-WebSocket-Extensions: permessage-deflate"] * rng.randrange(2)
+            body = websocket_input(rng)
+        while rng.random() < 0.2:
+            lines.insert(rng.randrange(len(lines) + 1), b": ".join(rng.choice(FIELDS)))
+        version = b"1.0" if kind == "1.0" else b"1.1"
+        data += b"%s %s HTTP/%s\r\n" % (method, odd_target(rng), version)
+        data += b"\r\n".join([*lines, b"", body])
+    return data
+
+
+def websocket_input(rng: Random) -> bytes:
+    """Frames, masked by a mask of ours: a library's would not be the same again."""
+    deflate = zlib.compressobj(wbits=-15)
+    squeezed = deflate.compress(b"squeezed") + deflate.flush(zlib.Z_SYNC_FLUSH)
+    frames = [
+        *[(0x81, b"text"), (0x82, b"bytes"), (0x89, b"ping"), (0x8A, b"pong")] * 3,
+        *[(0x81, b"bye"), (0x88, b"\x03\xe8"), (0x01, b"part"), (0x00, b"part"), (0x80, b"end")]
+        * 2,
+        *[(0xC1, squeezed[:-4]), (0xC1, b"not"), (0xC2, squeezed), (0xC9, b""), (0xF1, b"")],
+        *[(0x81, b"\xff"), (0x81, b"\xc3"), (0x82, b"x" * 40_000), (0x83, b""), (0x8B, b"")],
+        *[(0x88, b""), (0x88, b"\x03"), (0x88, b"\x03\xed"), (0x88, b"\x03\xe8\xff")],
+        *[(0x09, b""), (0x89, b"x" * 126), (0x88, b"\x00\x00"), (0x08, b"\x03\xe8")],
+    ]
+    data = b""
+    for first, payload in rng.choices(frames, k=rng.randrange(1, 8)):
+        size, mask = len(payload), rng.randbytes(4) if len(payload) < 126 else bytes(4)
+        second, length = (0x80 | size, b"") if size < 126 else (0xFE, size.to_bytes(2, "big"))
+        masked = (
+            bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)) if any(mask) else payload
+        )
+        data += bytes([first, second]) + length + mask + masked
+    return data
+
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW, CONTINUATION = (
+    range(10)
+)
+Frame = tuple[int, int, int, bytes]  # type, flags, stream, body
+
+
+def http2_input(rng: Random, first: int = 1) -> bytes:
+    encoder = hpack.Encoder()
+    settings = rng.choice([b"", HELLO_SETTINGS, bytes.fromhex("0004") + rng.choice(NUMBERS)])
+    frames: list[Frame] = [(SETTINGS, 0, 0, settings), (WINDOW, 0, 0, b"\x00\x0f\x00\x00")]
+    begun: list[list[Frame]] = []
+    last = first + 2 * rng.randrange(1, 6)
+    for stream in range(first, last, 2):
+        head, rest = http2_request(rng, encoder, stream)
+        frames += head
+        begun.append(rest)
+        while (going := [rest for rest in begun if rest]) and rng.random() < 0.6:
+            frames.append(rng.choice(going).pop(0))
+    frames += [frame for rest in begun for frame in rest]
+    while rng.random() < 0.6:
+        place = rng.randrange(len(frames) + 1)
+        kind, flags, stream, body = frames[min(place, len(frames) - 1)]
+        change = rng.randrange(10)
+        if change < 5:
+            frames[place:place] = odd_frames(rng, rng.randrange(first, last + 2))
+        elif change == 5:
+            frames[place : place + 1] = []
+        elif change == 6:
+            frames.insert(place, (kind, flags ^ rng.choice([1, 4, 8, 32]), stream, body))
+        elif change == 7:
+            frames.insert(place, (rng.randrange(12), flags, stream, body))
+        elif change == 8:
+            frames.insert(place, (kind, flags, rng.randrange(last + 4), body))
+        else:
+            frames.insert(place, frames.pop(rng.randrange(len(frames))))
+    return H2_PREFACE + b"".join(map(pack, frames))
+
+
+def pack(frame: Frame) -> bytes:
+    kind, flags, stream, body = frame
+    return struct.pack("!I", len(body))[1:] + struct.pack("!BBI", kind, flags, stream) + body
+
+
+NUMBERS = [struct.pack("!I", n) for n in (0, 1, 2, 5, 16_384, 2**24, 2**31 - 1, 2**31, 2**32 - 1)]
+
+
+def http2_request(
+    rng: Random, encoder: hpack.Encoder, stream: int
+) -> tuple[list[Frame], list[Frame]]:
+    kind = rng.choice(
+        ["get", "head", "post", "post", "padded", "trailers", "websocket", "websocket"]
+    )
+    method = {"get": b"GET", "head": b"HEAD", "websocket": b"CONNECT"}.get(kind, b"POST")
+    fields = [(b":method", method), (b":scheme", b"http"), (b":authority", b"localhost")]
+    fields.append((b":path", odd_target(rng)))
+    rest: list[Frame] = []
+    if kind == "websocket":
+        fields += [(b":protocol", b"websocket"), (b"sec-websocket-version", b"13")]
+        rest = [(DATA, 0, stream, websocket_input(rng)), (DATA, rng.randrange(2), stream, b"")]
+    elif kind == "padded":
+        rest = [(DATA, 8 | 1, stream, b"\x05hello" + bytes(5))]
+    elif kind in ("post", "trailers"):
+        sizes = rng.choices([0, 1, 100, 16_384], k=rng.randrange(1, 6))
+        rest = [(DATA, 0, stream, rng.randbytes(size)) for size in sizes]
+        if kind == "post":
+            rest.append((DATA, 1, stream, b""))
+    while rng.random() < 0.2:
+        if rng.random() < 0.6:
+            fields.insert(rng.randrange(len(fields) + 1), rng.choice(FIELDS))
+        else:
+            fields.pop(rng.randrange(len(fields)))
+    block = encoder.encode(fields, huffman=rng.random() < 0.5)
+    end = int(kind in ("get", "head"))
+    parts = [block[i : i + 16_000] for i in range(0, len(block), 16_000)] or [b""]
+    if rng.random() < 0.1:
+        parts = [bytes([byte]) for byte in block]
+    head: list[Frame] = []
+    for i, part in enumerate(parts):
+        flags = 4 * (i == len(parts) - 1) | (end if i == 0 else 0)
+        head.append((CONTINUATION if i else HEADERS, flags, stream, part))
+    if kind == "trailers":  # in the order of encoding, which is that of the blocks
+        head += rest
+        rest = []
+        head.append((HEADERS, 4 | 1, stream, encoder.encode([(b"x", b"y"), rng.choice(FIELDS)])))
+    if rng.random() < 0.1:
+        rest.append((RST_STREAM, 0, stream, rng.choice(NUMBERS)))
+    return head, rest
+
+
+def odd_frames(rng: Random, stream: int) -> list[Frame]:
+    number = rng.choice(NUMBERS)
+    block = b"\x82\x86\x84\x01\x09localhost"  # get, without the encoder's dynamic table
+    flood = rng.choice([2, 50, 500])
+    odd: list[list[Frame]] = [
+        [(WINDOW, 0, rng.choice([0, stream]), number)],
+        [(WINDOW, 0, stream, b"\x00\x00\x00\x01")] * flood,
+        [(SETTINGS, 0, 0, struct.pack("!H", rng.randrange(1, 12)) + number)],
+        [(SETTINGS, rng.randrange(2), rng.randrange(2), number)],
+        [(SETTINGS, 0, 0, b"")] * flood,
+        [(SETTINGS, 1, 0, b"")],
+        [(PING, rng.randrange(2), rng.randrange(2), b"x" * rng.choice([7, 8]))] * flood,
+        [(RST_STREAM, 0, stream, number)],
+        [(RST_STREAM, 0, s, number) for s in range(stream + 4)],
+        [(DATA, rng.randrange(2), stream, b"x" * 100)] * flood,
+        [(DATA, 8, stream, b"\xff" + b"x" * 100)],
+        [(DATA, 8, stream, b"\xff" + bytes(255))] * flood,
+        [(HEADERS, 4 | 1, stream, block)],
+        [(HEADERS, 0, stream, block)],
+        [(HEADERS, 4 | 1, stream, rng.randbytes(20))],
+        [(HEADERS, 4 | 1 | 32, stream, struct.pack("!I", stream) + b"\x10" + block)],
+        [(HEADERS, 0, stream, b"")] + [(CONTINUATION, 0, stream, b"")] * flood,
+        [(CONTINUATION, 4, stream, block)],
+        [(PUSH_PROMISE, 4, stream, number + block)] * flood,
+        [(PRIORITY, 0, stream, struct.pack("!IB", rng.randrange(stream + 9), 7))],
+        [(PRIORITY, 0, s, number + b"\x10") for s in range(1, 2 * flood, 2)],
+        [(GOAWAY, 0, 0, number + number + b"bye")],
+        [(rng.randrange(10, 256), rng.randrange(256), stream, rng.randbytes(9))] * flood,
+    ]
+    s = stream | 1
+    rapid = [[(HEADERS, 5, n, block), (RST_STREAM, 0, n, number)] for n in range(s, s + flood, 2)]
+    odd.append([frame for pair in rapid for frame in pair])
+    return rng.choice(odd)
+
+
+# What one connection does
+
+
+@dataclass(frozen=True)
+class Plan:
+    tls: bool
+    alpn: str | None  # None: no handshake
+    deaf: bool  # stops reading
+    end: str
+    chunks: list[tuple[bytes, int, bool]]  # bytes, checkpoints behind them, whether under TLS
+
+
+def make_plan(seed: int, index: int) -> Plan:
+    rng = Random(f"{seed} {index}")
+    kind = rng.choices(["plain", "h2", "http/1.1", "", "garbage"], [80, 8, 6, 2, 4])[0]
+    if kind == "garbage" and rng.random() < 0.5:
+        data = rng.choice([CLIENT_HELLO, CLIENT_HELLO, rng.randbytes(50)])
+    else:
+        data = (http2_input if kind == "h2" or rng.random() < 0.4 else http1_input)(rng)
+    if rng.random() < 0.5:
+        data = mutate(rng, data)
+    size = rng.choice([len(data), 9, 24, 100, 1000]) or 1
+    size = max(size, len(data) // 100)
+    cuts = sorted({0, *(rng.randrange(len(data) + 1) for _ in range(len(data) // size)), len(data)})
+    pieces = [data[start:stop] for start, stop in pairwise(cuts)]
+    chunks = [(piece, rng.choice([0, 0, 1, 5]), rng.random() < 0.01) for piece in pieces]
+    end = rng.choice(["close", "reset", "half-close", "half-close"])
+    chunks.append((b"", rng.choice([0, 1, 10, 50]), False))
+    alpn = None if kind in ("plain", "garbage") else kind
+    deaf = end in ("close", "reset") and rng.random() < 0.3
+    return Plan(kind != "plain", alpn, deaf, end, chunks)
+
+
+def client_hello() -> bytes:
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        TLS["h2"].wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+CLIENT_HELLO = client_hello()
+
+
+# The application
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -127,6 +460,9 @@ async def websocket(path: str, receive: Any, send: Any) -> None:
                 await send({"type": "websocket.close"})
 
 
+# What is watched
+
+
 class Log(logging.Handler):
     """Errors that are not the application's, by what and where they are."""
 
@@ -157,7 +493,9 @@ def where(error: BaseException | None) -> str:
     """Who raised it, and who of Hypercorn or us is to blame for it."""
     frames = traceback.extract_tb(error.__traceback__ if error else None)
     ours = [f for f in frames if "httptrack" in f.filename or "hypercorn" in f.filename]
-    names = [f"{'/'.join(Path(f.filename).parts[-3:])}:{f.lineno}" for f in (*ours[-2:], *frames[-1:])]
+    names = [
+        f"{'/'.join(Path(f.filename).parts[-3:])}:{f.lineno}" for f in (*ours[-2:], *frames[-1:])
+    ]
     return " > ".join(dict.fromkeys(names))
 
 
@@ -217,7 +555,8 @@ class Fuzz:
 
     # Bad clients
 
-    async def attack(self, index: int, *, stay: bool = False) -> None:
+    async def attack(self, index: int, *, task_status: trio.TaskStatus[None] | None = None) -> None:
+        """Do what is planned; with a ``task_status``, stay until the server has shut down."""
         plan = make_plan(self.seed, index)
         self._in_flight.add(index)
         address = str(ip_address(FIRST_ADDRESS + index))
@@ -225,7 +564,7 @@ class Fuzz:
             "127.0.0.1", self._ports[plan.tls], local_address=address
         )
         try:
-            await self._converse(index, plan, transport, stay)
+            await self._converse(index, plan, transport, task_status)
         finally:
             transport.socket.close()
         conn = self._conns.pop(index, None)  # a reset may have come before its address was asked
@@ -238,7 +577,11 @@ class Fuzz:
         self.done += 1
 
     async def _converse(
-        self, index: int, plan: Plan, transport: trio.SocketStream, stay: bool
+        self,
+        index: int,
+        plan: Plan,
+        transport: trio.SocketStream,
+        task_status: trio.TaskStatus[None] | None,
     ) -> None:
         stream: Any = transport
         if plan.alpn is not None:
@@ -256,8 +599,8 @@ class Fuzz:
                     await (transport if raw else stream).send_all(chunk)
                     for _ in range(pause):
                         await trio.lowlevel.checkpoint()
-            if stay:
-                self._in_flight.discard(index)
+            if task_status is not None:
+                task_status.started()
                 await self._stopped.wait()
             elif plan.end == "reset":
                 reset(transport)
@@ -350,7 +693,7 @@ class Fuzz:
                 self._attacked.set()
             trio.lowlevel.remove_instrument(rounds)
             with trio.move_on_after(IN_TIME):
-                while (after := await census()) != before:
+                while (after := await census()) != before:  # noqa: ASYNC110
                     await trio.sleep(0.05)
             if after != before:
                 left = [index_of(c.conn) for c in gc.get_objects() if isinstance(c, Connection)]
@@ -373,9 +716,7 @@ class Fuzz:
         """Shut down while some connections stay."""
         async with trio.open_nursery() as nursery:
             for index in range(first, first + 20):
-                nursery.start_soon(partial(self.attack, index, stay=True))
-            while self._in_flight:
-                await trio.sleep(0.01)
+                await nursery.start(partial(self.attack, index))
             began = trio.current_time()
             await shutdown()
             if (took := trio.current_time() - began) > GRACE + 0.5:
@@ -413,7 +754,9 @@ def soak(seconds: float) -> Iterator[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--connections", type=int, default=20_000, metavar="N")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="+", metavar="I", help="these and no others")
@@ -430,7 +773,8 @@ def main() -> None:
         CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
         trio.run(fuzz.run, certificate, indices)
     took = time.perf_counter() - began
-    say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB; ends {dict(fuzz.reasons)}")
+    say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB")
+    say(f"ends {dict(fuzz.reasons)}")
     say(f"right answers {dict(fuzz.answers)}, the slowest in {fuzz.slowest:.2f} s")
     sys.exit("\n".join(fuzz.failures))
 

@@ -105,7 +105,7 @@ async def test_read_timeout_ends_a_connection_in_any_state(autojump_clock: MockC
 
 
 @pytest.mark.parametrize("requests", [0, 1])
-async def test_a_client_that_leaves_is_noticed_at_once(
+async def test_a_connection_ends_with_its_peer_and_not_with_a_timeout(
     requests: int, autojump_clock: MockClock
 ) -> None:
     """NEW or IDLE, the connection ends with its peer and not with its timeout."""
@@ -242,7 +242,7 @@ async def test_cancelling_the_server_closes_every_connection_at_once(
     assert ends(recorder) == [(0, "aborted_by_app")] * 2
 
 
-async def test_after_the_peer_has_gone_receive_says_so_and_send_raises(
+async def test_a_handler_whose_peer_has_gone_is_told_by_its_next_receive_or_send(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both are checkpoints however often they are called, and the OSError is not logged."""

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from .clients import http1
 from .test_faults import Arena, arena, handshake, request
 
 if sys.version_info < (3, 11):
@@ -24,7 +25,7 @@ async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
         client.h2.increment_flow_control_window(2**31 - 1 - 65535)
         if protocol == "websocket over h2":
-            await client.websocket(path)
+            await client.websocket(path, accepted=path in ("/big", "/endless"))
         else:
             client.request(path)
             await client.flush()
@@ -37,12 +38,12 @@ async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
 PROTOCOLS = ["http1", "tls", "h2", "h2c", "websocket", "websocket over h2"]
 
 
-@pytest.mark.parametrize("path", ["/big", "/endless"])
+@pytest.mark.parametrize("path", ["/big", "/endless", "/never-returns"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_shutdown_does_not_wait_for_a_client_that_does_not_read(
+async def test_a_shutdown_ends_within_its_grace_whatever_clients_and_handlers_do(
     protocol: str, path: str, certificate: Path
 ) -> None:
-    """At the end of graceful_timeout its transport is closed, under TLS too."""
+    """Neither clients that do not read nor handlers that do not return hold it up."""
     async with arena(certificate) as server:
         stream = await ask_and_do_not_read(server, protocol, path)
         await server.reached.wait()
@@ -53,7 +54,7 @@ async def test_a_shutdown_does_not_wait_for_a_client_that_does_not_read(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_writer_waits_for_a_client_that_does_not_read(
+async def test_a_client_that_does_not_read_is_not_written_to_without_bounds(
     protocol: str, certificate: Path
 ) -> None:
     """However wide a client opens its windows, an endless answer stops when it stops reading."""
@@ -66,10 +67,8 @@ async def test_a_writer_waits_for_a_client_that_does_not_read(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_cancelling_a_server_does_not_wait_for_a_client_that_does_not_read(
-    protocol: str, certificate: Path
-) -> None:
-    """A cancellation closes every socket at once, also those that are being written to."""
+async def test_a_cancellation_closes_every_socket_at_once(protocol: str, certificate: Path) -> None:
+    """Also those that are being written to, and whose clients do not read."""
     with trio.fail_after(5), trio.CancelScope() as scope:
         async with arena(certificate, graceful_timeout=60) as server:
             stream = await ask_and_do_not_read(server, protocol, "/big")
@@ -81,22 +80,9 @@ async def test_cancelling_a_server_does_not_wait_for_a_client_that_does_not_read
     await trio.aclose_forcefully(stream)
 
 
-@pytest.mark.parametrize("protocol", ["http1", "tls", "h2", "h2c", "websocket"])
-async def test_a_shutdown_does_not_wait_for_a_handler_that_never_returns(
-    protocol: str, certificate: Path
-) -> None:
-    """A handler that ignores everything is cancelled at the end of graceful_timeout."""
-    async with arena(certificate) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/never-returns")
-        await server.reached.wait()
-    assert server.recorder.conns[0].close_reason == "app_shutdown_timeout"
-    await trio.aclose_forcefully(stream)
-
-
-async def test_sys_exit_in_a_handler_ends_the_server_also_past_a_client_that_does_not_read(
-    certificate: Path,
-) -> None:
-    """SystemExit travels out of the server, and no connection holds it up."""
+@pytest.mark.parametrize("path", ["/sys-exit", "/ctrl-c"])
+async def test_ctrl_c_and_sys_exit_still_end_the_server(path: str, certificate: Path) -> None:
+    """In a handler they travel out of the server, and no connection holds them up."""
     stuck: Any = None
 
     async def main() -> None:
@@ -105,10 +91,10 @@ async def test_sys_exit_in_a_handler_ends_the_server_also_past_a_client_that_doe
             stuck = await ask_and_do_not_read(server, "http1", "/big")
             await server.reached.wait()
             await wait_all_tasks_blocked()
-            await server.exchange(request("/sys-exit"))
+            await server.exchange(request(path))
             await trio.sleep_forever()
 
-    with trio.fail_after(5), pytest.raises(SystemExit, match="from a handler"):
+    with trio.fail_after(5), pytest.raises((SystemExit, KeyboardInterrupt), match="from a handler"):
         await main()
     await trio.aclose_forcefully(stuck)
 
@@ -134,10 +120,8 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
 
 
 @pytest.mark.parametrize("path", ["/deaf-until-gate", "websocket"])
-async def test_an_h2_stream_whose_handler_does_not_read_keeps_no_other_waiting(
-    path: str, certificate: Path
-) -> None:
-    """Its own window closes, however small the frames; other streams answer, and upload."""
+async def test_one_http_2_stream_keeps_no_other_waiting(path: str, certificate: Path) -> None:
+    """A handler that does not read closes its own window; other streams answer, and upload."""
     async with arena(certificate) as server:
         client = await server.connect_h2()
         if path == "websocket":
@@ -164,3 +148,48 @@ async def test_an_h2_upload_goes_on_when_its_handler_reads_again(certificate: Pa
         server.gate.set()
         assert await client.post("/echo", body) == ("200", body)
         await client.stream.aclose()
+
+
+async def test_every_connection_reports_exactly_one_terminal_state(certificate: Path) -> None:
+    """Whatever it was doing when the server, or its client, ended it."""
+    clients: list[Any] = []
+    async with arena(certificate) as server:
+        for protocol in PROTOCOLS:
+            for path in ("/", "/endless", "/never-returns"):
+                clients.append(await ask_and_do_not_read(server, protocol, path))
+                clients.append(await ask_and_do_not_read(server, protocol, path))
+        clients += [await server.connect(), await server.connect(tls=True)]
+        await server.recorder.wait_for(lambda: len(server.recorder.conns) == len(clients))
+        await wait_all_tasks_blocked()
+        for client in clients[::2]:
+            await trio.aclose_forcefully(client)
+    assert {sequence[-1] for sequence in server.recorder.sequences()} == {"C", "H"}
+    for sequence in server.recorder.sequences():
+        assert sum(map(sequence.count, "CH")) == 1
+    for client in clients:
+        await trio.aclose_forcefully(client)
+
+
+@pytest.mark.parametrize("protocol", ["http1", "h2", "websocket"])
+async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
+    protocol: str, certificate: Path
+) -> None:
+    """An application that only sends, or only receives, before and after its peer's end."""
+    async with arena(certificate) as server:
+        stream = await ask_and_do_not_read(server, protocol, "/always-sends")
+        await server.reached.wait()
+        with trio.fail_after(5):
+            assert await http1(await server.connected()) == (200, b"hello")
+            await trio.aclose_forcefully(stream)
+            await server.recorder.conns[0].wait_closed()
+            assert await http1(await server.connected()) == (200, b"hello")
+
+
+async def test_a_client_that_says_too_much_keeps_its_answer(certificate: Path) -> None:
+    """What follows a client's last request is not read, and does not cost it the answer."""
+    async with arena(certificate) as server:
+        for extra in (b"\r\n", b"garbage", request("/hold")):
+            for asked in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
+                answer = await server.exchange(asked + extra)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert answer.endswith(b"hello")

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from .support import Recorder, client_ssl, respond
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-GRACE = 0.3  # seconds
+GRACE = 0.1  # seconds
 
 
 class Arena:
@@ -47,6 +47,7 @@ class Arena:
         self.gate = trio.Event()
         self.seen: list[str] = []
         self.written = 0
+        self.clients = AsyncExitStack()
         self.reached = trio.Event()
         self.ports: dict[bool, int] = {}
 
@@ -106,6 +107,20 @@ class Arena:
                 await receive()
 
     websocket_never_returns = http_never_returns
+
+    async def http_always_sends(self, scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            self.reached.set()
+            for event in ("http.response.start", "http.response.body", "websocket.send"):
+                with suppress(Exception):
+                    await send({"type": event, "status": 200, "body": b"x", "more_body": True})
+            with trio.move_on_after(0):
+                await receive()
+
+    websocket_always_sends = http_always_sends
+
+    async def http_ctrl_c(self, scope: Any, receive: Any, send: Any) -> None:
+        raise KeyboardInterrupt("from a handler")
 
     async def http_sys_exit(self, scope: Any, receive: Any, send: Any) -> None:
         sys.exit("from a handler")
@@ -215,6 +230,10 @@ class Arena:
     async def connect(self, *, tls: bool = False) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.ports[tls])
 
+    async def connected(self) -> trio.SocketStream:
+        """A client's end that is closed with the arena."""
+        return await self.clients.enter_async_context(await self.connect())
+
     async def connect_tls(self, *alpn: str) -> trio.SSLStream[trio.SocketStream]:
         stream = trio.SSLStream(
             await self.connect(tls=True),
@@ -262,7 +281,10 @@ async def arena(certificate: Path, **settings: Any) -> AsyncIterator[Arena]:
         keyfile=str(certificate),
         **{"errorlog": None, "graceful_timeout": GRACE, **settings},
     )
-    async with tracked_server(arena.app, config, tracker=arena.recorder) as server:
+    async with (
+        arena.clients,
+        tracked_server(arena.app, config, tracker=arena.recorder) as server,
+    ):
         tls, plain = server.urls
         arena.ports = {True: int(tls.rpartition(":")[2]), False: int(plain.rpartition(":")[2])}
         yield arena
@@ -691,9 +713,7 @@ for moment, manner, protocol in product(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_ends_its_own_connection_and_nothing_else(
-    name: str, certificate: Path
-) -> None:
+async def test_an_error_ends_its_own_connection_and_no_other(name: str, certificate: Path) -> None:
     """Whatever one client or handler does, nobody else notices and nothing is left of it."""
     async with arena(certificate) as server, await server.connect() as bystander:
         await bystander.send_all(request("/hold"))

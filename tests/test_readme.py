@@ -88,3 +88,13 @@ def test_the_block_prints_its_numbers(folder: Path) -> None:
         [sys.executable, "block.py"], cwd=folder, check=True, capture_output=True, text=True
     )
     assert "in all: accepted 1, active 1" in script.stdout
+
+
+def test_every_guarantee_is_the_name_of_a_test() -> None:
+    """What the README promises in bold, tests of the same name show."""
+    section = README.read_text().partition("## What a tracked server guarantees")[2]
+    promises = re.findall(r"^- \*\*(.+?)\.\*\*", section, re.MULTILINE)
+    names = {re.sub(r"\W+", "_", promise).lower() for promise in promises}
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(names) == 11
+    assert names <= set(re.findall(r"def test_(\w+)", source))

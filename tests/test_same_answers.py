@@ -1,0 +1,1533 @@
+"""Where plain Hypercorn answers correctly, a tracked server answers the same bytes.
+
+Each exchange below is held twice, with Hypercorn's own trio worker and with a tracked
+server, by the same client with the same application and the same settings. What the client
+received must be the same, and so must what the application was told: its scopes, and what
+``receive`` gave it. HTTP/1 and WebSockets over it are compared byte by byte. HTTP/2 frames
+too, but for WINDOW_UPDATE, and for the boundaries between a stream's DATA frames, which
+depend on when the server's tasks run. Where several streams are at work at once, each of
+them is compared for itself.
+
+These are the differences, all of them intended:
+
+* Once the peer has gone, ``send`` raises an OSError, as ASGI asks for, and ``receive``
+  repeats the disconnect. In plain Hypercorn the one does nothing and the other never returns.
+* A connection on which Hypercorn itself has refused an HTTP/1 request is closed behind the
+  answer. Plain Hypercorn keeps it, deaf and with no deadline, until the client leaves.
+* An HTTP/2 stream whose handler fails after the response's head is reset. In plain
+  Hypercorn the client waits for the rest.
+* A WebSocket over HTTP/2 that was closed ends its stream (RFC 8441, 5). In plain
+  Hypercorn only the one that the application closed does.
+* HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
+* HTTP/2 flow-control windows are returned for each frame, a stream's when its handler has
+  read, so that streams do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hypercorn.trio
+import pytest
+import trio
+import wsproto
+import wsproto.extensions
+from hypercorn.config import Config
+from trio.testing import wait_all_tasks_blocked
+from wsproto.events import (
+    BytesMessage,
+    CloseConnection,
+    Ping,
+    Pong,
+    TextMessage,
+)
+
+from trio_httptrack import install, tracked_server
+
+from .support import client_ssl, respond
+
+MEGABYTE = 2**20
+
+# The application
+
+
+class Application:
+    """Answers as the first part of the path says, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, list[Any]]] = []
+        self.noted: list[object] = []
+        self.gate = trio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"]["started"] = ["by the lifespan"]
+            while True:
+                await send({"type": (await receive())["type"] + ".complete"})
+        events: list[Any] = []
+        self.told.append((deepcopy(scope), events))
+
+        async def kept_receive() -> Any:
+            event = await receive()
+            before = events[-1] if events else {}
+            if "more_body" in event and before.get("more_body"):
+                # How many parts a body has is TCP's business.
+                events[-1] = {**event, "body": before["body"] + event["body"]}
+            else:
+                events.append(event)
+            return event
+
+        name = scope["path"].split("/")[1].replace("-", "_")
+        answer = getattr(self, f"{scope['type']}_{name}", self.http_echo)
+        await answer(scope, kept_receive, send)
+
+    async def http_echo(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b"".join([part async for part in parts(receive)])
+        await respond(send, b"%s %s: %s" % (scope["method"].encode(), scope["raw_path"], body))
+
+    async def http_count(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"%d" % sum([len(part) async for part in parts(receive)]))
+
+    async def http_back(self, scope: Any, receive: Any, send: Any) -> None:
+        """Sends each part of the body when it comes."""
+        await start(send)
+        async for part in parts(receive):
+            await more(send, part)
+        await send({"type": "http.response.body"})
+
+    async def http_empty(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"")
+
+    async def http_nothing(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"", status=204)
+
+    async def http_unchanged(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send, 304, (b"etag", b'"1"'))
+        await send({"type": "http.response.body", "body": b"of no use"})
+
+    async def http_refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"no", status=405)
+
+    async def http_stream(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        for part in (b"one", b"two", b"", b"three"):
+            await more(send, part)
+            await trio.lowlevel.checkpoint()
+        await send({"type": "http.response.body"})
+
+    async def http_in_parts(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send, 200, (b"content-length", b"11"))
+        await wait_all_tasks_blocked()  # the client has the head by now
+        await more(send, b"one")
+        await more(send, b"two")
+        await send({"type": "http.response.body", "body": b"three"})
+
+    async def http_big(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"x" * MEGABYTE)
+
+    async def http_big_stream(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        for digit in b"0123456789":
+            await more(send, bytes([digit]) * (MEGABYTE // 10))
+        await send({"type": "http.response.body"})
+
+    async def http_headers(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(
+            send,
+            202,
+            (b"X-Upper", b"Value"),
+            (b"set-cookie", b"a=1"),
+            (b"set-cookie", b"b=2"),
+            (b"x-spaces", b"  around  "),
+            (b"x-latin", b"caf\xe9"),
+            (b"x-empty", b""),
+        )
+        await send({"type": "http.response.body", "body": b"with headers"})
+
+    async def http_long_head(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send, 200, *((b"x-%d" % n, b"y" * 1000) for n in range(40)))
+        await send({"type": "http.response.body", "body": b"at last"})
+
+    async def http_close(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send, 200, (b"connection", b"close"), (b"content-length", b"3"))
+        await send({"type": "http.response.body", "body": b"bye"})
+
+    async def http_early(self, scope: Any, receive: Any, send: Any) -> None:
+        """Does not read."""
+        await respond(send, b"early")
+
+    async def http_raise(self, scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("the application's own error")
+
+    async def http_return(self, scope: Any, receive: Any, send: Any) -> None:
+        return
+
+    async def http_raise_after_head(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        await more(send, b"part")
+        raise ValueError("the application's own error")
+
+    async def http_until_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await respond(send, b"you have said all")
+
+    async def http_receive_after_answer(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"answered")
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def http_keep_state(self, scope: Any, receive: Any, send: Any) -> None:
+        """The state is the server's, its copies are the requests'."""
+        scope["state"]["request"] = scope["path"]
+        await respond(send, b"kept")
+
+    async def http_hint(self, scope: Any, receive: Any, send: Any) -> None:
+        for links in ([b"</a.css>; rel=preload"], [b"</b.js>; rel=preload", b"</c>; rel=next"]):
+            await send({"type": "http.response.early_hint", "links": links})
+        await respond(send, b"hinted")
+
+    async def http_trailers(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        if scope["path"] != "/trailers/only":
+            await more(send, b"with ")
+            await send({"type": "http.response.body", "body": b"trailers"})
+        else:
+            await send({"type": "http.response.body"})
+        headers = [(b"x-sum", b"42"), (b"x-more", b"no")]
+        await send({"type": "http.response.trailers", "headers": headers})
+
+    async def http_push(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"x-pushed", b"yes")]
+        await send({"type": "http.response.push", "path": "/pushed", "headers": headers})
+        await respond(send, b"pushing")
+
+    async def websocket_echo(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
+
+    async def websocket_choose(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"x-extra", b"1"), (b"set-cookie", b"a=b")]
+        await accept(receive, send, subprotocol=scope["subprotocols"][1], headers=headers)
+        await receive()
+
+    async def websocket_say(self, scope: Any, receive: Any, send: Any) -> None:
+        """Speaks, once it was spoken to, in all sizes that a frame's length is written in."""
+        await accept(receive, send)
+        await receive()
+        for size in (0, 125, 126, 65535, 65536, MEGABYTE):
+            await send({"type": "websocket.send", "bytes": b"x" * size})
+        await send({"type": "websocket.send", "text": "to the \N{END WITH LEFTWARDS ARROW ABOVE}"})
+        await receive()
+
+    async def websocket_goodbye(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await receive()
+        await send({"type": "websocket.close", "code": 3001, "reason": "enough"})
+        await receive()
+
+    async def websocket_leave(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await receive()
+
+    async def websocket_fall(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await receive()
+        raise ValueError("the application's own error")
+
+    async def websocket_refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.close"})
+
+    async def websocket_deny(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        headers = [(b"content-length", b"11"), (b"x-why", b"so")]
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": headers})
+        for part in (b"one", b"two", b"three"):
+            event = {"type": "websocket.http.response.body", "body": part}
+            await send({**event, "more_body": part != b"three"})
+
+    async def websocket_raise(self, scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("the application's own error")
+
+    async def websocket_return(self, scope: Any, receive: Any, send: Any) -> None:
+        return
+
+    # For the differences
+
+    async def http_send_after_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        await more(send, b"part")
+        await self._note_the_end(receive, partial(more, send, b"more"))
+
+    async def websocket_send_after_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        event = {"type": "websocket.send", "text": "into the dark"}
+        await self._note_the_end(receive, partial(send, event))
+
+    async def _note_the_end(self, receive: Any, send: Callable[[], Awaitable[None]]) -> None:
+        while not (await receive())["type"].endswith(".disconnect"):
+            pass
+        try:
+            await send()
+            self.noted.append("send returned")
+        except OSError:
+            self.noted.append("send raised OSError")
+        async with trio.open_nursery() as nursery:
+
+            async def receive_again() -> None:
+                self.noted.append((await receive())["type"])
+
+            nursery.start_soon(receive_again)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        self.gate.set()
+
+
+async def parts(receive: Any) -> AsyncIterator[bytes]:
+    while True:
+        event = await receive()
+        yield event["body"]
+        if not event["more_body"]:
+            return
+
+
+async def start(send: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def more(send: Any, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def accept(receive: Any, send: Any, **event: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept", **event})
+
+
+class WsgiApplication:
+    """The same for WSGI."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterator[bytes]:
+        body = environ["wsgi.input"].read()
+        self.told.append(
+            {
+                "wsgi.input": body,
+                **{key: value for key, value in environ.items() if not hasattr(value, "read")},
+            }
+        )
+        del self.told[-1]["wsgi.errors"]
+        del self.told[-1]["SERVER_PORT"]
+        start_response("200 OK", [("X-Wsgi", "yes")])
+        yield b"one"
+        yield b"two" + body
+
+
+# The servers
+
+Serve = Callable[[Any, Config], AbstractAsyncContextManager[list[str]]]
+
+
+@asynccontextmanager
+async def plain(app: Any, config: Config) -> AsyncIterator[list[str]]:
+    """Hypercorn without us, whether or not something has called ``install``."""
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(hypercorn.trio.serve, app, config)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def tracked(app: Any, config: Config) -> AsyncIterator[list[str]]:
+    async with tracked_server(app, config) as server:
+        yield server.urls
+
+
+class Network:
+    """Where a client finds the server, and the names of its addresses."""
+
+    def __init__(self, urls: list[str], streams: AsyncExitStack) -> None:
+        self._addresses: dict[bool, tuple[str, int]] = {}
+        self._names: dict[Any, str] = {}
+        self._streams = streams
+        for url in urls:
+            scheme, _, address = url.partition("://")
+            host, _, port = address.rpartition(":")
+            self._addresses[scheme == "https"] = (host.strip("[]"), int(port))
+            self._names[host.strip("[]"), int(port)] = f"the {scheme} server"
+
+    async def connect(self, alpn: str | None = None) -> Any:
+        """A stream, closed at the latest with the network; over TLS for an ALPN protocol."""
+        stream = await trio.open_tcp_stream(*self._addresses[alpn is not None])
+        await self._streams.enter_async_context(stream)
+        clients = sum(name.startswith("client") for name in self._names.values())
+        self._names[stream.socket.getsockname()[:2]] = f"client {clients + 1}"
+        if alpn is None:
+            return stream
+        encrypted = trio.SSLStream(
+            stream,
+            client_ssl(*filter(None, [alpn])),
+            server_hostname="localhost",
+            https_compatible=True,
+        )
+        await encrypted.do_handshake()
+        return encrypted
+
+    def with_names(self, scope: Any) -> Any:
+        """A scope whose addresses have no port that another server would not have."""
+        names = {key: self._names[scope[key]] for key in ("client", "server")}
+        return {**scope, **names}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A client, and the server's settings for it."""
+
+    client: Callable[[Network], Awaitable[object]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    application: type[Application] | type[WsgiApplication] = Application
+
+    async def hold(self, serve: Serve, certificate: Path, **settings: Any) -> Any:
+        """What the client received, and what the application was told."""
+        app = self.application()
+        config = configured(certificate, **self.settings, **settings)
+        with trio.fail_after(10):
+            async with AsyncExitStack() as streams:
+                urls = await streams.enter_async_context(serve(app, config))
+                network = Network(urls, streams)
+                received = await self.client(network)
+        if isinstance(app, WsgiApplication):
+            return received, app.told
+        # Streams that begin together have no order.
+        by_path = sorted(app.told, key=lambda told: bytes(told[0]["raw_path"]))
+        return received, [(network.with_names(scope), events) for scope, events in by_path]
+
+
+def configured(certificate: Path, **settings: Any) -> Config:
+    return Config.from_mapping(
+        {
+            "bind": "127.0.0.1:0",
+            "insecure_bind": "127.0.0.1:0",
+            "certfile": str(certificate),
+            "keyfile": str(certificate),
+            "errorlog": None,
+            "include_date_header": False,
+            **settings,
+        }
+    )
+
+
+EXCHANGES: dict[str, Exchange] = {}
+
+# HTTP/1
+
+
+def request(target: str = "/echo", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
+    head = [f"{method} {target} HTTP/{version}", "Host: localhost", *lines, "", ""]
+    return "\r\n".join(head).encode("latin-1")
+
+
+LAST = "Connection: close"
+
+
+class Until(bytes):
+    """What the client waits for before it goes on."""
+
+
+END = Until()  # instead: say that nothing follows
+
+
+async def read_to_end(stream: Any) -> bytes:
+    received = b""
+    while data := await stream.receive_some():
+        received += data
+    return received
+
+
+async def converse(network: Network, alpn: str | None, statuses: str, turns: list[bytes]) -> bytes:
+    stream = await network.connect(alpn)
+    received, heard = b"", 0
+    for turn in turns:
+        if turn is END:
+            await stream.send_eof()
+        elif isinstance(turn, Until):
+            while not received.endswith(turn, heard):
+                data = await stream.receive_some()
+                assert data, received[-1000:]
+                received += data
+            heard = len(received)
+        else:
+            await stream.send_all(turn)
+            await wait_all_tasks_blocked()
+    received += await read_to_end(stream)
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", received) == statuses.encode().split()
+    return re.sub(rb"(?<=\r\ndate: )[^\r]+", b"some day", received)
+
+
+def http1(
+    name: str, *turns: bytes, statuses: str = "200", app: Any = Application, **settings: Any
+) -> None:
+    """A client that reads to the end, which it brings about itself; over TCP, and over TLS."""
+    for transport, alpn in {"tcp": None, "tls": "http/1.1"}.items():
+        if transport == "tls" and END in turns:
+            continue  # TLS has no half-close
+        client = partial(converse, alpn=alpn, statuses=statuses, turns=list(turns))
+        EXCHANGES[f"http1-{transport}-{name}"] = Exchange(client, settings, app)
+
+
+def length(n: int) -> str:
+    return f"Content-Length: {n}"
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+CHUNKS = b"3\r\none\r\n5;ext=1\r\nthree\r\n0\r\n\r\n"
+OK = Until(b"GET /echo: ")
+
+http1("get", request("/echo", LAST))
+http1("head", request("/echo", LAST, method="HEAD"))
+http1("head-of-a-stream", request("/stream", LAST, method="HEAD"))
+http1("post", request("/echo", LAST, length(5), method="POST") + b"hello")
+http1("post-chunked", request("/echo", LAST, CHUNKED, method="POST") + CHUNKS)
+http1(
+    "post-with-trailers",
+    request("/echo", LAST, CHUNKED, method="POST") + b"3\r\none\r\n0\r\nX-Sum: 42\r\n\r\n",
+)
+http1("put-nothing", request("/echo", LAST, length(0), method="PUT"))
+http1("lower-case-method", request("/echo", LAST, method="brew"))
+http1("no-content", request("/nothing", LAST), statuses="204")
+http1("not-modified", request("/unchanged", LAST), statuses="304")
+http1("empty", request("/empty", LAST))
+http1("streamed", request("/stream", LAST))
+http1("streamed-back", request("/back", LAST, length(5), method="POST") + b"hello")
+http1("head-first-body-in-parts", request("/in-parts", LAST))
+http1("headers", request("/headers", LAST), statuses="202")
+http1("long-head", request("/long-head", LAST))
+http1("close-by-the-application", request("/close"))
+http1("keep-alive", request(), OK, request(), OK, request("/echo", LAST), statuses="200 200 200")
+http1("keep-alive-then-end", request(), OK, request(), OK, END, statuses="200 200")
+http1(
+    "keep-alive-of-all-kinds",
+    request("/nothing") + request("/stream"),
+    Until(b"0\r\n\r\n"),
+    request("/unchanged") + request("/back", CHUNKED, method="POST") + CHUNKS,
+    Until(b"0\r\n\r\n"),
+    request("/empty", method="HEAD") + request("/big"),
+    Until(b"x" * MEGABYTE),
+    request("/echo", LAST),
+    statuses="204 200 304 200 200 200 200",
+)
+http1("pipelined", request() + request() + request("/echo", LAST), statuses="200 200 200")
+http1(
+    "pipelined-with-bodies",
+    (request("/echo", length(5), method="POST") + b"hello") * 3 + request("/echo", LAST),
+    statuses="200 200 200 200",
+)
+http1(
+    "pipelined-slow-answers",
+    request("/in-parts") * 3 + request("/in-parts", LAST),
+    statuses="200 200 200 200",
+)
+http1("pipelined-then-end", request() + request("/in-parts") * 2, END, statuses="200 200 200")
+http1("half-close", request(), END)
+http1("half-close-while-answering", request("/in-parts"), END)
+http1("half-close-after-an-upload", request("/echo", length(5)) + b"hello", END)
+http1("half-close-as-a-message", request("/until-disconnect"), END)
+http1("half-close-of-a-big-answer", request("/big"), END)
+http1("half-close-without-a-request", END, statuses="")
+http1("half-close-streamed", request("/big-stream"), END)
+http1("receive-after-the-answer", request("/receive-after-answer", LAST))
+http1(
+    "receive-after-the-answer-and-keep-alive",
+    request("/receive-after-answer"),
+    Until(b"answered"),
+    request("/echo", LAST),
+    statuses="200 200",
+)
+http1(
+    "continue",
+    request("/echo", LAST, length(5), "Expect: 100-continue", method="POST"),
+    Until(b"\r\n\r\n"),
+    b"hello",
+    statuses="100 200",
+)
+http1(
+    "continue-chunked",
+    request("/echo", LAST, CHUNKED, "Expect: 100-continue", method="POST"),
+    Until(b"\r\n\r\n"),
+    CHUNKS,
+    statuses="100 200",
+)
+http1(
+    "continue-and-body-at-once",
+    request("/echo", LAST, length(5), "Expect: 100-continue", method="POST") + b"hello",
+)
+http1(
+    "continue-refused",
+    request("/early", length(5), "Expect: 100-continue", method="POST"),
+    statuses="100 200",
+)
+http1("answered-before-the-upload", request("/early", length(5), method="POST"))
+http1("upload", request("/count", LAST, length(MEGABYTE), method="POST"), b"x" * MEGABYTE)
+http1(
+    "upload-chunked",
+    request("/count", LAST, CHUNKED, method="POST"),
+    b"".join(b"100\r\n%s\r\n" % (b"x" * 256) for _ in range(1000)) + b"0\r\n\r\n",
+)
+http1("big", request("/big", LAST))
+http1("big-streamed", request("/big-stream", LAST))
+http1("a-byte-at-a-time", *(bytes([byte]) for byte in request("/echo", LAST, method="POST")))
+http1("begins-like-http2", b"PRI", b"NT /echo HTTP/1.0\r\n\r\n")
+http1("empty-line-first", b"\r\n" + request("/echo", LAST))
+http1("absolute-form", request("http://localhost/echo?a=1", LAST))
+http1("options-for-the-server", request("*", LAST, method="OPTIONS"))
+http1("options", request("/echo", LAST, method="OPTIONS"))
+http1("connect", request("localhost:80", LAST, method="CONNECT"), statuses="200")
+http1("connect-refused", request("/refuse", LAST, method="CONNECT"), statuses="405")
+http1("query", request("/echo?a=1&b=%20+&&c", LAST))
+http1("query-is-empty", request("/echo?", LAST))
+http1("percent-encoding", request("/echo/caf%C3%A9%2Fx%3F%zz;p=1/.././/?q=%C3%A9", LAST))
+http1("headers-of-all-kinds", request("/echo", "X-A: 1", "x-a:2", "X-B:   ", "X-C: \xe9", LAST))
+http1(
+    "raw-headers",
+    request("/echo", "X-CamelCase: Yes", "Cookie: a=1; b=2", LAST),
+    h11_pass_raw_headers=True,
+)
+http1("raises", request("/raise", LAST), statuses="500")
+http1("raises-and-keep-alive", request("/raise"), statuses="500")
+http1("raises-behind-a-good-one", request() + request("/raise"), statuses="200 500")
+http1("returns", request("/return", LAST), statuses="500")
+http1("raises-after-the-head", request("/raise-after-head"))
+http1("early-hint", request("/hint", LAST), statuses="500")  # not over HTTP/1
+http1("lifespan-state", request("/keep-state/1") + request("/keep-state/2", LAST), statuses="200 200")
+http1("http-1.0", request("/echo", version="1.0"))
+http1("http-1.0-without-a-host", b"GET /echo HTTP/1.0\r\n\r\n")
+http1("http-1.0-head", request("/echo", method="HEAD", version="1.0"))
+http1("http-1.0-post", request("/echo", length(5), method="POST", version="1.0") + b"hello")
+http1("http-1.0-streamed", request("/stream", version="1.0"))
+http1("http-1.0-no-content", request("/nothing", version="1.0"), statuses="204")
+http1("http-1.0-keep-alive", request("/echo", "Connection: keep-alive", version="1.0"))
+http1("http-1.0-raises", request("/raise", version="1.0"), statuses="500")
+http1("http-1.0-half-close", request("/in-parts", version="1.0"), END)
+http1("unknown-upgrade", request("/echo", "Connection: upgrade, close", "Upgrade: irc/6.9"))
+http1("upgrade-of-a-post", request("/echo", LAST, "Upgrade: websocket", method="POST"))
+http1(
+    "h2c-upgrade-with-a-body",
+    request("/echo", "Connection: close, Upgrade, HTTP2-Settings", "Upgrade: h2c", length(5))
+    + b"hello",
+)
+http1("date", request("/echo", LAST), include_date_header=True)
+http1(
+    "date-of-each",
+    request("/stream") + request("/raise"),
+    statuses="200 500",
+    include_date_header=True,
+)
+http1("no-server-header", request("/echo", LAST), include_server_header=False)
+http1("alt-svc", request("/echo", LAST), alt_svc_headers=['h3=":443"; ma=3600', 'h2=":443"'])
+http1("root-path", request("/root/echo", LAST), root_path="/root/")
+http1("server-name", request("/echo", LAST), server_names=["localhost"])
+UNLISTED = Until(b"connection: close\r\nserver: hypercorn-h11\r\n\r\n")
+http1("another-server-name", request(), UNLISTED, END, statuses="404", server_names=["elsewhere"])
+http1(
+    "another-server-name-last",
+    request("/echo", LAST),
+    UNLISTED,
+    END,
+    statuses="404",
+    server_names=["elsewhere"],
+)
+http1(
+    "max-requests",
+    request(),
+    OK,
+    request(),
+    OK,
+    request(),
+    statuses="200 200 200",
+    keep_alive_max_requests=2,
+)
+http1("max-requests-pipelined", request() * 3, statuses="200 200 200", keep_alive_max_requests=2)
+http1("wsgi", request("/x/y?q=1", "X-A: 1", "X-A: 2", LAST), app=WsgiApplication)
+http1("wsgi-post", request("/", LAST, length(5), method="POST") + b"hello", app=WsgiApplication)
+http1("wsgi-keep-alive", request("/") + request("/", LAST), statuses="200 200", app=WsgiApplication)
+http1("wsgi-head", request("/", LAST, method="HEAD"), app=WsgiApplication)
+http1("wsgi-root-path", request("/root/x", LAST), app=WsgiApplication, root_path="/root")
+http1(
+    "wsgi-too-big",
+    request("/", LAST, length(5), method="POST") + b"hello",
+    statuses="400",
+    app=WsgiApplication,
+    wsgi_max_body_size=4,
+)
+
+# HTTP/2
+
+WINDOW_UPDATE = 8
+
+
+class Http2:
+    """An HTTP/2 client that keeps every byte, and each stream's events."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+        self.received = b""
+        self.events: dict[int, list[Any]] = {}
+        self.ended: set[int] = set()
+        self.acknowledge = True
+
+    async def flush(self) -> None:
+        if data := self.h2.data_to_send():
+            await self.stream.send_all(data)
+
+    def request(
+        self, path: str = "/echo", *headers: tuple[str, str], method: str = "GET", **how: Any
+    ) -> int:
+        """Queue a request; ``body=None`` leaves it open."""
+        stream_id: int = self.h2.get_next_available_stream_id()
+        body = how.pop("body", b"")
+        fields = [(":method", method), (":scheme", "https"), (":authority", "localhost")]
+        fields = [(name, how.pop(name[1:], value)) for name, value in fields]
+        fields += [(":path", path), *headers]
+        self.h2.send_headers(stream_id, fields, end_stream=body == b"", **how)
+        if body:
+            self.h2.send_data(stream_id, body, end_stream=True)
+        return stream_id
+
+    async def pump(self) -> None:
+        data = await self.stream.receive_some()
+        assert data, "the server has left"
+        await self.take(data)
+
+    async def take(self, data: bytes) -> None:
+        self.received += data
+        for event in self.h2.receive_data(data):
+            self._keep(event)
+            if self.acknowledge and isinstance(event, h2.events.DataReceived):
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        await self.flush()
+
+    def _keep(self, event: Any) -> None:
+        if isinstance(event, (h2.events.WindowUpdated, h2.events.SettingsAcknowledged)):
+            return
+        events = self.events.setdefault(getattr(event, "stream_id", None) or 0, [])
+        name = type(event).__name__
+        if isinstance(event, h2.events.DataReceived):
+            if events and events[-1][0] == name:
+                events[-1] = (name, events[-1][1] + event.data)
+            elif event.data:
+                events.append((name, event.data))
+        elif isinstance(event, h2.events.PushedStreamReceived):
+            self.events.setdefault(event.parent_stream_id, []).append((name, event.headers))
+        elif isinstance(event, h2.events.StreamEnded):
+            events.append((name,))
+            self.ended.add(event.stream_id)
+        elif hasattr(event, "headers"):
+            events.append((name, event.headers))
+        else:
+            events.append((name, repr(event)))
+
+    async def until(self, *stream_ids: int) -> None:
+        await self.flush()
+        while not self.ended.issuperset(stream_ids):
+            await self.pump()
+
+    async def get(self, path: str = "/echo", *headers: tuple[str, str], **how: Any) -> int:
+        """A request and its whole response."""
+        stream_id = self.request(path, *headers, **how)
+        await self.until(stream_id)
+        return stream_id
+
+    async def until_event(self, name: str) -> None:
+        await self.flush()
+        while not any(event[0] == name for events in self.events.values() for event in events):
+            await self.pump()
+
+    async def finish(self) -> None:
+        self.h2.close_connection()
+        await self.flush()
+        self.received += await read_to_end(self.stream)
+
+    def statuses(self) -> str:
+        """The final ones, in the order of the streams."""
+        responses = (
+            dict(event[1])[b":status"].decode()
+            for _, events in sorted(self.events.items())
+            for event in events
+            if event[0] == "ResponseReceived"
+        )
+        return " ".join(responses)
+
+
+def frames(received: bytes) -> list[tuple[int, int, int, bytes]]:
+    """Type, stream, flags and payload of each, but no windows; a stream's data in one."""
+    head, upgraded, rest = received.partition(b"upgrade: h2c\r\n\r\n")
+    found = [(-1, 0, 0, head)] if upgraded else []
+    rest = rest if upgraded else received
+    while rest:
+        size, kind, flags = int.from_bytes(rest[:3], "big"), rest[3], rest[4]
+        stream_id, payload = int.from_bytes(rest[5:9], "big"), rest[9 : 9 + size]
+        if kind == 0 and found and found[-1][:2] == (0, stream_id):
+            flags, payload = found[-1][2] | flags, found[-1][3] + payload
+            found[-1] = (0, stream_id, flags, payload)
+        elif kind != WINDOW_UPDATE:
+            found.append((kind, stream_id, flags, payload))
+        rest = rest[9 + size :]
+    return found
+
+
+Http2Client = Callable[[Http2], Awaitable[None]]
+
+
+async def prior_knowledge(network: Network, alpn: str | None = None) -> Http2:
+    client = Http2(await network.connect(alpn))
+    client.h2.initiate_connection()
+    return client
+
+
+async def upgrade(network: Network) -> Http2:
+    """The request that upgrades is answered on stream 1 before the client goes on."""
+    client = Http2(await network.connect())
+    settings = client.h2.initiate_upgrade_connection().decode()
+    lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}"]
+    await client.stream.send_all(request("/echo/upgrade", *lines))
+    while b"\r\n\r\n" not in client.received:
+        client.received += await client.stream.receive_some()
+    head, _, rest = client.received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    client.received = head + b"\r\n\r\n"
+    preface = client.h2.data_to_send()  # comes behind the answer
+    if rest:
+        await client.take(rest)
+    while 1 not in client.ended:
+        await client.take(await client.stream.receive_some())
+    await client.stream.send_all(preface)
+    return client
+
+
+HTTP2 = {
+    "h2": partial(prior_knowledge, alpn="h2"),
+    "h2c": prior_knowledge,
+    "upgrade": upgrade,
+}
+
+
+def http2(
+    name: str,
+    statuses: str = "200",
+    *,
+    compare: Callable[[Http2], object] = lambda client: frames(client.received),
+    only: tuple[str, ...] = tuple(HTTP2),
+    **settings: Any,
+) -> Callable[[Http2Client], Http2Client]:
+    """Decorates a client, which ends when the server has nothing more to say."""
+
+    def decorate(converse: Http2Client) -> Http2Client:
+        def exchange(transport: str) -> Callable[[Network], Awaitable[object]]:
+            async def hold(network: Network) -> object:
+                client = await HTTP2[transport](network)
+                await converse(client)
+                await client.finish()
+                before = "200 " if transport == "upgrade" else ""
+                assert client.statuses() == (before + statuses).strip()
+                return compare(client)
+
+            return hold
+
+        for transport in only:
+            EXCHANGES[f"http2-{transport}-{name}"] = Exchange(exchange(transport), settings)
+        return converse
+
+    return decorate
+
+
+def raw(client: Http2) -> object:
+    """All bytes: for what has neither windows nor parts."""
+    return client.received
+
+
+def streams(client: Http2) -> object:
+    """Each stream's events: for streams whose frames mingle."""
+    return client.events
+
+
+def http2_get(name: str, path: str, status: str, **settings: Any) -> None:
+    @http2(name, status, compare=raw, **settings)
+    async def client(client: Http2) -> None:
+        await client.get(path)
+
+
+http2_get("get", "/echo", "200")
+http2_get("no-content", "/nothing", "204")
+http2_get("not-modified", "/unchanged", "304")
+http2_get("empty", "/empty", "200")
+http2_get("headers", "/headers", "202")
+http2_get("query", "/echo/caf%C3%A9%2Fx?a=1&b=%20+?", "200")
+http2_get("raises", "/raise", "500")
+http2_get("returns", "/return", "500")
+http2_get("no-server-header", "/echo", "200", include_server_header=False)
+http2_get("alt-svc", "/echo", "200", alt_svc_headers=['h3=":443"; ma=3600'])
+http2_get("root-path", "/root/echo", "200", root_path="/root")
+
+
+@http2("head", "200 200", compare=raw)
+async def head(client: Http2) -> None:
+    await client.get(method="HEAD")
+    await client.get("/stream", method="HEAD")
+
+
+@http2("options", "200 200", compare=raw)
+async def options(client: Http2) -> None:
+    await client.get("*", method="OPTIONS")
+    await client.get(method="OPTIONS")
+
+
+@http2("post", "200 200")
+async def post(client: Http2) -> None:
+    await client.get(method="POST", body=b"hello")
+    await client.get("/echo", ("content-length", "5"), method="POST", body=b"hello")
+
+
+@http2("post-in-parts", "200 200")
+async def post_in_parts(client: Http2) -> None:
+    for path in ("/echo", "/back"):
+        stream_id = client.request(path, method="POST", body=None)
+        for part in (b"one", b"", b"two"):
+            client.h2.send_data(stream_id, part, pad_length=7)
+            await client.flush()
+            await wait_all_tasks_blocked()
+        client.h2.end_stream(stream_id)
+        await client.until(stream_id)
+
+
+@http2("post-with-trailers")
+async def post_with_trailers(client: Http2) -> None:
+    stream_id = client.request(method="POST", body=None)
+    client.h2.send_data(stream_id, b"hello")
+    client.h2.send_headers(stream_id, [("x-sum", "42")], end_stream=True)
+    await client.until(stream_id)
+
+
+@http2("answered-before-the-upload", "200 200")
+async def answered_before_the_upload(client: Http2) -> None:
+    stream_id = client.request("/early", method="POST", body=None)
+    await client.until(stream_id)
+    client.h2.end_stream(stream_id)
+    await client.get()
+
+
+@http2("streamed")
+async def streamed(client: Http2) -> None:
+    await client.get("/stream")
+
+
+@http2("head-first-body-in-parts")
+async def head_first_body_in_parts(client: Http2) -> None:
+    await client.get("/in-parts")
+
+
+@http2("trailers", "200 200 200 200")
+async def trailers(client: Http2) -> None:
+    for path in ("/trailers", "/trailers/only"):
+        await client.get(path, ("te", "trailers"))
+        await client.get(path)  # this client does not want them
+
+
+@http2("early-hints")
+async def early_hints(client: Http2) -> None:
+    await client.get("/hint")
+    assert [event[0] for event in client.events[max(client.events)]][:2] == [
+        "InformationalResponseReceived"
+    ] * 2
+
+
+@http2("push", "200 200", compare=streams, only=("h2", "h2c"))
+async def push(client: Http2) -> None:
+    stream_id = client.request("/push")
+    await client.until(stream_id, 2)
+
+
+@http2("push-that-the-client-forbids", "200 200", compare=streams)
+async def push_forbidden(client: Http2) -> None:
+    client.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: 0})
+    await client.get()
+    await client.get("/push")
+
+
+@http2("streams-in-turn", " ".join(["200"] * 10), compare=raw)
+async def streams_in_turn(client: Http2) -> None:
+    for n in range(10):
+        await client.get(f"/echo/{n}")
+
+
+@http2("streams-of-all-kinds", "200 204 304 200 500 200 200 202 200")
+async def streams_of_all_kinds(client: Http2) -> None:
+    for path in "stream nothing unchanged empty raise big back headers echo".split():
+        await client.get(f"/{path}")
+
+
+@http2("streams-at-once", " ".join(["200"] * 20), compare=streams)
+async def streams_at_once(client: Http2) -> None:
+    paths = ["echo", "stream", "in-parts", "back"] * 5
+    ids = [client.request(f"/{path}/{n}", body=b"hello") for n, path in enumerate(paths)]
+    await client.until(*ids)
+
+
+@http2("big-streams-at-once", " ".join(["200"] * 6), compare=streams)
+async def big_streams_at_once(client: Http2) -> None:
+    paths = ["big", "big-stream", "echo"] * 2
+    await client.until(*[client.request(f"/{path}/{n}") for n, path in enumerate(paths)])
+
+
+@http2("priorities", "200 200 200 200", compare=streams)
+async def priorities(client: Http2) -> None:
+    first = client.request("/big/1", priority_weight=1)
+    second = client.request("/big/2", priority_weight=256, priority_depends_on=first)
+    third = client.request("/echo/3", priority_weight=16, priority_exclusive=True)
+    await client.flush()
+    client.h2.prioritize(first, weight=200, depends_on=third)
+    fourth = client.h2.get_next_available_stream_id()
+    client.h2.prioritize(fourth, weight=3, depends_on=second)
+    client.request("/stream/4")
+    await client.until(first, second, third, fourth)
+
+
+@http2("big", "200 200")
+async def big(client: Http2) -> None:
+    await client.get("/big")
+    await client.get("/big-stream")
+
+
+@http2("small-windows")
+async def small_windows(client: Http2) -> None:
+    client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 3})
+    await client.get("/stream")
+
+
+@http2("a-window-that-opens-later", "200 200")
+async def window_opens_later(client: Http2) -> None:
+    initial = h2.settings.SettingCodes.INITIAL_WINDOW_SIZE
+    client.h2.update_settings({initial: 0})
+    for open_window in (
+        lambda stream_id: client.h2.update_settings({initial: 5}),
+        lambda stream_id: client.h2.increment_flow_control_window(100, stream_id),
+    ):
+        stream_id = client.request("/stream")
+        await client.until_event("ResponseReceived")
+        await wait_all_tasks_blocked()
+        open_window(stream_id)
+        client.acknowledge = True
+        await client.until(stream_id)
+
+
+@http2("larger-frames")
+async def larger_frames(client: Http2) -> None:
+    client.h2.update_settings({h2.settings.SettingCodes.MAX_FRAME_SIZE: 2**17})
+    await client.get("/big")
+
+
+@http2("upload", "200 200")
+async def upload(client: Http2) -> None:
+    for path in ("/count", "/back"):
+        stream_id = client.request(path, method="POST", body=None)
+        await client.flush()
+        left = MEGABYTE
+        while left:
+            window = client.h2.local_flow_control_window(stream_id)
+            if not window:
+                await client.pump()
+                continue
+            size = min(left, window, 10_000)
+            client.h2.send_data(stream_id, b"x" * size)
+            await client.flush()
+            left -= size
+        client.h2.end_stream(stream_id)
+        await client.until(stream_id)
+
+
+@http2("uploads-at-once", "200 200 200", compare=streams)
+async def uploads_at_once(client: Http2) -> None:
+    ids = [client.request(f"/count/{n}", method="POST", body=None) for n in range(3)]
+    for _ in range(20):
+        for stream_id in ids:
+            client.h2.send_data(stream_id, b"x" * 1000)
+        await client.flush()
+    for stream_id in ids:
+        client.h2.end_stream(stream_id)
+    await client.until(*ids)
+
+
+@http2("long-heads", "200 200")
+async def long_heads(client: Http2) -> None:
+    await client.get("/long-head", *((f"x-{n}", "y" * 1000) for n in range(30)))
+    await client.get("/long-head")
+
+
+@http2("request-headers", "200 200", compare=raw)
+async def request_headers(client: Http2) -> None:
+    await client.get("/echo", ("cookie", "a=1"), ("cookie", "b=2"), ("x-a", "1"), ("x-a", "\xe9"))
+    await client.get("/echo", authority="localhost:80")
+
+
+@http2("ping", "200 200", compare=raw)
+async def ping(client: Http2) -> None:
+    for data in (b"ping-one", b"ping-two"):
+        client.h2.ping(data)
+        await client.until_event("PingAckReceived")
+        await client.get()
+
+
+@http2("settings", "200 200", compare=raw)
+async def settings(client: Http2) -> None:
+    await client.get()
+    client.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    await client.get()
+
+
+@http2("a-reset-by-the-client", "200", compare=streams)
+async def a_reset_by_the_client(client: Http2) -> None:
+    stream_id = client.request("/until-disconnect", body=None)
+    await client.flush()
+    await wait_all_tasks_blocked()
+    client.h2.reset_stream(stream_id)
+    await client.get()
+
+
+@http2("no-request", "", compare=raw)
+async def no_request(client: Http2) -> None:
+    await client.until_event("RemoteSettingsChanged")
+
+
+@http2("receive-after-the-answer", "200 200", compare=raw)
+async def receive_after_the_answer(client: Http2) -> None:
+    await client.get("/receive-after-answer")
+    await client.get()
+
+
+@http2("lifespan-state", "200 200", compare=raw)
+async def lifespan_state(client: Http2) -> None:
+    await client.get("/keep-state/1")
+    await client.get("/keep-state/2")
+
+
+@http2("another-server-name", "404 200 404", only=("h2", "h2c"), server_names=["localhost"])
+async def another_server_name(client: Http2) -> None:
+    await client.get(authority="elsewhere")
+    await client.get()
+    await client.get(authority="elsewhere", method="POST", body=b"hello")
+
+
+@http2("date", compare=streams, include_date_header=True)
+async def date(client: Http2) -> None:
+    stream_id = await client.get()
+    for events in client.events.values():
+        for _, headers in (event for event in events if event[0] == "ResponseReceived"):
+            headers[:] = [(name, b"" if name == b"date" else value) for name, value in headers]
+    assert stream_id in client.events
+
+
+async def preface_a_byte_at_a_time(network: Network) -> object:
+    client = await prior_knowledge(network)
+    client.request()
+    for byte in client.h2.data_to_send():
+        await client.stream.send_all(bytes([byte]))
+        await wait_all_tasks_blocked()
+    await client.until(1)
+    await client.finish()
+    assert client.statuses() == "200"
+    return client.received
+
+
+async def preface_behind_the_upgrade(network: Network) -> object:
+    """The client does not wait for the 101."""
+    client = Http2(await network.connect())
+    settings = client.h2.initiate_upgrade_connection().decode()
+    lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}"]
+    client.request("/echo/3")
+    await client.stream.send_all(request("/echo/1", *lines) + client.h2.data_to_send())
+    while b"\r\n\r\n" not in client.received:
+        client.received += await client.stream.receive_some()
+    head, _, rest = client.received.partition(b"\r\n\r\n")
+    await client.take(rest)
+    await client.until(1, 3)
+    await client.finish()
+    assert client.statuses() == "200 200"
+    return head, client.events
+
+
+EXCHANGES["http2-preface-a-byte-at-a-time"] = Exchange(preface_a_byte_at_a_time)
+EXCHANGES["http2-preface-behind-the-upgrade"] = Exchange(preface_behind_the_upgrade)
+
+# WebSockets
+
+
+class WebSocket:
+    """A client's WebSocket over either protocol."""
+
+    def __init__(self) -> None:
+        self.deflate = wsproto.extensions.PerMessageDeflate()
+        self.connection = wsproto.connection.Connection(
+            wsproto.ConnectionType.CLIENT, [self.deflate]
+        )
+        self.heard: list[wsproto.events.Event] = []
+
+    async def open(self, path: str, **headers: str) -> str:
+        """Return the response's status."""
+        raise NotImplementedError
+
+    async def say_bytes(self, data: bytes, *, last: bool = False) -> None:
+        raise NotImplementedError
+
+    async def listen(self) -> bytes:
+        raise NotImplementedError
+
+    async def finish(self) -> object:
+        """Return what was received."""
+        raise NotImplementedError
+
+    async def say(self, *events: wsproto.events.Event) -> None:
+        """The end of the last one is that of the WebSocket, if it closes."""
+        data = b"".join(self.connection.send(event) for event in events)
+        await self.say_bytes(data, last=isinstance(events[-1], CloseConnection))
+
+    def take(self, data: bytes) -> None:
+        self.connection.receive_data(data)
+        self.heard += self.connection.events()
+
+    async def hear(self, kind: type[Any]) -> Any:
+        """Return the next event of a kind, or the end of a message in parts."""
+        while True:
+            while self.heard:
+                event = self.heard.pop(0)
+                if isinstance(event, kind) and getattr(event, "message_finished", True):
+                    return event
+            self.take(await self.listen())
+
+
+class WebSocket1(WebSocket):
+    """A connection of its own."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+        self._received = b""
+
+    async def open(self, path: str, **headers: str) -> str:
+        fields = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        await self._stream.send_all(request(path, *(f"{k}: {v}" for k, v in fields.items())))
+        while b"\r\n\r\n" not in self._received:
+            await self.listen()
+        head, _, rest = self._received.partition(b"\r\n\r\n")
+        if accepted := re.search(rb"permessage-deflate.*", head):
+            self.deflate.finalize(accepted[0].decode().strip())
+        status = head.split()[1].decode()
+        if status == "101":
+            self.take(rest)
+        return status
+
+    async def say_bytes(self, data: bytes, *, last: bool = False) -> None:
+        await self._stream.send_all(data)
+
+    async def listen(self) -> bytes:
+        data = bytes(await self._stream.receive_some())
+        assert data, "the server has left"
+        self._received += data
+        return data
+
+    async def finish(self) -> object:
+        return self._received + await read_to_end(self._stream)
+
+
+class WebSocket2(WebSocket):
+    """A stream of an HTTP/2 connection (RFC 8441)."""
+
+    def __init__(self, client: Http2) -> None:
+        super().__init__()
+        self._client = client
+        self._id = 0
+        self._heard = 0
+
+    async def open(self, path: str, **headers: str) -> str:
+        fields = {
+            ":method": "CONNECT",
+            ":protocol": "websocket",
+            ":scheme": "https",
+            ":authority": "localhost",
+            ":path": path,
+            "sec-websocket-version": "13",
+            **{name.lower().replace("_", "-"): value for name, value in headers.items()},
+        }
+        self._id = self._client.h2.get_next_available_stream_id()
+        self._client.h2.send_headers(self._id, fields.items())
+        await self._client.until_event("ResponseReceived")
+        response = dict(self._client.events[self._id][0][1])
+        if accepted := response.get(b"sec-websocket-extensions"):
+            self.deflate.finalize(accepted.decode())
+        return response[b":status"].decode()
+
+    async def say_bytes(self, data: bytes, *, last: bool = False) -> None:
+        while data:
+            window = self._client.h2.local_flow_control_window(self._id)
+            if not window:
+                await self._client.pump()
+                continue
+            size = min(window, 2**14)
+            chunk, data = data[:size], data[size:]
+            self._client.h2.send_data(self._id, chunk, end_stream=last and not data)
+            await self._client.flush()
+
+    async def listen(self) -> bytes:
+        while True:
+            received = b"".join(e[1] for e in self._client.events[self._id] if e[0] == "DataReceived")
+            if len(received) > self._heard:
+                self._heard, start = len(received), self._heard
+                return received[start:]
+            await self._client.pump()
+
+    async def finish(self) -> object:
+        status = dict(self._client.events[self._id][0][1])[b":status"]
+        if status != b"200":
+            await self._client.until(self._id)
+        await self._client.finish()
+        events = self._client.events[self._id]
+        # Whether it ends after a WebSocket's end is one of the differences.
+        return [event for event in events if status != b"200" or event != ("StreamEnded",)]
+
+
+async def websocket1(network: Network, alpn: str | None = None) -> WebSocket:
+    return WebSocket1(await network.connect(alpn))
+
+
+async def websocket2(network: Network, alpn: str | None = None) -> WebSocket:
+    return WebSocket2(await prior_knowledge(network, alpn))
+
+
+WEBSOCKETS = {
+    "tcp": websocket1,
+    "tls": partial(websocket1, alpn="http/1.1"),
+    "h2": partial(websocket2, alpn="h2"),
+    "h2c": websocket2,
+}
+WebSocketClient = Callable[[WebSocket], Awaitable[None]]
+
+
+def websocket(
+    name: str, path: str = "/echo", status: int = 200, only: str = "tcp tls h2 h2c", **how: Any
+) -> Callable[[WebSocketClient], WebSocketClient]:
+    """Decorates what the client does once it has the answer to its handshake."""
+    settings = {key: how.pop(key) for key in list(how) if key in vars(Config)}
+
+    def decorate(converse: WebSocketClient) -> WebSocketClient:
+        def exchange(transport: str) -> Callable[[Network], Awaitable[object]]:
+            async def hold(network: Network) -> object:
+                client = await WEBSOCKETS[transport](network)
+                accepted = 101 if isinstance(client, WebSocket1) else 200
+                expected = accepted if status == 200 else status
+                assert await client.open(path, **how) == str(expected)
+                await converse(client)
+                return await client.finish()
+
+            return hold
+
+        for transport in only.split():
+            EXCHANGES[f"websocket-{transport}-{name}"] = Exchange(exchange(transport), settings)
+        return converse
+
+    return decorate
+
+
+GOODBYE = CloseConnection(code=1000, reason="goodbye")
+
+
+async def say_goodbye(client: WebSocket) -> None:
+    await client.say(GOODBYE)
+    await client.hear(CloseConnection)
+
+
+async def echo(client: WebSocket) -> None:
+    for message in (TextMessage("text"), BytesMessage(b"bytes"), TextMessage(""), BytesMessage(b"")):
+        await client.say(message)
+        assert await client.hear(type(message)) == message
+    await say_goodbye(client)
+
+
+async def no_more(client: WebSocket) -> None:
+    """The server has said it all."""
+
+
+websocket("goodbye-by-the-client")(say_goodbye)
+websocket("echo")(echo)
+websocket("query", "/echo/caf%C3%A9?token=%20x")(say_goodbye)
+websocket("root-path", "/echo", root_path="/root")(say_goodbye)
+websocket("subprotocol", "/choose", Sec_WebSocket_Protocol="a, b, c")(say_goodbye)
+websocket("subprotocol-that-is-not-chosen", Sec_WebSocket_Protocol="a, b")(say_goodbye)
+websocket("request-headers", Cookie="a=b", Origin="http://localhost")(say_goodbye)
+websocket("date-of-the-accept", include_server_header=False)(echo)
+websocket("refused", "/refuse", 403)(no_more)
+websocket("denied", "/deny", 401)(no_more)
+websocket("raises", "/raise", 500)(no_more)
+websocket("returns", "/return", 500)(no_more)
+websocket(
+    "of-another-server", status=404, only="h2 h2c", server_names=["elsewhere"]
+)(no_more)
+websocket("of-another-version", status=400, only="h2 h2c", Sec_WebSocket_Version="12")(no_more)
+websocket("of-this-server", server_names=["localhost"])(say_goodbye)
+
+
+@websocket("fragmented")
+async def fragmented(client: WebSocket) -> None:
+    await client.say(TextMessage("one ", message_finished=False))
+    await client.say(TextMessage("", message_finished=False), Ping(b"between"))
+    await client.hear(Pong)
+    await client.say(TextMessage("two"))
+    assert (await client.hear(TextMessage)).data == "one two"
+    await client.say(*(BytesMessage(b"x", message_finished=last) for last in (False, False, True)))
+    assert (await client.hear(BytesMessage)).data == b"xxx"
+    await say_goodbye(client)
+
+
+@websocket("messages-at-once")
+async def messages_at_once(client: WebSocket) -> None:
+    await client.say(*(TextMessage(f"{n}") for n in range(30)))
+    while (await client.hear(TextMessage)).data != "29":
+        pass
+    await say_goodbye(client)
+
+
+@websocket("ping")
+async def ping_pong(client: WebSocket) -> None:
+    for payload in (b"", b"payload"):
+        await client.say(Ping(payload))
+        assert (await client.hear(Pong)).payload == payload
+    await client.say(Pong(b"that nobody asked for"))
+    await echo(client)
+
+
+@websocket("ping-by-the-server", websocket_ping_interval=3600)
+async def ping_by_the_server(client: WebSocket) -> None:
+    await client.hear(Ping)
+    await client.say(Pong())
+    await echo(client)
+
+
+@websocket("deflate", Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits")
+async def deflate(client: WebSocket) -> None:
+    assert client.deflate.enabled()
+    for _ in range(2):
+        await client.say(TextMessage("again and " * 1000), BytesMessage(b"\0" * 10_000))
+        await client.hear(TextMessage)
+        await client.hear(BytesMessage)
+    await say_goodbye(client)
+
+
+@websocket(
+    "deflate-without-context",
+    Sec_WebSocket_Extensions="x-unknown, permessage-deflate; server_no_context_takeover;"
+    " client_no_context_takeover; server_max_window_bits=10",
+)
+async def deflate_without_context(client: WebSocket) -> None:
+    assert client.deflate.enabled()
+    await deflate(client)
+
+
+@websocket("big-answers", "/say")
+async def big_answers(client: WebSocket) -> None:
+    await client.say(TextMessage("please"))
+    await client.hear(TextMessage)
+    await say_goodbye(client)
+
+
+@websocket("big-message")
+async def big_message(client: WebSocket) -> None:
+    await client.say(BytesMessage(b"x" * MEGABYTE))
+    await client.hear(BytesMessage)
+    await say_goodbye(client)
+
+
+@websocket("too-big-a-message", websocket_max_message_size=10)
+async def too_big_a_message(client: WebSocket) -> None:
+    await client.say(TextMessage("0123456789"))
+    await client.hear(TextMessage)
+    await client.say(TextMessage("0123456789+"))
+    goodbye = await client.hear(CloseConnection)
+    assert goodbye.code == 1009
+    await client.say(goodbye.response())
+
+
+@websocket("goodbye-by-the-application", "/goodbye")
+async def goodbye_by_the_application(client: WebSocket) -> None:
+    await client.say(TextMessage("please"))
+    goodbye = await client.hear(CloseConnection)
+    assert (goodbye.code, goodbye.reason) == (3001, "enough")
+    await client.say(goodbye.response())
+
+
+@websocket("left-by-the-application", "/leave")
+@websocket("fallen-application", "/fall")
+async def left_by_the_application(client: WebSocket) -> None:
+    await client.say(TextMessage("please"))
+    assert (await client.hear(CloseConnection)).code == 1011
+
+
+@websocket("goodbye-with-nothing-to-say")
+async def goodbye_with_nothing_to_say(client: WebSocket) -> None:
+    await client.say_bytes(b"\x88\x80\0\0\0\0", last=True)
+    await client.hear(CloseConnection)
+
+
+http1(
+    "half-close-of-a-websocket",
+    request(
+        "/echo",
+        "Connection: keep-alive, Upgrade",
+        "Upgrade: WebSocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ),
+    Until(b"\r\n\r\n"),
+    END,
+    statuses="101",
+)
+http1(
+    "websocket-of-another-version",
+    request(
+        "/echo",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 12",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ),
+    UNLISTED,
+    END,
+    statuses="400",
+)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+async def test_a_tracked_server_answers_as_plain_hypercorn_does(
+    name: str, certificate: Path
+) -> None:
+    """The client receives the same, and the application is told the same."""
+    expected = await EXCHANGES[name].hold(plain, certificate)
+    assert await EXCHANGES[name].hold(tracked, certificate) == expected
