@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from itertools import count, pairwise, takewhile
+from itertools import count, cycle, pairwise, takewhile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,9 +39,9 @@ from weakref import WeakKeyDictionary
 
 import hpack
 import trio
+import wsproto
 from hypercorn.config import Config
 from trio.testing import wait_all_tasks_blocked
-from trio_websocket import open_websocket
 
 from trio_httptrack import Conn, ConnState, tracked_server
 from trio_httptrack._hypercorn.connection import H2_PREFACE, Connection
@@ -49,11 +49,12 @@ from trio_httptrack._states import TRANSITIONS
 
 from .clients import Http2, http1
 from .support import CERT, client_ssl, respond
-from .test_faults import GRACE, open_files, reset
+from .test_faults import GRACE, handshake, open_files, reset
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
+CLIENTS = 20  # at once
 IN_TIME = 5  # seconds for whatever should happen soon, on a busy machine
 STALL = 1  # seconds for one round of the event loop
 ENOUGH = 300_000  # bytes that a client reads of an endless answer
@@ -67,58 +68,28 @@ say = partial(print, flush=True)
 
 # Input: good messages, some of them odd, then mutated
 
+GAP = b"<gap>"  # not sent: there the client gives the server time to answer
 PATHS = b"small echo stream endless raise raise-after return disconnect extras push never".split()
 PATHS += b"refuse reject".split()  # of http and websocket: each answers the other's somehow
-TARGETS = [
-    b"*",
-    b"",
-    b"/%ff",
-    b"/\xff",
-    b"/?\xff",
-    b"/?%ff",
-    b"http://localhost/",
-    b"/" + b"x" * 9000,
-]
-HELLO_SETTINGS = bytes.fromhex("00030000006400040000ffff")
-UPGRADE = [b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"]
+TARGETS = [b"*", b"", b"/%ff", b"/\xff", b"/?\xff", b"/?%ff", b"http://a/", b"/" + b"x" * 9000]
+SETTINGS_BODY = bytes.fromhex("00030000006400040000ffff")
+DEFLATE = "sec-websocket-extensions: permessage-deflate"
+ODD = f"""host: elsewhere|host: \xff|content-length: 5|content-length: -1|content-length: {"9" * 30}
+transfer-encoding: chunked|transfer-encoding: gzip|expect: 100-continue|expect: more|te: trailers
+connection: close|connection: upgrade|connection: \xe9|upgrade: h2c|upgrade: websocket|upgrade: \xe9
+http2-settings: AAM|http2-settings: \xff|http2-settings: AAMAAABkAAQAAP__|x: {"x" * 20_000}|x: \x00
+sec-websocket-version: 8|sec-websocket-key: \xe9|sec-websocket-protocol: \xe9|: |X-Upper:  spaces
+{DEFLATE}|{DEFLATE}; client_max_window_bits=99|{DEFLATE}; server_max_window_bits=x
+:path: /again|:protocol: websocket|:status: 200|:authority: else|cookie: a=b|:scheme: \xff"""
 FIELDS = [
-    (b"host", b"elsewhere"),
-    (b"host", b"\xff"),
-    (b"content-length", b"5"),
-    (b"content-length", b"-1"),
-    (b"content-length", b"9" * 30),
-    (b"transfer-encoding", b"chunked"),
-    (b"transfer-encoding", b"gzip"),
-    (b"connection", b"close"),
-    (b"connection", b"upgrade"),
-    (b"connection", b"caf\xe9"),
-    (b"upgrade", b"h2c"),
-    (b"upgrade", b"websocket"),
-    (b"http2-settings", b"AAM"),
-    (b"http2-settings", b"\xff"),
-    (b"http2-settings", b"AAMAAABkAAQAAP__"),
-    (b"expect", b"100-continue"),
-    (b"expect", b"something"),
-    (b"te", b"trailers"),
-    (b"sec-websocket-version", b"8"),
-    (b"sec-websocket-key", b"\xe9"),
-    (b"sec-websocket-protocol", b"a, \xe9"),
-    (b"sec-websocket-extensions", b"permessage-deflate; client_max_window_bits=99"),
-    (b"sec-websocket-extensions", b"permessage-deflate; server_max_window_bits=x"),
-    (b"sec-websocket-extensions", b"permessage-deflate"),
-    (b"x", b"x" * 20_000),
-    (b"x", b"\x00"),
-    (b"", b""),
-    (b"X-Upper", b" spaces "),
-    (b"cookie", b"a=b"),
-    (b":path", b"/again"),
-    (b":protocol", b"websocket"),
-    (b":status", b"200"),
+    (name, value)
+    for field in ODD.encode("latin-1").replace(b"\n", b"|").split(b"|")
+    for name, _, value in [field.partition(b": ")]
 ]
 
 
 def mutate(rng: Random, data: bytes) -> bytes:
-    """A few bytes, or lines, are changed, added, doubled, moved, or gone."""
+    """A few bytes, or lines, are changed, added, doubled, spliced, or gone."""
     for _ in range(rng.randrange(1, 4)):
         start = rng.randrange(len(data) + 1)
         stop = min(len(data), start + int(rng.paretovariate(0.7)))
@@ -147,59 +118,45 @@ def mutate(rng: Random, data: bytes) -> bytes:
     return data
 
 
-def odd_target(rng: Random) -> bytes:
+def target(rng: Random) -> bytes:
     return b"/" + rng.choice(PATHS) if rng.random() < 0.95 else rng.choice(TARGETS)
 
 
 def http1_input(rng: Random) -> bytes:
     data = b""
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        kind = rng.choice(
-            [
-                "get",
-                "head",
-                "post",
-                "chunked",
-                "expect",
-                "close",
-                "1.0",
-                "h2c",
-                "websocket",
-                "websocket",
-            ]
-        )
+        kind = rng.choice(b"get head post chunked expect close 1.0 h2c ws ws".split())
         method, lines, body = b"GET", [b"Host: localhost"], b""
-        if kind == "head":
+        if kind == b"head":
             method = b"HEAD"
-        elif kind == "post":
+        elif kind == b"post":
             method, body = b"POST", rng.randbytes(rng.choice([0, 1, 100, 50_000]))
             lines.append(b"Content-Length: %d" % len(body))
-        elif kind in ("chunked", "expect"):
+        elif kind in (b"chunked", b"expect"):
             method = b"POST"
             lines.append(b"Transfer-Encoding: chunked")
-            lines += [b"Expect: 100-continue"] * (kind == "expect")
+            lines += [b"Expect: 100-continue"] * (kind == b"expect")
             body = b"5\r\nhello\r\n3;x=y\r\nyou\r\n0\r\n" + rng.choice([b"", b"X: y\r\n"]) + b"\r\n"
-        elif kind == "close":
+        elif kind == b"close":
             lines.append(b"Connection: close")
-        elif kind == "h2c":
-            settings = urlsafe_b64encode(HELLO_SETTINGS)
+        elif kind == b"h2c":
             lines += [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c"]
-            lines.append(b"HTTP2-Settings: " + settings)
+            lines.append(b"HTTP2-Settings: " + urlsafe_b64encode(SETTINGS_BODY))
             body = http2_input(rng, first=3)
-        elif kind == "websocket":
-            lines += [*UPGRADE, b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
-            lines += [b"Sec-WebSocket-Extensions: permessage-deflate"] * rng.randrange(2)
-            body = websocket_input(rng)
+        elif kind == b"ws":
+            lines += handshake().split(b"\r\n")[2:-2]
+            lines += [DEFLATE.encode()] * rng.randrange(2)
+            body = GAP * (rng.random() < 0.8) + websocket_input(rng)
         while rng.random() < 0.2:
             lines.insert(rng.randrange(len(lines) + 1), b": ".join(rng.choice(FIELDS)))
-        version = b"1.0" if kind == "1.0" else b"1.1"
-        data += b"%s %s HTTP/%s\r\n" % (method, odd_target(rng), version)
+        version = b"1.0" if kind == b"1.0" else b"1.1"
+        data += b"%s %s HTTP/%s\r\n" % (method, target(rng), version)
         data += b"\r\n".join([*lines, b"", body])
     return data
 
 
 def websocket_input(rng: Random) -> bytes:
-    """Frames, masked by a mask of ours: a library's would not be the same again."""
+    """Frames with a mask of ours; a library's would not be the same again."""
     deflate = zlib.compressobj(wbits=-15)
     squeezed = deflate.compress(b"squeezed") + deflate.flush(zlib.Z_SYNC_FLUSH)
     frames = [
@@ -213,24 +170,33 @@ def websocket_input(rng: Random) -> bytes:
     ]
     data = b""
     for first, payload in rng.choices(frames, k=rng.randrange(1, 8)):
-        size, mask = len(payload), rng.randbytes(4) if len(payload) < 126 else bytes(4)
+        size, mask = len(payload), bytes(4)
         second, length = (0x80 | size, b"") if size < 126 else (0xFE, size.to_bytes(2, "big"))
-        masked = (
-            bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)) if any(mask) else payload
-        )
-        data += bytes([first, second]) + length + mask + masked
+        if size < 126:
+            mask = rng.randbytes(4)
+            payload = bytes(byte ^ key for byte, key in zip(payload, cycle(mask), strict=False))
+        data += bytes([first, second]) + length + mask + payload
     return data
 
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW, CONTINUATION = (
-    range(10)
-)
 Frame = tuple[int, int, int, bytes]  # type, flags, stream, body
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = range(5)
+PUSH_PROMISE, PING, GOAWAY, WINDOW, CONTINUATION = range(5, 10)
+END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY = 1, 4, 8, 32
+PAUSE: Frame = (-1, 0, 0, b"")
+NUMBERS = [n.to_bytes(4, "big") for n in (0, 1, 2, 5, 16_384, 2**24, 2**31 - 1, 2**31, 2**32 - 1)]
+
+
+def pack(frame: Frame) -> bytes:
+    kind, flags, stream, body = frame
+    if kind < 0:
+        return GAP
+    return len(body).to_bytes(3, "big") + struct.pack("!BBI", kind, flags, stream) + body
 
 
 def http2_input(rng: Random, first: int = 1) -> bytes:
     encoder = hpack.Encoder()
-    settings = rng.choice([b"", HELLO_SETTINGS, bytes.fromhex("0004") + rng.choice(NUMBERS)])
+    settings = rng.choice([b"", SETTINGS_BODY, b"\x00\x04" + rng.choice(NUMBERS)])
     frames: list[Frame] = [(SETTINGS, 0, 0, settings), (WINDOW, 0, 0, b"\x00\x0f\x00\x00")]
     begun: list[list[Frame]] = []
     last = first + 2 * rng.randrange(1, 6)
@@ -242,108 +208,102 @@ def http2_input(rng: Random, first: int = 1) -> bytes:
             frames.append(rng.choice(going).pop(0))
     frames += [frame for rest in begun for frame in rest]
     while rng.random() < 0.6:
-        place = rng.randrange(len(frames) + 1)
-        kind, flags, stream, body = frames[min(place, len(frames) - 1)]
+        place = rng.randrange(len(frames))
+        kind, flags, stream, body = frames[place]
         change = rng.randrange(10)
         if change < 5:
             frames[place:place] = odd_frames(rng, rng.randrange(first, last + 2))
         elif change == 5:
-            frames[place : place + 1] = []
-        elif change == 6:
             frames.insert(place, (kind, flags ^ rng.choice([1, 4, 8, 32]), stream, body))
-        elif change == 7:
+        elif change == 6:
             frames.insert(place, (rng.randrange(12), flags, stream, body))
-        elif change == 8:
+        elif change == 7:
             frames.insert(place, (kind, flags, rng.randrange(last + 4), body))
-        else:
+        elif change == 8:
             frames.insert(place, frames.pop(rng.randrange(len(frames))))
+        elif len(frames) > 1:
+            frames.pop(place)
     return H2_PREFACE + b"".join(map(pack, frames))
-
-
-def pack(frame: Frame) -> bytes:
-    kind, flags, stream, body = frame
-    return struct.pack("!I", len(body))[1:] + struct.pack("!BBI", kind, flags, stream) + body
-
-
-NUMBERS = [struct.pack("!I", n) for n in (0, 1, 2, 5, 16_384, 2**24, 2**31 - 1, 2**31, 2**32 - 1)]
 
 
 def http2_request(
     rng: Random, encoder: hpack.Encoder, stream: int
 ) -> tuple[list[Frame], list[Frame]]:
-    kind = rng.choice(
-        ["get", "head", "post", "post", "padded", "trailers", "websocket", "websocket"]
-    )
-    method = {"get": b"GET", "head": b"HEAD", "websocket": b"CONNECT"}.get(kind, b"POST")
+    """The frames that are in the order of the streams, and those that may come later."""
+    kind = rng.choice(b"GET HEAD POST POST padded trailers CONNECT CONNECT".split())
+    method = b"POST" if kind.islower() else kind
     fields = [(b":method", method), (b":scheme", b"http"), (b":authority", b"localhost")]
-    fields.append((b":path", odd_target(rng)))
+    fields.append((b":path", target(rng)))
     rest: list[Frame] = []
-    if kind == "websocket":
+    if kind == b"CONNECT":
         fields += [(b":protocol", b"websocket"), (b"sec-websocket-version", b"13")]
-        rest = [(DATA, 0, stream, websocket_input(rng)), (DATA, rng.randrange(2), stream, b"")]
-    elif kind == "padded":
-        rest = [(DATA, 8 | 1, stream, b"\x05hello" + bytes(5))]
-    elif kind in ("post", "trailers"):
+        rest = [PAUSE] * (rng.random() < 0.8)
+        rest += [(DATA, 0, stream, websocket_input(rng)), (DATA, rng.randrange(2), stream, b"")]
+    elif kind == b"padded":
+        rest = [(DATA, PADDED | END_STREAM, stream, b"\x05hello" + bytes(5))]
+    elif method == b"POST":
         sizes = rng.choices([0, 1, 100, 16_384], k=rng.randrange(1, 6))
         rest = [(DATA, 0, stream, rng.randbytes(size)) for size in sizes]
-        if kind == "post":
-            rest.append((DATA, 1, stream, b""))
+        if kind == b"POST":
+            rest.append((DATA, END_STREAM, stream, b""))
     while rng.random() < 0.2:
         if rng.random() < 0.6:
             fields.insert(rng.randrange(len(fields) + 1), rng.choice(FIELDS))
         else:
             fields.pop(rng.randrange(len(fields)))
     block = encoder.encode(fields, huffman=rng.random() < 0.5)
-    end = int(kind in ("get", "head"))
-    parts = [block[i : i + 16_000] for i in range(0, len(block), 16_000)] or [b""]
-    if rng.random() < 0.1:
-        parts = [bytes([byte]) for byte in block]
-    head: list[Frame] = []
-    for i, part in enumerate(parts):
-        flags = 4 * (i == len(parts) - 1) | (end if i == 0 else 0)
-        head.append((CONTINUATION if i else HEADERS, flags, stream, part))
-    if kind == "trailers":  # in the order of encoding, which is that of the blocks
-        head += rest
+    size = 1 if rng.random() < 0.1 and len(block) < 1000 else 16_000
+    parts = [block[start : start + size] for start in range(0, len(block), size)]
+    head: list[Frame] = [(CONTINUATION, 0, stream, part) for part in parts[1:]]
+    head.insert(0, (HEADERS, kind in (b"GET", b"HEAD"), stream, parts[0]))
+    head[-1] = (head[-1][0], head[-1][1] | END_HEADERS, *head[-1][2:])
+    if kind == b"trailers":
+        trailers = encoder.encode([(b"x", b"y"), rng.choice(FIELDS)])
+        head += [*rest, (HEADERS, END_HEADERS | END_STREAM, stream, trailers)]
         rest = []
-        head.append((HEADERS, 4 | 1, stream, encoder.encode([(b"x", b"y"), rng.choice(FIELDS)])))
     if rng.random() < 0.1:
         rest.append((RST_STREAM, 0, stream, rng.choice(NUMBERS)))
     return head, rest
 
 
 def odd_frames(rng: Random, stream: int) -> list[Frame]:
-    number = rng.choice(NUMBERS)
-    block = b"\x82\x86\x84\x01\x09localhost"  # get, without the encoder's dynamic table
+    number, bit = rng.choice(NUMBERS), rng.randrange(2)
     flood = rng.choice([2, 50, 500])
-    odd: list[list[Frame]] = [
-        [(WINDOW, 0, rng.choice([0, stream]), number)],
-        [(WINDOW, 0, stream, b"\x00\x00\x00\x01")] * flood,
-        [(SETTINGS, 0, 0, struct.pack("!H", rng.randrange(1, 12)) + number)],
-        [(SETTINGS, rng.randrange(2), rng.randrange(2), number)],
-        [(SETTINGS, 0, 0, b"")] * flood,
-        [(SETTINGS, 1, 0, b"")],
-        [(PING, rng.randrange(2), rng.randrange(2), b"x" * rng.choice([7, 8]))] * flood,
-        [(RST_STREAM, 0, stream, number)],
-        [(RST_STREAM, 0, s, number) for s in range(stream + 4)],
-        [(DATA, rng.randrange(2), stream, b"x" * 100)] * flood,
-        [(DATA, 8, stream, b"\xff" + b"x" * 100)],
-        [(DATA, 8, stream, b"\xff" + bytes(255))] * flood,
-        [(HEADERS, 4 | 1, stream, block)],
-        [(HEADERS, 0, stream, block)],
-        [(HEADERS, 4 | 1, stream, rng.randbytes(20))],
-        [(HEADERS, 4 | 1 | 32, stream, struct.pack("!I", stream) + b"\x10" + block)],
-        [(HEADERS, 0, stream, b"")] + [(CONTINUATION, 0, stream, b"")] * flood,
-        [(CONTINUATION, 4, stream, block)],
-        [(PUSH_PROMISE, 4, stream, number + block)] * flood,
-        [(PRIORITY, 0, stream, struct.pack("!IB", rng.randrange(stream + 9), 7))],
-        [(PRIORITY, 0, s, number + b"\x10") for s in range(1, 2 * flood, 2)],
-        [(GOAWAY, 0, 0, number + number + b"bye")],
-        [(rng.randrange(10, 256), rng.randrange(256), stream, rng.randbytes(9))] * flood,
-    ]
-    s = stream | 1
-    rapid = [[(HEADERS, 5, n, block), (RST_STREAM, 0, n, number)] for n in range(s, s + flood, 2)]
-    odd.append([frame for pair in rapid for frame in pair])
-    return rng.choice(odd)
+    streams = range(stream | 1, stream + 2 * flood, 2)
+    get = b"\x82\x86\x84\x01\x09localhost"  # a block that changes nothing in the decoder
+    all_of_it = END_HEADERS | END_STREAM
+    return rng.choice(
+        [
+            [(WINDOW, 0, rng.choice([0, stream]), number)],
+            [(WINDOW, 0, stream, b"\x00\x00\x00\x01")] * flood,
+            [(SETTINGS, 0, 0, struct.pack("!H", rng.randrange(1, 12)) + number)],
+            [(SETTINGS, bit, rng.randrange(2), number)],
+            [(SETTINGS, bit, 0, b"")] * flood,
+            [(PING, bit, rng.randrange(2), b"x" * rng.choice([7, 8]))] * flood,
+            [(RST_STREAM, 0, stream, number)],
+            [(RST_STREAM, 0, other, number) for other in range(stream + 4)],
+            [(DATA, bit, stream, b"x" * 100)] * flood,
+            [(DATA, PADDED, stream, b"\xff" + b"x" * 100)],
+            [(DATA, PADDED, stream, b"\xff" + bytes(255))] * flood,
+            [(HEADERS, all_of_it, stream, get)],
+            [(HEADERS, 0, stream, get)],
+            [(HEADERS, all_of_it, stream, rng.randbytes(20))],
+            [(HEADERS, all_of_it | WITH_PRIORITY, stream, number + b"\x10" + get)],
+            [(HEADERS, 0, stream, b"")] + [(CONTINUATION, 0, stream, b"")] * flood,
+            [(CONTINUATION, END_HEADERS, stream, get)],
+            [(PUSH_PROMISE, END_HEADERS, stream, number + get)] * flood,
+            [(PRIORITY, 0, other, number + b"\x10") for other in (0, stream, *streams)],
+            [(PRIORITY, 0, stream, struct.pack("!IB", stream, 7))],
+            [(GOAWAY, 0, 0, number + number + b"bye")],
+            [(rng.randrange(10, 256), rng.randrange(256), stream, b"unknown")] * flood,
+            [(HEADERS, all_of_it, other, get) for other in streams],
+            [
+                frame
+                for other in streams
+                for frame in [(HEADERS, all_of_it, other, get), (RST_STREAM, 0, other, number)]
+            ],
+        ]
+    )
 
 
 # What one connection does
@@ -367,13 +327,14 @@ def make_plan(seed: int, index: int) -> Plan:
         data = (http2_input if kind == "h2" or rng.random() < 0.4 else http1_input)(rng)
     if rng.random() < 0.5:
         data = mutate(rng, data)
-    size = rng.choice([len(data), 9, 24, 100, 1000]) or 1
-    size = max(size, len(data) // 100)
-    cuts = sorted({0, *(rng.randrange(len(data) + 1) for _ in range(len(data) // size)), len(data)})
-    pieces = [data[start:stop] for start, stop in pairwise(cuts)]
-    chunks = [(piece, rng.choice([0, 0, 1, 5]), rng.random() < 0.01) for piece in pieces]
+    chunks = []
+    for part in data.split(GAP):
+        size = max(rng.choice([len(part), 9, 24, 100, 1000]), len(part) // 100, 1)
+        cuts = [rng.randrange(len(part) + 1) for _ in range(len(part) // size)]
+        for start, stop in pairwise(sorted({0, *cuts, len(part)})):
+            chunks.append((part[start:stop], rng.choice([0, 0, 1, 5]), rng.random() < 0.01))
+        chunks.append((b"", rng.choice([0, 10, 20, 50]), False))
     end = rng.choice(["close", "reset", "half-close", "half-close"])
-    chunks.append((b"", rng.choice([0, 1, 10, 50]), False))
     alpn = None if kind in ("plain", "garbage") else kind
     deaf = end in ("close", "reset") and rng.random() < 0.3
     return Plan(kind != "plain", alpn, deaf, end, chunks)
@@ -525,6 +486,8 @@ class Fuzz:
         self.seed = seed
         self.failures: list[str] = []
         self.log = Log()
+        self.errorlog = logging.Logger("error")
+        self.errorlog.addHandler(self.log)
         self.done = 0
         self.answers: Counter[str] = Counter()
         self.slowest = 0.0
@@ -645,12 +608,15 @@ class Fuzz:
                     assert await client.get(f"/good/{n}") == ("200", b"/good/%d" % n)
 
     async def good_websocket(self) -> None:
-        port = self._ports[False]
-        async with open_websocket("127.0.0.1", port, "/echo", use_ssl=False) as client:
+        async with await trio.open_tcp_stream("127.0.0.1", self._ports[False]) as stream:
+            await stream.send_all(handshake("/echo"))
+            with self.in_time("accept"):
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+            client = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
             for n in range(100):
+                await stream.send_all(client.send(wsproto.events.TextMessage(f"good {n}")))
                 with self.in_time("websocket"):
-                    await client.send_message(f"good {n}")
-                    assert await client.get_message() == f"good {n}"
+                    assert await next_message(stream, client) == f"good {n}"
 
     async def _be_good(self, client: Callable[[], Awaitable[None]]) -> None:
         while not self._attacked.is_set():
@@ -662,25 +628,25 @@ class Fuzz:
 
     # The run
 
-    async def run(self, certificate: Path, indices: Iterable[int], clients: int = 20) -> None:
-        errorlog, accesslog = logging.Logger("error"), logging.Logger("access")
-        errorlog.addHandler(self.log)
+    async def run(self, certificate: Path, indices: Iterable[int], stay: int = 20) -> None:
+        """Attack as ``indices`` say; shut down while so many more stay."""
+        accesslog = logging.Logger("access")
         accesslog.addHandler(logging.NullHandler())  # so that what it logs is put together
         config = Config.from_mapping(
             bind="127.0.0.1:0",
             insecure_bind="127.0.0.1:0",
             certfile=str(certificate),
             keyfile=str(certificate),
-            errorlog=errorlog,
+            errorlog=self.errorlog,
             accesslog=accesslog,
             graceful_timeout=GRACE,
+            server_names=["localhost"],
             websocket_max_message_size=2**15,
             websocket_ping_interval=0.05,
         )
         rounds = Rounds()
         async with tracked_server(app, config, tracker=self) as server:
             self._ports = {"https" in url: int(url.rpartition(":")[2]) for url in server.urls}
-            config.server_names = ["localhost", f"127.0.0.1:{self._ports[False]}"]
             before = await census()
             trio.lowlevel.add_instrument(rounds)
             shared = iter(indices)
@@ -688,7 +654,7 @@ class Fuzz:
                 for client in (self.good_http1, self.good_http2, self.good_websocket):
                     good.start_soon(self._be_good, client)
                 async with trio.open_nursery() as bad:
-                    for _ in range(clients):
+                    for _ in range(CLIENTS):
                         bad.start_soon(self._attack_all, shared)
                 self._attacked.set()
             trio.lowlevel.remove_instrument(rounds)
@@ -698,11 +664,11 @@ class Fuzz:
             if after != before:
                 left = [index_of(c.conn) for c in gc.get_objects() if isinstance(c, Connection)]
                 self.fail(f"tasks and files were {before}, are {after}; left are {left}")
-            await self._shut_down(server.shutdown, self.done)
+            await self._shut_down(server.shutdown, range(self.done, self.done + stay))
         if server.conn_tracker.count:
             self.fail(f"ConnTracker.count is {server.conn_tracker.count}")
-        if self.reasons.total() != self._accepted:
-            self.fail(f"{self._accepted} connections, {self.reasons.total()} ends")
+        if sum(self.reasons.values()) != self._accepted:
+            self.fail(f"{self._accepted} connections, {sum(self.reasons.values())} ends")
         if rounds.worst > STALL:
             self.fail(f"a round of the event loop took {rounds.worst:.2f} s")
         for (message, what, place), found in self.log.rows.items():
@@ -712,10 +678,10 @@ class Fuzz:
         for index in shared:
             await self.attack(index)
 
-    async def _shut_down(self, shutdown: Callable[[], Awaitable[None]], first: int) -> None:
+    async def _shut_down(self, shutdown: Callable[[], Awaitable[None]], stay: range) -> None:
         """Shut down while some connections stay."""
         async with trio.open_nursery() as nursery:
-            for index in range(first, first + 20):
+            for index in stay:
                 await nursery.start(partial(self.attack, index))
             began = trio.current_time()
             await shutdown()
@@ -730,6 +696,16 @@ async def read_enough(stream: Any, done: trio.Event) -> None:
         while received < ENOUGH and (data := await stream.receive_some()):
             received += len(data)
     done.set()
+
+
+async def next_message(stream: trio.SocketStream, client: wsproto.connection.Connection) -> str:
+    while True:
+        for event in client.events():
+            if isinstance(event, wsproto.events.TextMessage):
+                return event.data
+            if isinstance(event, wsproto.events.Ping):
+                await stream.send_all(client.send(event.response()))
+        client.receive_data(await stream.receive_some())
 
 
 async def census() -> tuple[int, int]:
@@ -763,15 +739,17 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="for so long, not so many")
     args = parser.parse_args()
     say(f"seed {args.seed}")
-    for index in args.only or ():
-        say(f"{index}: {make_plan(args.seed, index)}")
     indices = args.only or (soak(args.soak) if args.soak else range(args.connections))
     fuzz = Fuzz(args.seed)
+    if args.only:
+        fuzz.errorlog.addHandler(logging.StreamHandler())
+        for index in args.only:
+            say(f"{index}: {make_plan(args.seed, index)}")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         certificate = Path(folder, "localhost.pem")
         CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
-        trio.run(fuzz.run, certificate, indices)
+        trio.run(fuzz.run, certificate, indices, 0 if args.only else CLIENTS)
     took = time.perf_counter() - began
     say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB")
     say(f"ends {dict(fuzz.reasons)}")

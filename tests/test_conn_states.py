@@ -271,6 +271,18 @@ async def h2_three_gets_at_once(network: Any, recorder: Recorder) -> None:
     await client.stream.aclose()
 
 
+@row("NAIAIC")
+async def h2_fifty_gets_at_once(network: Any, recorder: Recorder) -> None:
+    client = await http2_connect(network)
+    for _ in range(50):
+        client.request()
+    await client.flush()
+    while len(client.ended) < 50:
+        await client.pump()
+    await recorder.wait_states("NAIAI")
+    await client.stream.aclose()
+
+
 @row("NAIC")
 async def h2_silent_after_the_preface(network: Any, recorder: Recorder) -> None:
     client = await http2_connect(network)

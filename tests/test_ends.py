@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from .clients import http1
-from .test_faults import Arena, arena, handshake, request
+from .test_faults import Arena, arena, handshake, read_to_end, request
 
 if sys.version_info < (3, 11):
     pass
@@ -193,3 +193,35 @@ async def test_a_client_that_says_too_much_keeps_its_answer(certificate: Path) -
                 answer = await server.exchange(asked + extra)
                 assert answer.startswith(b"HTTP/1.1 200 ")
                 assert answer.endswith(b"hello")
+
+
+@pytest.mark.parametrize("protocol", ["http1", "tls"])
+async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
+    protocol: str, certificate: Path
+) -> None:
+    """What began to be written is written whole; the application's cancellation waits."""
+    async with arena(certificate) as server:
+        stream = await ask_and_do_not_read(server, protocol, "/gives-up")
+        await server.reached.wait()
+        answer = bytearray()
+        while len(answer) < 20_000_000:
+            answer += await stream.receive_some()
+        assert answer.partition(b"\r\n\r\n")[2] == b"x" * 20_000_000
+        await stream.aclose()
+
+
+async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold_it(
+    certificate: Path,
+) -> None:
+    """The reader that waited for the first answer ends with the connection."""
+    async with arena(certificate) as server:
+        stream = await server.connected()
+        await stream.send_all(request("/says-close") + request())
+        await server.recorder.wait_states("NA")
+        await wait_all_tasks_blocked()
+        server.gate.set()
+        await read_to_end(stream)
+        await server.recorder.wait_states("NAC")
+        tasks = await server.tasks()
+        await server.exchange(request("/", "Connection: close"))
+        assert await server.tasks() == tasks

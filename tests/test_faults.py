@@ -100,6 +100,19 @@ class Arena:
             await send({"type": "http.response.body", "body": body, "more_body": True})
             self.written += len(body)
 
+    async def http_gives_up(self, scope: Any, receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(respond, send, b"x" * 20_000_000)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            self.reached.set()
+
+    async def http_says_close(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"connection", b"close"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.gate.wait()
+        await send({"type": "http.response.body"})
+
     async def http_never_returns(self, scope: Any, receive: Any, send: Any) -> None:
         self.reached.set()
         while True:
@@ -465,7 +478,8 @@ async def h2_priority_for_a_thousand_finished_streams(arena: Arena) -> None:
 @fault
 async def h2_garbage_instead_of_frames(arena: Arena) -> None:
     async with await arena.connect() as stream:
-        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"garbage" * 20)
+        settings_of_odd_length = b"\0\0\5\4\0\0\0\0\0" + b"12345"
+        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings_of_odd_length)
         await read_to_end(stream)
 
 
