@@ -8,6 +8,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h11
+import trio
 
 
 async def read_response(stream: Any, connection: h11.Connection) -> tuple[int, bytes]:
@@ -36,6 +37,16 @@ async def http1(
     end = connection.send(h11.EndOfMessage())
     await stream.send_all(request + data + end)
     return await read_response(stream, connection)
+
+
+async def read_to_end(stream: Any) -> bytes:
+    received = b""
+    try:
+        while data := await stream.receive_some():
+            received += data
+    except trio.BrokenResourceError:
+        pass  # reset after what was read
+    return received
 
 
 class Http2:

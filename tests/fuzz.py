@@ -253,7 +253,7 @@ def http2_request(
             fields.pop(rng.randrange(len(fields)))
     block = encoder.encode(fields, huffman=rng.random() < 0.5)
     size = 1 if rng.random() < 0.1 and len(block) < 1000 else 16_000
-    parts = [block[start : start + size] for start in range(0, len(block), size)]
+    parts = [block[start : start + size] for start in range(0, len(block), size)] or [b""]
     head: list[Frame] = [(CONTINUATION, 0, stream, part) for part in parts[1:]]
     head.insert(0, (HEADERS, kind in (b"GET", b"HEAD"), stream, parts[0]))
     head[-1] = (head[-1][0], head[-1][1] | END_HEADERS, *head[-1][2:])

@@ -105,6 +105,7 @@ async def bytes_that_are_not_http(network: Any, recorder: Recorder) -> None:
     await stream.send_all(b"\x00\x01\x02\r\n\r\n")
     assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
     assert await stream.receive_some() == b""
+    await stream.aclose()
 
 
 @row("NAIC")
@@ -114,6 +115,7 @@ async def malformed_second_request(network: Any, recorder: Recorder) -> None:
     await recorder.wait_states("NAI")
     await stream.send_all(b"\x00\x01\x02\r\n\r\n")
     assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+    await stream.aclose()
 
 
 @row("NAIC")

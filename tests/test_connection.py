@@ -10,7 +10,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_httptrack import Conn, ConnState, ConnTracker, TrackerFunc, compose
 
-from .clients import Http2, http1
+from .clients import Http2, http1, read_to_end
 from .support import Recorder, app, memory_network, respond
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -310,3 +310,43 @@ async def test_ctrl_c_is_for_the_server_and_for_applications_only(
         ("idle", True),
         ("closed", True),
     ]
+
+
+async def test_an_answer_before_the_end_of_the_request_is_not_reset(
+    autojump_clock: MockClock,
+) -> None:
+    """Our side ends, and what the client still sends is read to nothing until it ends, too."""
+
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"no, thank you", status=413)
+
+    recorder = Recorder()
+    async with memory_network(early, recorder, keep_alive_timeout=5) as network:
+        client = await network.connect()
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9000\r\n\r\n")
+        answer = await read_to_end(client)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert answer.endswith(b"no, thank you")
+        for _ in range(9):
+            await client.send_all(b"x" * 1000)
+            await wait_all_tasks_blocked()
+        assert recorder.sequences() == ["NA"]
+        await client.aclose()
+        await recorder.wait_terminal()
+    assert ends(recorder) == [(0, None)]
+
+
+async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    """After keep_alive_timeout seconds of sending to nobody it is cut off."""
+    recorder = Recorder()
+    async with memory_network(app, recorder, keep_alive_timeout=5) as network:
+        client = await network.connect()
+        await client.send_all(b"\x00\x01\x02\r\n\r\n")
+        for _ in range(5):
+            await client.send_all(b"more")
+            await trio.sleep(1)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send_all(b"more")
+    assert ends(recorder) == [(5, None)]

@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from .clients import http1
-from .test_faults import Arena, arena, handshake, read_to_end, request
+from .clients import http1, read_to_end
+from .test_faults import Arena, arena, handshake, request
 
 if sys.version_info < (3, 11):
     pass

@@ -30,7 +30,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_httptrack import tracked_server
 
-from .clients import Http2, http1
+from .clients import Http2, http1, read_to_end
 from .support import Recorder, client_ssl, respond
 
 if sys.version_info < (3, 11):
@@ -271,16 +271,6 @@ class Arena:
     async def tasks(self) -> int:
         await wait_all_tasks_blocked()
         return trio.lowlevel.current_statistics().tasks_living
-
-
-async def read_to_end(stream: Any) -> bytes:
-    received = b""
-    try:
-        while data := await stream.receive_some():
-            received += data
-    except trio.BrokenResourceError:
-        pass  # reset after what was read
-    return received
 
 
 @asynccontextmanager

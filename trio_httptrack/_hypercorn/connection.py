@@ -62,6 +62,7 @@ class Connection:
         "_handlers",
         "_handling",
         "_lifespan_state",
+        "_lingering",
         "_nursery",
         "_protocol",
         "_send_lock",
@@ -71,6 +72,7 @@ class Connection:
         "_worker",
         "closed",
         "conn",
+        "gone",
         "upgrading",
         "writes",
     )
@@ -101,7 +103,9 @@ class Connection:
         self._handlers: set[Handler] = set()
         self._handling = False
         self._talking = True
+        self._lingering = False
         self.closed = False
+        self.gone = False  # nothing can be written any more
         self.upgrading = False  # a handler is accepting a WebSocket over HTTP/1.1
         self.writes = 0
         self.conn = Conn(
@@ -181,12 +185,12 @@ class Connection:
             self._enter(ConnState.IDLE)
             data = data[len(H2_PREFACE) :]
         while True:
-            if data:
+            if data and not self._lingering:
                 await self._handle(data)
             data = await self._receive()
             if not data:
                 break
-        if not self.closed:
+        if not self.gone:
             await self._handle(b"")  # HTTP/1 wants to know where the input ended
 
     async def _start(self, protocol: str) -> None:
@@ -231,11 +235,10 @@ class Connection:
         """Tell the protocol, and with it the handlers, that nothing more will be read."""
         if self._protocol is None:
             return
-        if not (self._protocol.may_still_answer and self._handlers):
+        if self.gone or not (self._protocol.may_still_answer and self._handlers):
             self.close()
         await self._protocol.hang_up()
-        for handler in self._handlers:
-            handler.hang_up()
+        self._tell_handlers()
 
     def _parked(self) -> AbstractContextManager[None]:
         return self._worker.hangups.watch(self._socket.fileno(), self._peer_hung_up)
@@ -243,6 +246,9 @@ class Connection:
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:
             self.close("connection_reset")
+        self._tell_handlers()
+
+    def _tell_handlers(self) -> None:
         for handler in self._handlers:
             handler.hang_up()
 
@@ -262,13 +268,19 @@ class Connection:
                 # when it has handled them all.
                 self._enter(ConnState.IDLE)
         elif isinstance(event, Closed):
-            self.close()
+            assert self._protocol is not None
+            if self._protocol.still_receiving:
+                self._linger()
+            else:
+                self.close()
 
     async def _write(self, data: bytes) -> None:
         self.writes += 1
         if self.upgrading:
             self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
         async with self._send_lock:
+            if self.gone:
+                return
             try:
                 with trio.CancelScope(shield=True):
                     await self._stream.send_all(data)
@@ -335,11 +347,25 @@ class Connection:
         late = self._context.terminated.is_set()
         self.close("app_shutdown_timeout" if late else "aborted_by_app")
 
+    def _linger(self) -> None:
+        """End our side, and read on to nothing until the client ends its own.
+
+        It has its answer before it finished asking. Were the socket closed now, the kernel
+        would answer what is still on its way with a reset, and that can reach the client
+        before the answer does, and destroy it (RFC 9112, 9.6).
+        """
+        self._lingering = self.gone = True
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_WR)
+        self._tell_handlers()
+        self._expiry = None
+        self._deadline.deadline = trio.current_time() + self._config.keep_alive_timeout
+
     def close(self, reason: str | None = None) -> None:
         """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""
         if self.closed:
             return
-        self.closed = True
+        self.closed = self.gone = True
         self.conn.close_reason = reason
         with suppress(OSError):
             self._socket.shutdown(SHUT_WR)

@@ -102,7 +102,7 @@ class Handler:
         """
         connection = self._connection
         if not self._answered and (
-            connection.closed or (self._disconnect is not None and not self._half_close)
+            connection.gone or (self._disconnect is not None and not self._half_close)
         ):
             await trio.lowlevel.checkpoint()
             raise PeerGone(connection.conn)

@@ -54,6 +54,12 @@ class Protocol(ProtocolWrapper):
         return self._protocol.stream.closed
 
     @property
+    def still_receiving(self) -> bool:
+        """Whether an HTTP/1 client has not finished asking, or is not understood."""
+        their_state = getattr(self._protocol.connection, "their_state", None)
+        return their_state in (h11.SEND_BODY, h11.ERROR)
+
+    @property
     def may_still_answer(self) -> bool:
         """Whether a client that has ended its side may still read: in HTTP/1, if not upgraded."""
         return isinstance(self._protocol.connection, h11.Connection)
