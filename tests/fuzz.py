@@ -26,8 +26,8 @@ import traceback
 import zlib
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -581,18 +581,19 @@ class Fuzz:
 
     # Good clients
 
-    @contextmanager
-    def in_time(self, client: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def in_time(self, client: str) -> AsyncIterator[None]:
         began = trio.current_time()
         with trio.fail_after(IN_TIME):
             yield
         self.slowest = max(self.slowest, trio.current_time() - began)
         self.answers[client] += 1
+        await trio.sleep(0.01)
 
     async def good_http1(self) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", self._ports[False]) as stream:
             for n in range(100):
-                with self.in_time("http/1.1"):
+                async with self.in_time("http/1.1"):
                     assert await http1(stream, path=f"/good/{n}") == (200, b"/good/%d" % n)
 
     async def good_http2(self) -> None:
@@ -604,18 +605,18 @@ class Fuzz:
             client = Http2(stream)
             await client.start()
             for n in range(100):
-                with self.in_time("h2"):
+                async with self.in_time("h2"):
                     assert await client.get(f"/good/{n}") == ("200", b"/good/%d" % n)
 
     async def good_websocket(self) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", self._ports[False]) as stream:
             await stream.send_all(handshake("/echo"))
-            with self.in_time("accept"):
+            async with self.in_time("accept"):
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
             client = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
             for n in range(100):
                 await stream.send_all(client.send(wsproto.events.TextMessage(f"good {n}")))
-                with self.in_time("websocket"):
+                async with self.in_time("websocket"):
                     assert await next_message(stream, client) == f"good {n}"
 
     async def _be_good(self, client: Callable[[], Awaitable[None]]) -> None:

@@ -30,6 +30,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_httptrack import tracked_server
 
+from . import hypercorn_process
 from .clients import Http2, http1, read_to_end
 from .support import Recorder, client_ssl, respond
 
@@ -737,3 +738,32 @@ async def test_an_error_ends_its_own_connection_and_no_other(name: str, certific
             answer = b""
             while not answer.endswith(b"held"):
                 answer += await bystander.receive_some()
+
+
+async def test_a_fault_takes_neither_workers_nor_their_parent_down(tmp_path: Path) -> None:
+    """The command with two workers answers what was in flight, and goes on."""
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        "from trio_httptrack import hook\n\nconn_state = hook('ways_in.twoparts:tracker')\n"
+    )
+    command = ("-k", "trio", "-c", f"file:{config}", "-w", "2", "ways_in.twoparts:app")
+    head = request("/", "Content-Length: 4", "Connection: close", method="POST")
+    async with hypercorn_process.hypercorn(*command) as server, AsyncExitStack() as clients:
+        in_flight = []
+        for _ in range(4):
+            client = await hypercorn_process.connect(server.url)
+            in_flight.append(await clients.enter_async_context(client))
+            await client.send_all(head)
+            while not (await client.receive_some()).endswith(b"."):
+                pass
+        for _ in range(8):
+            async with await hypercorn_process.connect(server.url) as bad:
+                await bad.send_all(handshake() + b"x")
+                await read_to_end(bad)
+        for client in in_flight:
+            await client.send_all(b"body")
+            assert await read_to_end(client) == b"done"
+        async with await hypercorn_process.connect(server.url) as fresh:
+            await fresh.send_all(head + b"body")
+            assert (await read_to_end(fresh)).endswith(b"done")
+    assert server.returncode == 0

@@ -928,7 +928,7 @@ async def post_with_trailers(client: Http2) -> None:
 async def answered_before_the_upload(client: Http2) -> None:
     stream_id = client.request("/early", method="POST", body=None)
     await client.until(stream_id)
-    client.h2.end_stream(stream_id)
+    client.h2.reset_stream(stream_id)
     await client.get()
 
 
