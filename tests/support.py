@@ -176,6 +176,10 @@ class MemoryNetwork:
         self._nursery.start_soon(self._serve, transport)
         return client
 
+    @property
+    def connections(self) -> set[Connection]:
+        return self._worker.connections
+
     async def _serve(self, stream: Any) -> None:
         await Connection(
             self._worker, self._app, self._config, self.context, ConnectionState({}), stream

@@ -350,3 +350,21 @@ async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever
         with pytest.raises(trio.BrokenResourceError):
             await client.send_all(b"more")
     assert ends(recorder) == [(5, None)]
+
+
+async def test_what_a_client_sends_after_its_last_request_is_not_kept(
+    autojump_clock: MockClock,
+) -> None:
+    """However much it is, and however long the answer takes, it costs no memory."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        client = await network.connect()
+        await client.send_all(b"GET /until-disconnect HTTP/1.0\r\n\r\n")
+        for _ in range(100):
+            await client.send_all(b"x" * 10_000)
+        await wait_all_tasks_blocked()
+        (connection,) = network.connections
+        assert connection._protocol is not None
+        assert connection._protocol.protocol.connection.trailing_data == (b"", False)
+        await client.aclose()
+        await recorder.wait_terminal()

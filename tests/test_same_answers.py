@@ -89,7 +89,8 @@ class Application:
                 events.append(event)
             return event
 
-        name = scope["path"].removeprefix(scope["root_path"] + "/").split("/")[0].replace("-", "_")
+        path = scope["path"].removeprefix(scope["root_path"]).lstrip("/")
+        name = path.split("/")[0].replace("-", "_")
         answer = getattr(self, f"{scope['type']}_{name}", self.http_echo)
         await answer(scope, kept_receive, send)
 
@@ -711,17 +712,20 @@ class Http2:
         return stream_id
 
     async def pump(self) -> None:
+        await self.take()
+        await self.flush()
+
+    async def take(self) -> None:
         data = await self.stream.receive_some()
         assert data, "the server has left"
-        await self.take(data)
+        self.receive(data)
 
-    async def take(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         self.received += data
         for event in self.h2.receive_data(data):
             self._keep(event)
             if self.acknowledge and isinstance(event, h2.events.DataReceived):
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        await self.flush()
 
     def _keep(self, event: Any) -> None:
         if isinstance(event, (h2.events.WindowUpdated, h2.events.SettingsAcknowledged)):
@@ -804,21 +808,28 @@ async def prior_knowledge(network: Network, alpn: str | None = None) -> Http2:
 async def upgrade(network: Network) -> Http2:
     """The request that upgrades is answered on stream 1 before the client goes on."""
     client = Http2(await network.connect())
+    await client.stream.send_all(request_upgrade(client))
+    await receive_upgrade(client)
+    while 1 not in client.ended:
+        await client.take()
+    await client.flush()
+    return client
+
+
+def request_upgrade(client: Http2) -> bytes:
     settings = client.h2.initiate_upgrade_connection().decode()
     lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}"]
-    await client.stream.send_all(request("/echo/upgrade", *lines))
-    while b"\r\n\r\n" not in client.received:
-        client.received += await client.stream.receive_some()
-    head, _, rest = client.received.partition(b"\r\n\r\n")
+    return request("/echo/upgrade", *lines)
+
+
+async def receive_upgrade(client: Http2) -> None:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += await client.stream.receive_some()
+    head, end, rest = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
-    client.received = head + b"\r\n\r\n"
-    preface = client.h2.data_to_send()  # comes behind the answer
-    if rest:
-        await client.take(rest)
-    while 1 not in client.ended:
-        await client.take(await client.stream.receive_some())
-    await client.stream.send_all(preface)
-    return client
+    client.received = head + end
+    client.receive(rest)
 
 
 HTTP2 = {
@@ -1167,18 +1178,14 @@ async def preface_a_byte_at_a_time(network: Network) -> object:
 async def preface_behind_the_upgrade(network: Network) -> object:
     """The client does not wait for the 101."""
     client = Http2(await network.connect())
-    settings = client.h2.initiate_upgrade_connection().decode()
-    lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}"]
+    upgrading = request_upgrade(client)
     client.request("/echo/3")
-    await client.stream.send_all(request("/echo/1", *lines) + client.h2.data_to_send())
-    while b"\r\n\r\n" not in client.received:
-        client.received += await client.stream.receive_some()
-    head, _, rest = client.received.partition(b"\r\n\r\n")
-    await client.take(rest)
+    await client.stream.send_all(upgrading + client.h2.data_to_send())
+    await receive_upgrade(client)
     await client.until(1, 3)
     await client.finish()
     assert client.statuses() == "200 200"
-    return head, client.events
+    return client.events
 
 
 EXCHANGES["http2-preface-a-byte-at-a-time"] = Exchange(preface_a_byte_at_a_time)
@@ -1191,11 +1198,16 @@ class WebSocket:
     """A client's WebSocket over either protocol."""
 
     def __init__(self) -> None:
-        self.deflate = wsproto.extensions.PerMessageDeflate()
-        self.connection = wsproto.connection.Connection(
-            wsproto.ConnectionType.CLIENT, [self.deflate]
-        )
+        self.connection: wsproto.connection.Connection
+        self.deflates = False
         self.heard: list[wsproto.events.Event] = []
+
+    def opened(self, extensions: str = "") -> None:
+        deflate = wsproto.extensions.PerMessageDeflate()
+        if extensions:
+            deflate.finalize(extensions)
+        self.deflates = deflate.enabled()
+        self.connection = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT, [deflate])
 
     async def open(self, path: str, **headers: str) -> str:
         """Return the response's status."""
@@ -1250,8 +1262,8 @@ class WebSocket1(WebSocket):
         while b"\r\n\r\n" not in self._received:
             await self.listen()
         head, _, rest = self._received.partition(b"\r\n\r\n")
-        if accepted := re.search(rb"permessage-deflate.*", head):
-            self.deflate.finalize(accepted[0].decode().strip())
+        extensions = re.search(r"permessage-deflate[^\r]*", head.decode())
+        self.opened(extensions[0] if extensions else "")
         status = head.split()[1].decode()
         if status == "101":
             self.take(rest)
@@ -1293,8 +1305,7 @@ class WebSocket2(WebSocket):
         self._client.h2.send_headers(self._id, fields.items())
         await self._client.until_event("ResponseReceived")
         response = dict(self._client.events[self._id][0][1])
-        if accepted := response.get(b"sec-websocket-extensions"):
-            self.deflate.finalize(accepted.decode())
+        self.opened(response.get(b"sec-websocket-extensions", b"").decode())
         return response[b":status"].decode()
 
     async def say_bytes(self, data: bytes, *, last: bool = False) -> None:
@@ -1449,7 +1460,7 @@ async def ping_by_the_server(client: WebSocket) -> None:
 
 @websocket("deflate", Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits")
 async def deflate(client: WebSocket) -> None:
-    assert client.deflate.enabled()
+    assert client.deflates
     for _ in range(2):
         await client.say(TextMessage("again and " * 1000), BytesMessage(b"\0" * 10_000))
         await client.hear(TextMessage)
@@ -1463,7 +1474,7 @@ async def deflate(client: WebSocket) -> None:
     " client_no_context_takeover; server_max_window_bits=10",
 )
 async def deflate_without_context(client: WebSocket) -> None:
-    assert client.deflate.enabled()
+    assert client.deflates
     await deflate(client)
 
 

@@ -154,8 +154,10 @@ async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first
     ):
         await client.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
         answer = b""
-        while not answer.endswith(b"."):
-            answer += await client.receive_some()
+        async for chunk in client:
+            answer += chunk
+            if answer.endswith(b"."):
+                break
         os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
         await client.send_all(b"body")
         assert await read_all(client) == b"done"
@@ -442,10 +444,20 @@ async def test_leaving_the_block_answers_the_request_in_flight_first(
 
 @limited
 async def test_shutdown_returns_when_the_server_has_ended() -> None:
-    """Then it no longer listens. Being called again, or the end of the block, is no error."""
-    async with tracked_server(hello) as server:
+    """Then it no longer listens, and the lifespan is over. Calling it again is no error."""
+    lifespan: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while scope["type"] == "lifespan":
+            lifespan.append((await receive())["type"])
+            await send({"type": f"{lifespan[-1]}.complete"})
+        await hello(scope, receive, send)
+
+    async with tracked_server(app) as server:
         await get(server.urls[0])
+        assert lifespan == ["lifespan.startup"]
         await server.shutdown()
+        assert lifespan == ["lifespan.startup", "lifespan.shutdown"]
         with pytest.raises(OSError, match="all attempts to connect"):
             await connect(server.urls[0])
         assert server.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)

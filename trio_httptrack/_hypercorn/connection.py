@@ -277,6 +277,7 @@ class Connection:
     async def _write(self, data: bytes) -> None:
         self.writes += 1
         if self.upgrading:
+            self.upgrading = False
             self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
         async with self._send_lock:
             if self.gone:

@@ -109,12 +109,10 @@ class Handler:
         type_ = event["type"]
         if type_ == "http.response.body" and not event.get("more_body", False):
             self._answered = True  # what closes the connection from here on is not an error
+        elif type_ == "websocket.accept":
+            connection.upgrading = self._upgrades
         writes = connection.writes
-        connection.upgrading = self._upgrades and type_ == "websocket.accept"
-        try:
-            await self._protocol_send(event)
-        finally:
-            connection.upgrading = False
+        await self._protocol_send(event)
         if connection.writes == writes:
             await trio.lowlevel.checkpoint()
 
@@ -142,6 +140,4 @@ class Handler:
                 )
             if travels is not None:
                 raise travels from None
-        finally:
-            self._events.close()
         await self._protocol_send(None)
