@@ -27,6 +27,7 @@ class HypercornProcess:
     """A running ``hypercorn``; what it leaves behind is known after the block."""
 
     url: str
+    process: trio.Process
     returncode: int
     stderr: str
 
@@ -44,6 +45,7 @@ async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
+    server.process = process
     assert process.stderr is not None
     try:
         async with process.stderr:

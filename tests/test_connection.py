@@ -364,7 +364,7 @@ async def test_what_a_client_sends_after_its_last_request_is_not_kept(
             await client.send_all(b"x" * 10_000)
         await wait_all_tasks_blocked()
         (connection,) = network.connections
-        assert connection._protocol is not None
-        assert connection._protocol.protocol.connection.trailing_data == (b"", False)
+        protocol: Any = connection._protocol
+        assert protocol.protocol.connection.trailing_data == (b"", False)
         await client.aclose()
         await recorder.wait_terminal()

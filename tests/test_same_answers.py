@@ -31,6 +31,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class Application:
     async def http_big_stream(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send)
         for digit in b"0123456789":
-            await more(send, bytes([digit]) * (MEGABYTE // 10))
+            await more(send, bytes([digit]) * 30_000)
         await send({"type": "http.response.body"})
 
     async def http_headers(self, scope: Any, receive: Any, send: Any) -> None:
@@ -362,27 +363,34 @@ trust = cache(client_ssl)
 class Network:
     """Where a client finds the server, and the names of its addresses."""
 
-    def __init__(self, urls: list[str], streams: AsyncExitStack) -> None:
-        self._addresses: dict[bool, tuple[str, int]] = {}
-        self._names: dict[Any, str] = {}
+    def __init__(self, app: Application, urls: list[str], streams: AsyncExitStack) -> None:
+        self.application = app
         self._streams = streams
+        self._addresses: dict[bool, str] = {}
+        self._names: dict[Any, Any] = {None: None}
         for url in urls:
             scheme, _, address = url.partition("://")
-            host, _, port = address.rpartition(":")
-            self._addresses[scheme == "https"] = (host.strip("[]"), int(port))
-            self._names[host.strip("[]"), int(port)] = f"the {scheme} server"
+            self._addresses[scheme == "https"] = address
+            if not address.startswith("unix:"):
+                host, _, port = address.rpartition(":")
+                self._names[host.strip("[]"), int(port)] = f"the {scheme} server"
 
-    async def connect(self, alpn: str | None = None) -> Any:
-        """A stream, closed at the latest with the network; over TLS for an ALPN protocol."""
-        stream = await trio.open_tcp_stream(*self._addresses[alpn is not None])
+    async def connect(self, *alpn: str, tls: bool = False) -> Any:
+        """A stream, closed at the latest with the network; over TLS for ALPN's protocols."""
+        address = self._addresses[bool(alpn) or tls]
+        if address.startswith("unix:"):
+            return await self._streams.enter_async_context(
+                await trio.open_unix_socket(address.removeprefix("unix:"))
+            )
+        host, _, port = address.rpartition(":")
+        stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
         await self._streams.enter_async_context(stream)
-        clients = sum(name.startswith("client") for name in self._names.values())
-        self._names[stream.socket.getsockname()[:2]] = f"client {clients + 1}"
-        if alpn is None:
+        self._names[stream.socket.getsockname()[:2]] = f"client {len(self._names)}"
+        if not alpn and not tls:
             return stream
         encrypted = trio.SSLStream(
             stream,
-            trust(alpn),
+            trust(*alpn) if alpn else trust("unknown"),
             server_hostname="localhost",
             https_compatible=True,
         )
@@ -410,7 +418,7 @@ class Exchange:
         with trio.fail_after(10):
             async with AsyncExitStack() as streams:
                 urls = await streams.enter_async_context(serve(app, config))
-                network = Network(urls, streams)
+                network = Network(app, urls, streams)
                 received = await self.client(network)
         # Streams that begin together have no order.
         by_path = sorted(app.told, key=lambda told: bytes(told[0]["raw_path"]))
@@ -450,6 +458,7 @@ class Until(bytes):
 
 
 END = Until()  # instead: say that nothing follows
+STOP = Until()  # instead: leave, without waiting for the server's end
 
 
 async def read_to_end(stream: Any) -> bytes:
@@ -459,12 +468,14 @@ async def read_to_end(stream: Any) -> bytes:
     return received
 
 
-async def converse(network: Network, alpn: str | None, statuses: str, turns: list[bytes]) -> bytes:
-    stream = await network.connect(alpn)
+async def converse(network: Network, *alpn: str, statuses: str, turns: list[bytes]) -> bytes:
+    stream = await network.connect(*alpn)
     received, heard = b"", 0
-    for turn in turns:
+    for turn, following in pairwise([*turns, b""]):
         if turn is END:
             await stream.send_eof()
+        elif turn is STOP:
+            await trio.aclose_forcefully(stream)
         elif isinstance(turn, Until):
             while not received.endswith(turn, heard):
                 data = await stream.receive_some()
@@ -473,8 +484,10 @@ async def converse(network: Network, alpn: str | None, statuses: str, turns: lis
             heard = len(received)
         else:
             await stream.send_all(turn)
-            await wait_all_tasks_blocked()
-    received += await read_to_end(stream)
+            if not isinstance(following, Until):
+                await wait_all_tasks_blocked()  # so that it is read for itself
+    if turns[-1] is not STOP:
+        received += await read_to_end(stream)
     assert re.findall(rb"HTTP/1\.1 (\d+) ", received) == statuses.encode().split()
     return re.sub(rb"(?<=\r\ndate: )[^\r]+", b"some day", received)
 
@@ -483,10 +496,10 @@ def http1(
     name: str, *turns: bytes, statuses: str = "200", app: Any = Application, **settings: Any
 ) -> None:
     """A client that reads to the end, which it brings about itself; over TCP, and over TLS."""
-    for transport, alpn in {"tcp": None, "tls": "http/1.1"}.items():
-        if transport == "tls" and END in turns:
+    for transport, alpn in {"tcp": (), "tls": ("http/1.1",)}.items():
+        if transport == "tls" and any(turn is END for turn in turns):
             continue  # TLS has no half-close
-        client = partial(converse, alpn=alpn, statuses=statuses, turns=list(turns))
+        client = partial(converse, *alpn, statuses=statuses, turns=list(turns))
         EXCHANGES[f"http1-{transport}-{name}"] = Exchange(client, settings, app)
 
 
@@ -519,7 +532,7 @@ http1("headers", request("/headers", LAST), statuses="202")
 http1("long-head", request("/long-head", LAST))
 http1("close-by-the-application", request("/close"))
 http1("keep-alive", request(), OK, request(), OK, request("/echo", LAST), statuses="200 200 200")
-http1("keep-alive-then-end", request(), OK, request(), OK, END, statuses="200 200")
+http1("keep-alive-then-leave", request(), OK, request(), OK, STOP, statuses="200 200")
 http1(
     "keep-alive-of-all-kinds",
     request("/nothing") + request("/stream"),
@@ -543,13 +556,18 @@ http1(
     statuses="200 200 200 200",
 )
 http1("pipelined-then-end", request() + request("/in-parts") * 2, END, statuses="200 200 200")
-http1("half-close", request(), END)
+http1("half-close", request(), END, OK, STOP)
 http1("half-close-while-answering", request("/in-parts"), END)
-http1("half-close-after-an-upload", request("/echo", length(5)) + b"hello", END)
+http1(
+    "half-close-after-an-upload",
+    request("/echo", length(5), method="POST") + b"hello",
+    END,
+    Until(b"POST /echo: hello"),
+    STOP,
+)
 http1("half-close-as-a-message", request("/until-disconnect"), END)
 http1("half-close-of-a-big-answer", request("/big"), END)
-http1("half-close-without-a-request", END, statuses="")
-http1("half-close-streamed", request("/big-stream"), END)
+http1("half-close-of-a-big-streamed-answer", request("/big-stream"), END)
 http1("receive-after-the-answer", request("/receive-after-answer", LAST))
 http1(
     "receive-after-the-answer-and-keep-alive",
@@ -764,6 +782,7 @@ class Http2:
             await self.pump()
 
     async def finish(self) -> None:
+        await wait_all_tasks_blocked()  # what was sent last is read for itself
         self.h2.close_connection()
         await self.flush()
         self.received += await read_to_end(self.stream)
@@ -1010,10 +1029,9 @@ async def streams_at_once(client: Http2) -> None:
     await client.until(*ids)
 
 
-@http2("big-streams-at-once", " ".join(["200"] * 6), compare=streams)
+@http2("big-streams-at-once", "200 200 200", compare=streams)
 async def big_streams_at_once(client: Http2) -> None:
-    paths = ["big", "big-stream", "echo"] * 2
-    await client.until(*[client.request(f"/{path}/{n}") for n, path in enumerate(paths)])
+    await client.until(*[client.request(path) for path in ("/big", "/big-stream", "/echo")])
 
 
 @http2("priorities", "200 200 200 200", compare=streams)
@@ -1065,10 +1083,9 @@ async def larger_frames(client: Http2) -> None:
 
 @http2("upload", "200 200")
 async def upload(client: Http2) -> None:
-    for path in ("/count", "/back"):
+    for path, left in {"/count": MEGABYTE, "/back": 200_000}.items():
         stream_id = client.request(path, method="POST", body=None)
         await client.flush()
-        left = MEGABYTE
         while left:
             window = client.h2.local_flow_control_window(stream_id)
             if not window:

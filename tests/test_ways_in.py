@@ -29,12 +29,14 @@ from trio_httptrack import (
     Stats,
     StatsTracker,
     TrackerFunc,
+    compose,
     hook,
     install,
     tracked_server,
     wrap,
 )
 from trio_httptrack._hypercorn import config as internals
+from trio_httptrack._hypercorn.config import resolve
 
 from .hypercorn_process import GET, SECONDS, connect, failing_hypercorn, get, read_all
 from .hypercorn_process import hypercorn as hypercorn_command
@@ -158,9 +160,14 @@ async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first
             answer += chunk
             if answer.endswith(b"."):
                 break
-        os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
+        for _ in range(2):  # as Hypercorn's parent does when another worker has ended first
+            os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
         await client.send_all(b"body")
         assert await read_all(client) == b"done"
+        if workers == "0":
+            await server.process.wait()  # by itself: another SIGTERM would be one too many
+    assert server.returncode == 0
+    assert "Connections: new 0, active 0, idle 0; in all: accepted 1, active 1" in server.stderr
 
 
 # The command's errors
@@ -254,6 +261,26 @@ async def test_a_tracker_object_in_a_config_file_is_told_to_be_a_hook(tmp_path: 
     assert status == 1
 
 
+async def test_a_trackers_copy_ends_the_worker_with_one_line(tmp_path: Path) -> None:
+    """What was pickled with the config would count unseen by the application."""
+    (tmp_path / "own.py").write_text(
+        "import trio_httptrack\n"
+        "from ways_in.unaware import app\n\n"
+        "class Own:\n    def track(self, conn, state): ...\n\n"
+        "tracker = Own()\n"
+        "trio_httptrack.install()\n"
+    )
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        f"import sys\n\nsys.path.append({str(tmp_path)!r})\nfrom own import tracker as conn_state\n"
+    )
+    _, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", f"file:{config}", f"{tmp_path / 'own.py'}:app"
+    )
+    assert stderr.startswith("trio_httptrack: conn_state: <own.Own object at")
+    assert stderr.endswith("name that by its import path, conn_state = hook('myapp:tracker')\n")
+
+
 async def test_a_hook_without_an_attribute_is_refused_where_it_is_written() -> None:
     """It needs no import to see that."""
     with pytest.raises(ValueError, match=r"^hook\('no_colon'\): write it as 'package.module:attri"):
@@ -304,7 +331,7 @@ async def test_wrap_lets_a_conn_tracker_run_last(nursery: trio.Nursery) -> None:
 async def test_wrap_refuses_what_is_not_a_tracker(there: object, added: Any) -> None:
     """Whether it is added or was there; the Config is left as it was."""
     config = local(conn_state=there)
-    with pytest.raises(TypeError, match="5 is not a tracker"):
+    with pytest.raises((TypeError, ValueError), match="5 is not a tracker"):
         wrap(config, added)
     assert vars(config)["conn_state"] is there
 
@@ -513,6 +540,64 @@ async def test_a_failing_lifespan_leaves_tracked_server_as_itself() -> None:
 
     with pytest.raises(LifespanFailureError, match="no database"):
         await block()
+
+
+@limited
+async def test_a_failed_startup_is_over_before_anything_is_bound() -> None:
+    """The block is never entered."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    async def block() -> None:
+        async with tracked_server(app):
+            raise BlockError
+
+    with pytest.raises(LifespanFailureError, match="no database"):
+        await block()
+
+
+@pytest.mark.parametrize("events", [0, 1])
+@limited
+async def test_an_application_may_leave_its_lifespan_early(events: int) -> None:
+    """It is served, and shut down, whether it returned before or after its startup."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await hello(scope, receive, send)
+        for _ in range(events):
+            await send({"type": f"{(await receive())['type']}.complete"})
+
+    async with tracked_server(app) as server:
+        assert await get(server.urls[0]) == b"hello"
+
+
+async def test_hooks_may_lead_to_hooks_but_not_to_themselves() -> None:
+    """Every hook behind a hook is resolved at the start as well."""
+    chained = resolve(compose(hook("tests.ways_in.chained:tracker"), ConnTracker()))
+    names = [type(part).__name__ for part in chained.trackers]
+    assert names == ["StatsTracker", "ConnTracker", "ConnTracker"]
+    with pytest.raises(ValueError, match=r"hook\('tests.ways_in.chained:loop'\) leads to itself"):
+        resolve("tests.ways_in.chained:loop")
+
+
+async def test_a_slow_tracker_is_ready_before_the_server_is(tmp_path: Path) -> None:
+    """Its module is imported before anything is bound, however long that takes."""
+    (tmp_path / "slow.py").write_text(
+        "import sys\nfrom trio_httptrack import StatsTracker\n\n"
+        "tracker = StatsTracker()\nprint('ready', file=sys.stderr)\n"
+    )
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        f"import sys\n\nsys.path.append({str(tmp_path)!r})\n"
+        "from trio_httptrack import hook\n\nconn_state = hook('slow:tracker')\n"
+    )
+    async with hypercorn_command(
+        "-k", "trio", "-c", f"file:{config}", "ways_in.unaware:app"
+    ) as server:
+        assert await get(server.url) == b"hello"
+    assert -1 < server.stderr.index("ready") < server.stderr.index("Running on")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # Hypercorn cannot bind it

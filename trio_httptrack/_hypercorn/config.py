@@ -33,6 +33,7 @@ from hypercorn.typing import AppWrapper
 
 from .._states import Conn, ConnState
 from .._trackers import Composed, Tracker, check_tracker, compose
+from .errors import ungrouped
 from .worker import serve
 
 Trigger = Callable[[], Awaitable[object]]
@@ -47,17 +48,17 @@ class HookError(ValueError):
 class Hook:
     """What :func:`hook` returns."""
 
-    __slots__ = ("_path",)
+    __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.resolve().track(conn, state)
 
     def resolve(self) -> Tracker:
         """Import the tracker. An error *inside* the imported module is not a HookError."""
-        module_name, _, attribute = self._path.partition(":")
+        module_name, _, attribute = self.path.partition(":")
         try:
             found: Any = import_module(module_name)
         except ModuleNotFoundError as error:
@@ -77,10 +78,10 @@ class Hook:
         return tracker
 
     def __repr__(self) -> str:
-        return f"hook({self._path!r})"
+        return f"hook({self.path!r})"
 
     def __reduce__(self) -> tuple[Callable[[str], Hook], tuple[str]]:
-        return hook, (self._path,)
+        return hook, (self.path,)
 
 
 def hook(path: str) -> Hook:
@@ -123,7 +124,8 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
       What ``config.conn_state`` was before, None if nothing.
 
     Raises:
-      TypeError: ``tracker`` is not a tracker, nor what is there; the Config is unchanged.
+      TypeError: ``tracker`` is not a tracker; the Config is unchanged.
+      ValueError: what is there is not one; likewise.
       RuntimeError: this version of Hypercorn is not supported; likewise.
 
     >>> from hypercorn.config import Config
@@ -133,27 +135,38 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
     >>> wrap(config, ConnTracker()).trackers == (log,)
     True
     """
-    check_tracker(tracker)
     previous: Tracker | str | None = getattr(config, "conn_state", None)
-    composed = compose(*_as_trackers(previous), tracker)
+    composed = compose(_named(previous), tracker)
     install()
     config.conn_state = composed  # type: ignore[attr-defined]
     return previous
 
 
-def _as_trackers(conn_state: Any) -> tuple[Tracker, ...]:
-    if conn_state is None:
-        return ()
-    return (hook(conn_state),) if isinstance(conn_state, str) else (conn_state,)
-
-
 def resolve(conn_state: Any) -> Composed:
     """The trackers that a Config's ``conn_state`` stands for, imported."""
+    return compose(*_imported(_named(conn_state)))
+
+
+def _named(conn_state: Any) -> Composed:
+    """The trackers that a Config names, as it names them."""
+    if conn_state is None:
+        return compose()
     try:
-        composed = compose(*_as_trackers(conn_state))
+        return compose(hook(conn_state) if isinstance(conn_state, str) else conn_state)
     except TypeError as error:
         raise HookError(f"conn_state: {error}") from None
-    return compose(*(t.resolve() if isinstance(t, Hook) else t for t in composed.trackers))
+
+
+def _imported(tracker: Tracker, *hooks: str) -> Iterator[Tracker]:
+    if isinstance(tracker, Composed):
+        for part in tracker.trackers:
+            yield from _imported(part, *hooks)
+    elif isinstance(tracker, Hook):
+        if tracker.path in hooks:
+            raise HookError(f"{tracker!r} leads to itself")
+        yield from _imported(tracker.resolve(), tracker.path, *hooks)
+    else:
+        yield tracker
 
 
 async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
@@ -177,9 +190,33 @@ async def _serve_process(
     if getattr(config, "conn_state", None) is None:
         await _serve(app, config, shutdown_trigger=shutdown_trigger, **kwargs)
         return
-    with _exit_in_one_line(), trio.open_signal_receiver(signal.SIGTERM) as terminated:
-        trigger = partial(_first_of, terminated.__anext__, shutdown_trigger or _ctrl_c)
-        await _serve(app, config, shutdown_trigger=trigger, **kwargs)
+    terminated = trio.Event()
+
+    async def listen(task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:  # all of them: one that is left over would kill us later
+                terminated.set()
+
+    with _exit_in_one_line(), ungrouped(nurseries=1):
+        if shutdown_trigger is not None:  # a process of Hypercorn's, that ends when this ends
+            _refuse_copies(config)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from when nobody listens any more
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listen)
+            trigger = partial(_first_of, terminated.wait, shutdown_trigger or _ctrl_c)
+            await _serve(app, config, shutdown_trigger=trigger, **kwargs)
+            nursery.cancel_scope.cancel()
+
+
+def _refuse_copies(config: Any) -> None:
+    """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
+    for part in _named(config.conn_state).trackers:
+        if not isinstance(part, Hook):
+            raise HookError(
+                f"conn_state: {part!r} is a copy of the application's tracker: "
+                "name that by its import path, conn_state = hook('myapp:tracker')"
+            )
 
 
 async def _ctrl_c() -> None:
@@ -237,11 +274,11 @@ def install() -> None:
     """
     if hypercorn.trio.run.worker_serve is _serve_process:
         return
-    names = set(hypercorn_serve.__code__.co_names)
+    names = {"TCPServer", "WorkerContext", "Lifespan"} & set(hypercorn_serve.__code__.co_names)
     arguments = list(signature(TCPServer).parameters)
     if (
         hypercorn.trio.run.worker_serve is not hypercorn_serve
-        or not names >= {"TCPServer", "WorkerContext"}
+        or len(names) < 3
         or arguments != ["app", "config", "context", "state", "stream"]
     ):
         raise RuntimeError(

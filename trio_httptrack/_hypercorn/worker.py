@@ -1,8 +1,8 @@
 """A tracked server: Hypercorn's own worker, with every connection ours.
 
-Hypercorn's ``worker_serve`` looks up ``TCPServer`` and ``WorkerContext`` as globals of
-its module. :func:`serve` runs the very same code with these two names bound to its own,
-for this one call: nothing global changes, and several servers in one process, tracked
+Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext`` and ``Lifespan`` as
+globals of its module. :func:`serve` runs the very same code with these names bound to its
+own, for this one call: nothing global changes, and several servers in one process, tracked
 or not, do not meet.
 """
 
@@ -24,6 +24,7 @@ from .connection import Connection
 from .drain import drain
 from .errors import ungrouped
 from .hangups import Hangups
+from .lifespan import Lifespan
 
 
 class Worker:
@@ -44,6 +45,7 @@ class Worker:
                 **hypercorn_serve.__globals__,
                 "TCPServer": partial(Connection, self),
                 "WorkerContext": self._make_context,
+                "Lifespan": Lifespan,
             },
         )
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__

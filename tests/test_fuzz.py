@@ -1,0 +1,15 @@
+"""A short run of the fuzzer; ``nox -s fuzz`` is the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .fuzz import Fuzz
+
+
+async def test_no_input_harms_anybody_but_its_own_connection(certificate: Path) -> None:
+    """Good clients are served meanwhile, nothing is left, and the log stays quiet."""
+    fuzz = Fuzz(seed=1)
+    await fuzz.run(certificate, range(600))
+    assert not fuzz.failures
+    assert fuzz.done == 620

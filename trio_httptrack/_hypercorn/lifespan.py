@@ -1,0 +1,33 @@
+"""Hypercorn's lifespan, for applications whose lifespan does not end as it expects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from hypercorn.trio.lifespan import Lifespan as HypercornLifespan
+
+
+class Lifespan(HypercornLifespan):
+    """Does not serve after a failed startup, and serves an application that has no lifespan.
+
+    Hypercorn goes on to bind, and to accept, until the failure has found its way to it; and
+    its trio worker dies of an application that just returns when it is asked for its
+    lifespan.
+    """
+
+    _failed = False
+
+    async def asgi_send(self, message: Any) -> None:
+        self._failed = message["type"] == "lifespan.startup.failed"
+        await super().asgi_send(message)
+
+    async def wait_for_startup(self) -> None:
+        if not self.startup.is_set():  # else it has returned, and nobody would read
+            await super().wait_for_startup()
+        if self._failed:
+            await trio.sleep_forever()  # the failure is about to cancel this
+
+    async def wait_for_shutdown(self) -> None:
+        if not self.shutdown.is_set():
+            await super().wait_for_shutdown()
