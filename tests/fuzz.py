@@ -24,16 +24,19 @@ import tempfile
 import time
 import traceback
 import zlib
+from array import array
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from fcntl import ioctl
 from functools import partial
 from ipaddress import ip_address
 from itertools import count, cycle, pairwise, takewhile
 from pathlib import Path
 from random import Random
+from termios import TIOCOUTQ
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -566,7 +569,7 @@ class Fuzz:
             if task_status is not None:
                 task_status.started()
                 await self._stopped.wait()
-            elif plan.end == "reset":
+            elif plan.end == "reset" or unsent(transport):
                 reset(transport)
             elif plan.end == "half-close":
                 with suppress(OSError):
@@ -691,6 +694,13 @@ class Fuzz:
             if (took := trio.current_time() - began) > GRACE + 0.5:
                 self.fail(f"the shutdown took {took:.2f} s")
             self._stopped.set()
+
+
+def unsent(stream: trio.SocketStream) -> bool:
+    """Whether a FIN would wait, unseen, behind bytes for which the server has no room."""
+    size = array("i", [0])
+    ioctl(stream.socket.fileno(), TIOCOUTQ, size)
+    return size[0] > 0
 
 
 async def read_enough(stream: Any, done: trio.Event) -> None:

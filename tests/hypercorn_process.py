@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import trio
 
+from trio_httptrack._hypercorn.errors import ungrouped
+
 TESTS = Path(__file__).parent
 SECONDS = 20  # nothing takes so long: what would hang is broken, and fails
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -47,12 +49,19 @@ async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
         )
     server.process = process
     assert process.stderr is not None
+    written = bytearray()
+
+    async def read_log(stderr: trio.abc.ReceiveStream) -> None:
+        async for chunk in stderr:  # at once, or the workers wait for room in the pipe
+            written.extend(chunk)
+
     try:
-        async with process.stderr:
-            with trio.fail_after(SECONDS):
+        with trio.fail_after(SECONDS), ungrouped(nurseries=1):
+            async with process.stderr, trio.open_nursery() as nursery:
+                nursery.start_soon(read_log, process.stderr)
                 yield server
                 process.terminate()
-                server.stderr = (await read_all(process.stderr)).decode()  # of the workers, too
+        server.stderr = written.decode()
     except BaseException:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the workers, too

@@ -26,6 +26,9 @@ These are the differences, all of them intended:
 from __future__ import annotations
 
 import re
+import socket
+import struct
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from copy import deepcopy
@@ -55,7 +58,8 @@ from wsproto.events import (
     TextMessage,
 )
 
-from trio_httptrack import tracked_server
+from trio_httptrack import install, tracked_server
+from trio_httptrack._hypercorn import config as internals
 
 from .support import client_ssl, respond
 
@@ -159,7 +163,7 @@ class Application:
         await send({"type": "http.response.body", "body": b"with headers"})
 
     async def http_long_head(self, scope: Any, receive: Any, send: Any) -> None:
-        await start(send, 200, *((b"x-%d" % n, b"y" * 1000) for n in range(40)))
+        await start(send, 200, *((b"x-%d" % n, b"y" * 1000) for n in range(20)))
         await send({"type": "http.response.body", "body": b"at last"})
 
     async def http_close(self, scope: Any, receive: Any, send: Any) -> None:
@@ -179,6 +183,7 @@ class Application:
     async def http_raise_after_head(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send)
         await more(send, b"part")
+        await wait_all_tasks_blocked()  # the client has it by now
         raise ValueError("the application's own error")
 
     async def http_until_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
@@ -267,6 +272,11 @@ class Application:
 
     async def websocket_return(self, scope: Any, receive: Any, send: Any) -> None:
         return
+
+    async def websocket_listen(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        while (await receive())["type"] == "websocket.receive":
+            pass
 
     # For the differences
 
@@ -375,9 +385,9 @@ class Network:
                 host, _, port = address.rpartition(":")
                 self._names[host.strip("[]"), int(port)] = f"the {scheme} server"
 
-    async def connect(self, *alpn: str, tls: bool = False) -> Any:
-        """A stream, closed at the latest with the network; over TLS for ALPN's protocols."""
-        address = self._addresses[bool(alpn) or tls]
+    async def connect(self, *alpn: str) -> Any:
+        """A stream, closed at the latest with the network; over TLS if ALPN offers something."""
+        address = self._addresses[bool(alpn)]
         if address.startswith("unix:"):
             return await self._streams.enter_async_context(
                 await trio.open_unix_socket(address.removeprefix("unix:"))
@@ -386,13 +396,10 @@ class Network:
         stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
         await self._streams.enter_async_context(stream)
         self._names[stream.socket.getsockname()[:2]] = f"client {len(self._names)}"
-        if not alpn and not tls:
+        if not alpn:
             return stream
         encrypted = trio.SSLStream(
-            stream,
-            trust(*alpn) if alpn else trust("unknown"),
-            server_hostname="localhost",
-            https_compatible=True,
+            stream, trust(*alpn), server_hostname="localhost", https_compatible=True
         )
         await encrypted.do_handshake()
         return encrypted
@@ -445,9 +452,23 @@ EXCHANGES: dict[str, Exchange] = {}
 # HTTP/1
 
 
-def request(target: str = "/echo", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
-    head = [f"{method} {target} HTTP/{version}", "Host: localhost", *lines, "", ""]
+def request(
+    target: str = "/echo",
+    *lines: str,
+    method: str = "GET",
+    version: str = "1.1",
+    server: str = "localhost",
+) -> bytes:
+    head = [f"{method} {target} HTTP/{version}", f"Host: {server}", *lines, "", ""]
     return "\r\n".join(head).encode("latin-1")
+
+
+def handshake(*lines: str, server: str = "localhost") -> bytes:
+    head = ["Connection: keep-alive, Upgrade", "Upgrade: WebSocket"]
+    if not any(line.startswith("Sec-WebSocket-Version") for line in lines):
+        head.append("Sec-WebSocket-Version: 13")
+    head.append("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    return request("/echo", *head, *lines, server=server)
 
 
 LAST = "Connection: close"
@@ -468,7 +489,9 @@ async def read_to_end(stream: Any) -> bytes:
     return received
 
 
-async def converse(network: Network, *alpn: str, statuses: str, turns: list[bytes]) -> bytes:
+async def converse(
+    network: Network, alpn: tuple[str, ...], statuses: str, turns: list[bytes]
+) -> bytes:
     stream = await network.connect(*alpn)
     received, heard = b"", 0
     for turn, following in pairwise([*turns, b""]):
@@ -499,7 +522,7 @@ def http1(
     for transport, alpn in {"tcp": (), "tls": ("http/1.1",)}.items():
         if transport == "tls" and any(turn is END for turn in turns):
             continue  # TLS has no half-close
-        client = partial(converse, *alpn, statuses=statuses, turns=list(turns))
+        client = partial(converse, alpn=alpn, statuses=statuses, turns=list(turns))
         EXCHANGES[f"http1-{transport}-{name}"] = Exchange(client, settings, app)
 
 
@@ -707,9 +730,8 @@ class Http2:
         self.stream = stream
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self.received = b""
-        self.events: dict[int, list[Any]] = {}
+        self.events: defaultdict[int, list[Any]] = defaultdict(list)
         self.ended: set[int] = set()
-        self.acknowledge = True
 
     async def flush(self) -> None:
         if data := self.h2.data_to_send():
@@ -742,13 +764,13 @@ class Http2:
         self.received += data
         for event in self.h2.receive_data(data):
             self._keep(event)
-            if self.acknowledge and isinstance(event, h2.events.DataReceived):
+            if isinstance(event, h2.events.DataReceived):
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
 
     def _keep(self, event: Any) -> None:
         if isinstance(event, (h2.events.WindowUpdated, h2.events.SettingsAcknowledged)):
             return
-        events = self.events.setdefault(getattr(event, "stream_id", None) or 0, [])
+        events = self.events[getattr(event, "stream_id", None) or 0]
         name = type(event).__name__
         if isinstance(event, h2.events.DataReceived):
             if events and events[-1][0] == name:
@@ -756,7 +778,7 @@ class Http2:
             elif event.data:
                 events.append((name, event.data))
         elif isinstance(event, h2.events.PushedStreamReceived):
-            self.events.setdefault(event.parent_stream_id, []).append((name, event.headers))
+            self.events[event.parent_stream_id or 0].append((name, event.headers))
         elif isinstance(event, h2.events.StreamEnded):
             events.append((name,))
             self.ended.add(event.stream_id)
@@ -776,10 +798,21 @@ class Http2:
         await self.until(stream_id)
         return stream_id
 
-    async def until_event(self, name: str) -> None:
+    def names(self, stream_id: int) -> list[str]:
+        return [event[0] for event in self.events[stream_id]]
+
+    async def until_event(self, name: str, stream_id: int = 0, count: int = 1) -> None:
+        """Until so many such events of a stream, or of the connection."""
         await self.flush()
-        while not any(event[0] == name for events in self.events.values() for event in events):
+        while self.names(stream_id).count(name) < count:
             await self.pump()
+
+    async def settle(self) -> None:
+        """Until the server has done all that it could."""
+        await self.flush()
+        await wait_all_tasks_blocked()
+        self.h2.ping(b"all done")
+        await self.until_event("PingAckReceived", count=self.names(0).count("PingAckReceived") + 1)
 
     async def finish(self) -> None:
         await wait_all_tasks_blocked()  # what was sent last is read for itself
@@ -818,8 +851,8 @@ def frames(received: bytes) -> list[tuple[int, int, int, bytes]]:
 Http2Client = Callable[[Http2], Awaitable[None]]
 
 
-async def prior_knowledge(network: Network, alpn: str | None = None) -> Http2:
-    client = Http2(await network.connect(alpn))
+async def prior_knowledge(network: Network, *alpn: str) -> Http2:
+    client = Http2(await network.connect(*alpn))
     client.h2.initiate_connection()
     return client
 
@@ -836,7 +869,7 @@ async def upgrade(network: Network) -> Http2:
 
 
 def request_upgrade(client: Http2) -> bytes:
-    settings = client.h2.initiate_upgrade_connection().decode()
+    settings = (client.h2.initiate_upgrade_connection() or b"").decode()
     lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}"]
     return request("/echo/upgrade", *lines)
 
@@ -851,8 +884,8 @@ async def receive_upgrade(client: Http2) -> None:
     client.receive(rest)
 
 
-HTTP2 = {
-    "h2": partial(prior_knowledge, alpn="h2"),
+HTTP2: dict[str, Callable[[Network], Awaitable[Http2]]] = {
+    "h2": lambda network: prior_knowledge(network, "h2"),
     "h2c": prior_knowledge,
     "upgrade": upgrade,
 }
@@ -982,9 +1015,7 @@ async def trailers(client: Http2) -> None:
 @http2("early-hints")
 async def early_hints(client: Http2) -> None:
     await client.get("/hint")
-    assert [event[0] for event in client.events[max(client.events)]][:2] == [
-        "InformationalResponseReceived"
-    ] * 2
+    assert client.names(max(client.ended))[:2] == ["InformationalResponseReceived"] * 2
 
 
 @http2("push", "200 200", compare=streams, only=("h2", "h2c"))
@@ -1036,8 +1067,8 @@ async def big_streams_at_once(client: Http2) -> None:
 
 @http2("priorities", "200 200 200 200", compare=streams)
 async def priorities(client: Http2) -> None:
-    first = client.request("/big/1", priority_weight=1)
-    second = client.request("/big/2", priority_weight=256, priority_depends_on=first)
+    first = client.request("/big-stream/1", priority_weight=1)
+    second = client.request("/big-stream/2", priority_weight=256, priority_depends_on=first)
     third = client.request("/echo/3", priority_weight=16, priority_exclusive=True)
     await client.flush()
     client.h2.prioritize(first, weight=200, depends_on=third)
@@ -1059,20 +1090,18 @@ async def small_windows(client: Http2) -> None:
     await client.get("/stream")
 
 
-@http2("a-window-that-opens-later", "200 200")
+@http2("windows-that-open-later", "200 200", compare=streams)
 async def window_opens_later(client: Http2) -> None:
     initial = h2.settings.SettingCodes.INITIAL_WINDOW_SIZE
     client.h2.update_settings({initial: 0})
-    for open_window in (
-        lambda stream_id: client.h2.update_settings({initial: 5}),
-        lambda stream_id: client.h2.increment_flow_control_window(100, stream_id),
-    ):
-        stream_id = client.request("/stream")
-        await client.until_event("ResponseReceived")
-        await wait_all_tasks_blocked()
-        open_window(stream_id)
-        client.acknowledge = True
-        await client.until(stream_id)
+    by_settings, by_update = client.request("/stream"), client.request("/stream")
+    await client.until_event("ResponseReceived", by_settings)
+    await client.until_event("ResponseReceived", by_update)
+    await client.settle()
+    client.h2.increment_flow_control_window(100, by_update)
+    await client.until(by_update)
+    client.h2.update_settings({initial: 5})
+    await client.until(by_settings)
 
 
 @http2("larger-frames")
@@ -1113,7 +1142,7 @@ async def uploads_at_once(client: Http2) -> None:
 
 @http2("long-heads", "200 200")
 async def long_heads(client: Http2) -> None:
-    await client.get("/long-head", *((f"x-{n}", "y" * 1000) for n in range(30)))
+    await client.get("/long-head", *((f"x-{n}", "y" * 1000) for n in range(20)))
     await client.get("/long-head")
 
 
@@ -1125,9 +1154,9 @@ async def request_headers(client: Http2) -> None:
 
 @http2("ping", "200 200", compare=raw)
 async def ping(client: Http2) -> None:
-    for data in (b"ping-one", b"ping-two"):
+    for n, data in enumerate([b"ping-one", b"ping-two"], 1):
         client.h2.ping(data)
-        await client.until_event("PingAckReceived")
+        await client.until_event("PingAckReceived", count=n)
         await client.get()
 
 
@@ -1144,6 +1173,15 @@ async def a_reset_by_the_client(client: Http2) -> None:
     await client.flush()
     await wait_all_tasks_blocked()
     client.h2.reset_stream(stream_id)
+    await client.get()
+
+
+@http2("a-reset-in-an-answer", "200", compare=lambda client: client.events[max(client.ended)])
+async def a_reset_in_an_answer(client: Http2) -> None:
+    stream_id = client.request("/big")
+    await client.until_event("DataReceived", stream_id)
+    client.h2.reset_stream(stream_id)
+    del client.events[stream_id]
     await client.get()
 
 
@@ -1180,6 +1218,35 @@ async def date(client: Http2) -> None:
     assert stream_id in client.events
 
 
+@http2("max-requests", "200 200", only=("h2", "h2c"), compare=raw, keep_alive_max_requests=2)
+async def max_requests(client: Http2) -> None:
+    """Hypercorn does not answer the one that is too much."""
+    await client.get()
+    await client.get()
+    client.request()
+    await client.until_event("ConnectionTerminated")
+
+
+@http2("leaves-in-an-upload", "", compare=streams)
+async def leaves_in_an_upload(client: Http2) -> None:
+    stream_id = client.request("/until-disconnect", method="POST", body=None)
+    await client.flush()
+    await wait_all_tasks_blocked()
+    client.h2.send_data(stream_id, b"part")
+    await client.flush()
+
+
+@http2("leaves-with-the-end-of-an-upload", "", compare=streams)
+async def leaves_with_the_end_of_an_upload(client: Http2) -> None:
+    """The last of the body and the GOAWAY are read at once."""
+    stream_id = client.request("/until-disconnect", method="POST", body=None)
+    await client.flush()
+    await wait_all_tasks_blocked()
+    client.h2.send_data(stream_id, b"part")
+    client.h2.close_connection()
+    await client.flush()
+
+
 async def preface_a_byte_at_a_time(network: Network) -> object:
     client = await prior_knowledge(network)
     client.request()
@@ -1205,6 +1272,29 @@ async def preface_behind_the_upgrade(network: Network) -> object:
     return client.events
 
 
+async def http1_over_any_tls(network: Network) -> object:
+    """Hypercorn does not insist on what ALPN has agreed on, if on anything."""
+    turns = [request(), OK, request("/echo", LAST)]
+    return await converse(network, ("unknown",), "200 200", turns)
+
+
+async def http2_over_any_tls(network: Network) -> object:
+    client = await prior_knowledge(network, "unknown")
+    await client.get()
+    await client.finish()
+    return client.received
+
+
+async def a_choice_of_protocols(network: Network) -> object:
+    client = await prior_knowledge(network, "http/1.1", "h2")
+    await client.get()
+    await client.finish()
+    return client.received
+
+
+EXCHANGES["http1-over-any-tls"] = Exchange(http1_over_any_tls)
+EXCHANGES["http2-over-any-tls"] = Exchange(http2_over_any_tls)
+EXCHANGES["http2-before-http1"] = Exchange(a_choice_of_protocols)
 EXCHANGES["http2-preface-a-byte-at-a-time"] = Exchange(preface_a_byte_at_a_time)
 EXCHANGES["http2-preface-behind-the-upgrade"] = Exchange(preface_behind_the_upgrade)
 
@@ -1295,6 +1385,10 @@ class WebSocket1(WebSocket):
         self._received += data
         return data
 
+    async def leave(self) -> None:
+        """Without a word."""
+        await self._stream.send_eof()
+
     async def finish(self) -> object:
         return self._received + await read_to_end(self._stream)
 
@@ -1320,10 +1414,10 @@ class WebSocket2(WebSocket):
         }
         self._id = self._client.h2.get_next_available_stream_id()
         self._client.h2.send_headers(self._id, fields.items())
-        await self._client.until_event("ResponseReceived")
+        await self._client.until_event("ResponseReceived", self._id)
         response = dict(self._client.events[self._id][0][1])
         self.opened(response.get(b"sec-websocket-extensions", b"").decode())
-        return response[b":status"].decode()
+        return str(response[b":status"], "ascii")
 
     async def say_bytes(self, data: bytes, *, last: bool = False) -> None:
         while data:
@@ -1356,18 +1450,18 @@ class WebSocket2(WebSocket):
         return [event for event in events if status != b"200" or event != ("StreamEnded",)]
 
 
-async def websocket1(network: Network, alpn: str | None = None) -> WebSocket:
-    return WebSocket1(await network.connect(alpn))
+async def websocket1(network: Network, *alpn: str) -> WebSocket1:
+    return WebSocket1(await network.connect(*alpn))
 
 
-async def websocket2(network: Network, alpn: str | None = None) -> WebSocket:
-    return WebSocket2(await prior_knowledge(network, alpn))
+async def websocket2(network: Network, *alpn: str) -> WebSocket2:
+    return WebSocket2(await prior_knowledge(network, *alpn))
 
 
-WEBSOCKETS = {
+WEBSOCKETS: dict[str, Callable[[Network], Awaitable[WebSocket]]] = {
     "tcp": websocket1,
-    "tls": partial(websocket1, alpn="http/1.1"),
-    "h2": partial(websocket2, alpn="h2"),
+    "tls": lambda network: websocket1(network, "http/1.1"),
+    "h2": lambda network: websocket2(network, "h2"),
     "h2c": websocket2,
 }
 WebSocketClient = Callable[[WebSocket], Awaitable[None]]
@@ -1429,7 +1523,7 @@ websocket("root-path", "/echo", root_path="/root")(say_goodbye)
 websocket("subprotocol", "/choose", Sec_WebSocket_Protocol="a, b, c")(say_goodbye)
 websocket("subprotocol-that-is-not-chosen", Sec_WebSocket_Protocol="a, b")(say_goodbye)
 websocket("request-headers", Cookie="a=b", Origin="http://localhost")(say_goodbye)
-websocket("date-of-the-accept", include_server_header=False)(echo)
+websocket("no-server-header", include_server_header=False)(echo)
 websocket("refused", "/refuse", 403)(no_more)
 websocket("denied", "/deny", 401)(no_more)
 websocket("raises", "/raise", 500)(no_more)
@@ -1519,6 +1613,13 @@ async def too_big_a_message(client: WebSocket) -> None:
     await client.say(goodbye.response())
 
 
+@websocket("messages-and-goodbye-at-once", "/listen")
+async def messages_and_goodbye_at_once(client: WebSocket) -> None:
+    """More than Hypercorn's queue takes."""
+    await client.say(*(TextMessage(f"{n}") for n in range(30)), GOODBYE)
+    await client.hear(CloseConnection)
+
+
 @websocket("goodbye-by-the-application", "/goodbye")
 async def goodbye_by_the_application(client: WebSocket) -> None:
     await client.say(TextMessage("please"))
@@ -1540,31 +1641,21 @@ async def goodbye_with_nothing_to_say(client: WebSocket) -> None:
     await client.hear(CloseConnection)
 
 
-http1(
-    "half-close-of-a-websocket",
-    request(
-        "/echo",
-        "Connection: keep-alive, Upgrade",
-        "Upgrade: WebSocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    ),
-    Until(b"\r\n\r\n"),
-    END,
-    statuses="101",
-)
+http1("websocket-that-is-left", handshake(), HEAD, END, statuses="101")
 http1(
     "websocket-of-another-version",
-    request(
-        "/echo",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 12",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    ),
+    handshake("Sec-WebSocket-Version: 12"),
     HEAD,
     END,
     statuses="400",
+)
+http1(
+    "websocket-of-another-server",
+    handshake(),
+    HEAD,
+    END,
+    statuses="404",
+    server_names=["elsewhere"],
 )
 
 
@@ -1575,3 +1666,226 @@ async def test_a_tracked_server_answers_as_plain_hypercorn_does(
     """The client receives the same, and the application is told the same."""
     expected = await EXCHANGES[name].hold(plain, certificate)
     assert await EXCHANGES[name].hold(tracked, certificate) == expected
+
+
+async def test_the_answers_are_the_same_over_ipv6_and_unix_sockets(
+    certificate: Path, tmp_path: Path
+) -> None:
+    """Where addresses look different, or are missing."""
+    for bind in ("[::1]:0", f"unix:{tmp_path / 'socket'}"):
+        for name in ("http1-tcp-keep-alive", "http2-h2c-get", "websocket-tcp-echo"):
+            exchange = EXCHANGES[name]
+            expected = await exchange.hold(plain, certificate, insecure_bind=bind)
+            assert await exchange.hold(tracked, certificate, insecure_bind=bind) == expected
+
+
+async def test_install_leaves_a_config_without_a_tracker_to_hypercorn(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers before and after are the same."""
+    for name in ("http1-tls-post", "http2-h2-upload", "websocket-h2c-echo"):
+        with monkeypatch.context() as patch:
+            patch.setattr(hypercorn.trio, "worker_serve", vars(internals)["hypercorn_serve"])
+            expected = await EXCHANGES[name].hold(plain, certificate)
+        install()
+        assert await EXCHANGES[name].hold(plain, certificate) == expected
+
+
+# The differences
+
+
+async def both(
+    client: Callable[[Network], Awaitable[Any]], certificate: Path, **settings: Any
+) -> tuple[Any, Any]:
+    """What a client returns, from plain Hypercorn and from a tracked server."""
+    in_plain, _, _ = await Exchange(client, settings).hold(plain, certificate)
+    in_tracked, _, _ = await Exchange(client, settings).hold(tracked, certificate)
+    return in_plain, in_tracked
+
+
+async def ends(stream: Any) -> bool:
+    """Whether the server has ended the connection, when all that it had to do is done."""
+    ended = False
+
+    async def read() -> None:
+        nonlocal ended
+        await read_to_end(stream)
+        ended = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return ended
+
+
+async def resets_its_stream(network: Network) -> None:
+    client = await prior_knowledge(network)
+    stream_id = client.request("/send-after-disconnect")
+    await client.until_event("DataReceived", stream_id)
+    client.h2.reset_stream(stream_id)
+    await client.flush()
+
+
+async def resets_its_connection(network: Network) -> None:
+    stream = await network.connect()
+    await stream.send_all(request("/send-after-disconnect"))
+    await stream.receive_some()
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def leaves_its_websocket(network: Network) -> None:
+    client = await websocket1(network)
+    await client.open("/send-after-disconnect")
+    await client.leave()
+
+
+@pytest.mark.parametrize("leave", [resets_its_stream, resets_its_connection, leaves_its_websocket])
+async def test_difference_an_application_learns_that_its_peer_has_gone(
+    leave: Callable[[Network], Awaitable[None]], certificate: Path
+) -> None:
+    """ASGI: ``send`` should raise an OSError; and nothing else can come than the disconnect."""
+
+    async def client(network: Network) -> list[object]:
+        await leave(network)
+        await network.application.gate.wait()
+        return network.application.noted
+
+    in_plain, in_tracked = await both(client, certificate)
+    assert in_plain == ["send returned"]
+    assert in_tracked[0] == "send raised OSError"
+    assert in_tracked[1] in ("http.disconnect", "websocket.disconnect")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(server="elsewhere"),
+        handshake(server="elsewhere"),
+        handshake("Sec-WebSocket-Version: 12"),
+    ],
+    ids=["server-name", "websocket-server-name", "websocket-version"],
+)
+async def test_difference_a_refused_http1_connection_is_closed(
+    data: bytes, certificate: Path
+) -> None:
+    """Hypercorn would not read another request, nor close it before the client does."""
+
+    async def client(network: Network) -> tuple[bytes, bool]:
+        stream = await network.connect()
+        await stream.send_all(data)
+        received = b""
+        while not received.endswith(b"\r\n\r\n"):
+            received += await stream.receive_some()
+        return received, await ends(stream)
+
+    in_plain, in_tracked = await both(client, certificate, server_names=["localhost"])
+    assert in_plain[0] == in_tracked[0]
+    assert (in_plain[1], in_tracked[1]) == (False, True)
+
+
+async def test_difference_an_idle_connection_whose_client_has_gone_is_closed(
+    certificate: Path,
+) -> None:
+    """Hypercorn keeps its end for the whole of ``keep_alive_timeout``."""
+
+    async def client(network: Network) -> tuple[bytes, bool]:
+        stream = await network.connect()
+        await stream.send_all(request())
+        received = bytes(await stream.receive_some())
+        await wait_all_tasks_blocked()
+        await stream.send_eof()
+        return received, await ends(stream)
+
+    in_plain, in_tracked = await both(client, certificate)
+    assert in_plain[0] == in_tracked[0]
+    assert (in_plain[1], in_tracked[1]) == (False, True)
+
+
+async def test_difference_what_follows_a_last_request_does_not_cost_its_answer(
+    certificate: Path,
+) -> None:
+    """Such as the empty line that some clients put behind a body."""
+    data = request("/echo", LAST, length(5), method="POST") + b"hello\r\n"
+
+    async def client(network: Network) -> bytes:
+        stream = await network.connect()
+        await stream.send_all(data)
+        return (await read_to_end(stream)).partition(b" \r\n")[0]
+
+    assert await both(client, certificate) == (b"HTTP/1.1 400", b"HTTP/1.1 200")
+
+
+async def test_difference_a_stream_that_its_handler_leaves_unfinished_is_reset(
+    certificate: Path,
+) -> None:
+    """Its client would wait for the rest."""
+
+    async def client(network: Network) -> list[str]:
+        client = await prior_knowledge(network)
+        stream_id = client.request("/raise-after-head")
+        await client.until_event("DataReceived", stream_id)
+        await client.settle()
+        return client.names(stream_id)
+
+    in_plain, in_tracked = await both(client, certificate)
+    assert in_plain == ["ResponseReceived", "DataReceived"]
+    assert in_tracked == ["ResponseReceived", "DataReceived", "StreamReset"]
+
+
+@pytest.mark.parametrize("path", ["/echo", "/leave"])
+async def test_difference_a_closed_websocket_over_http2_ends_its_stream(
+    path: str, certificate: Path
+) -> None:
+    """RFC 8441 (5): the stream's end stands for the connection's."""
+
+    async def client(network: Network) -> bool:
+        client = await prior_knowledge(network)
+        websocket = WebSocket2(client)
+        await websocket.open(path)
+        await websocket.say(TextMessage("please") if path == "/leave" else GOODBYE)
+        await websocket.hear(CloseConnection)
+        await client.settle()
+        return bool(client.ended)
+
+    assert await both(client, certificate) == (False, True)
+
+
+async def test_difference_priorities_are_ignored(certificate: Path) -> None:
+    """Here, that the second stream is to wait for the first."""
+
+    async def client(network: Network) -> list[int]:
+        client = await prior_knowledge(network)
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        first = client.request("/big-stream/1")
+        second = client.request("/big-stream/2", priority_depends_on=first)
+        for stream_id in (first, second):
+            await client.until_event("ResponseReceived", stream_id)
+        await client.settle()
+        before = len(client.received)
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**15})
+        await client.settle()
+        return [stream_id for kind, stream_id, *_ in frames(client.received[before:]) if kind == 0]
+
+    in_plain, in_tracked = await both(client, certificate)
+    assert in_plain == [1, 3]
+    assert in_tracked == [1, 3, 1, 3]
+
+
+async def test_difference_the_connections_window_is_returned_at_once(certificate: Path) -> None:
+    """Hypercorn has h2 wait until half of it is used up, or is waiting for a handler."""
+
+    async def client(network: Network) -> list[bytes]:
+        client = await prior_knowledge(network)
+        await client.get(method="POST", body=b"hello")
+        received, updates = client.received, []
+        while received:
+            size = 9 + int.from_bytes(received[:3], "big")
+            if received[3] == WINDOW_UPDATE:
+                updates.append(received[5:size])
+            received = received[size:]
+        return updates
+
+    connection, increment = bytes(4), (5).to_bytes(4, "big")
+    assert await both(client, certificate) == ([], [connection + increment])
