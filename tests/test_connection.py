@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -162,27 +163,28 @@ async def test_a_tracker_that_raises_harms_nobody(
     assert "192.0.2.7:4711" in caplog.text
 
 
-async def test_an_error_of_one_connection_ends_no_other(
+async def test_an_error_is_logged_with_its_connection_and_once_with_its_traceback(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A protocol error is logged with id and peer, and closes its own connection only."""
+    """A client that finds one must not be able to fill the log with tracebacks."""
+
+    async def switch(scope: Any, receive: Any, send: Any) -> None:
+        with suppress(Exception):
+            await respond(send, b"", status=101)
+
     recorder = Recorder()
-    async with memory_network(app, recorder) as network:
-        bystander = await network.connect()
-        await bystander.send_all(GET[:-2])
-        await wait_all_tasks_blocked()
-        client = await network.connect()
-        await client.send_all(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-            b"Upgrade: h2c\r\nHTTP2-Settings: AAMAA\r\n\r\n"
-        )
-        while await client.receive_some():
-            pass
-        await bystander.send_all(GET[-2:])
-        await recorder.wait_states("NAI")
-    failed = recorder.conns[1]
-    assert failed.close_reason == "internal_error"
-    assert f"Error in a connection, which is closed (conn {failed.id} 192.0.2.7:4711" in caplog.text
+    async with memory_network(switch, recorder) as network:
+        for _ in range(3):
+            client = await network.connect()
+            await client.send_all(GET)
+            assert await read_to_end(client) == b""
+    assert ends(recorder) == [(0, "internal_error")] * 3
+    first, *others = caplog.records
+    assert first.exc_info is not None
+    assert [record.exc_info for record in others] == [None, None]
+    for conn, record in zip(recorder.conns, caplog.records):
+        message = f"Error in a connection, which is closed ({conn}): LocalProtocolError("
+        assert record.getMessage().startswith(message)
 
 
 async def test_a_shutdown_closes_who_rests_and_waits_for_who_works(

@@ -14,13 +14,19 @@ These are the differences, all of them intended:
   repeats the disconnect. In plain Hypercorn the one does nothing and the other never returns.
 * A connection on which Hypercorn itself has refused an HTTP/1 request is closed behind the
   answer. Plain Hypercorn keeps it, deaf and with no deadline, until the client leaves.
+* An idle HTTP/1 connection is closed as soon as its client has ended its side. Plain
+  Hypercorn keeps it for the whole of ``keep_alive_timeout``.
+* What an HTTP/1 client sends behind its last request is ignored. In plain Hypercorn it is
+  an error, which can cost the answer.
 * An HTTP/2 stream whose handler fails after the response's head is reset. In plain
   Hypercorn the client waits for the rest.
 * A WebSocket over HTTP/2 that was closed ends its stream (RFC 8441, 5). In plain
   Hypercorn only the one that the application closed does.
 * HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
-* HTTP/2 flow-control windows are returned for each frame, a stream's when its handler has
+* HTTP/2 flow-control windows are returned earlier, but a stream's only when its handler has
   read, so that streams do not wait for each other.
+* An application that just returns when it is asked for its lifespan is served, as any WSGI
+  application does. Plain Hypercorn's trio worker ends.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -62,6 +69,9 @@ from trio_httptrack import install, tracked_server
 from trio_httptrack._hypercorn import config as internals
 
 from .support import client_ssl, respond
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 MEGABYTE = 2**20
 
@@ -331,7 +341,7 @@ async def accept(receive: Any, send: Any, **event: Any) -> None:
 
 
 class WsgiApplication(Application):
-    """The same for WSGI. Hypercorn's trio worker does not start one that has no lifespan."""
+    """The same for WSGI, with a lifespan, so that plain Hypercorn serves it too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1247,6 +1257,23 @@ async def leaves_with_the_end_of_an_upload(client: Http2) -> None:
     await client.flush()
 
 
+@http2("leaves-with-a-request", "", compare=streams)
+async def leaves_with_a_request(client: Http2) -> None:
+    client.request("/until-disconnect")
+    client.h2.close_connection()
+    await client.flush()
+
+
+@http2("resets-with-the-end-of-an-upload", "200", compare=streams)
+async def resets_with_the_end_of_an_upload(client: Http2) -> None:
+    stream_id = client.request("/until-disconnect", method="POST", body=None)
+    await client.flush()
+    await wait_all_tasks_blocked()
+    client.h2.send_data(stream_id, b"part")
+    client.h2.reset_stream(stream_id)
+    await client.get()
+
+
 async def preface_a_byte_at_a_time(network: Network) -> object:
     client = await prior_knowledge(network)
     client.request()
@@ -1783,6 +1810,22 @@ async def test_difference_a_refused_http1_connection_is_closed(
     in_plain, in_tracked = await both(client, certificate, server_names=["localhost"])
     assert in_plain[0] == in_tracked[0]
     assert (in_plain[1], in_tracked[1]) == (False, True)
+
+
+async def test_difference_an_application_without_a_lifespan_is_served(certificate: Path) -> None:
+    """A WSGI application has none."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    with pytest.raises((trio.ClosedResourceError, BaseExceptionGroup)):
+        async with plain(app, configured(certificate)):
+            pass
+    async with tracked(app, configured(certificate)) as urls, AsyncExitStack() as streams:
+        network = Network(Application(), urls, streams)
+        answer = await converse(network, (), "200", [request("/", LAST)])
+    assert b"hello" in answer
 
 
 async def test_difference_an_idle_connection_whose_client_has_gone_is_closed(

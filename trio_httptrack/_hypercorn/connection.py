@@ -33,10 +33,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from .._states import TRANSITIONS, Conn, ConnState
+from . import websockets
 from .errors import TRAVELLING, split
 from .handler import Handler
 from .protocol import Protocol
@@ -296,8 +298,13 @@ class Connection:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         self.conn.protocol = "h2" if scope["http_version"] == "2" else "http/1.1"
+        stream = getattr(send, "__self__", None)
+        if isinstance(stream, WSStream):
+            websockets.adopt(stream)
         handler = Handler(self, config, scope, send)
         self._handlers.add(handler)
+        if self.gone:  # an HTTP/2 push, of an answer that came too late
+            handler.hang_up()
         self._nursery.start_soon(self._run_handler, handler, app)
         return handler.put
 
@@ -390,9 +397,7 @@ class Connection:
             travels, contained = split(error, TRAVELLING)
             if contained is not None:
                 self.close("internal_error")
-                await self._config.log.error(
-                    "Error in a connection, which is closed (%s)", self.conn, exc_info=contained
-                )
+                await self._worker.log_contained(contained, self.conn)
             self._nursery.cancel_scope.cancel()
             if travels is not None:
                 _, ends_all = split(travels, trio.Cancelled)

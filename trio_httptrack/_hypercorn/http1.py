@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import h11
 import trio
 from hypercorn.protocol.h11 import H11Protocol
+
+DECODED = frozenset({b"host", b":authority", b"connection", b"upgrade", b"http2-settings"})
 
 
 class Deaf(h11.Connection):
@@ -25,7 +27,19 @@ class Deaf(h11.Connection):
     def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
-        return super().next_event()
+        event = super().next_event()
+        if isinstance(event, h11.Request) and not headers_are_decodable(event.headers):
+            raise h11.RemoteProtocolError("a header that must be ASCII is not")
+        return event
+
+
+def headers_are_decodable(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether Hypercorn can decode what it decodes; the rest may be any bytes."""
+    return all(
+        value.isascii()
+        for name, value in headers
+        if name in DECODED or name.startswith(b"sec-websocket-")
+    )
 
 
 class Turn:

@@ -15,17 +15,22 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+import hyperframe.exceptions
+from hypercorn.events import Closed
 from hypercorn.protocol import h2 as hypercorn_h2
 from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
+
+from .http1 import headers_are_decodable
 
 WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
 
@@ -34,8 +39,16 @@ class StreamBuffer(hypercorn_h2.StreamBuffer):
     """An answer's bytes until they are sent. Hypercorn's lets a writer go on after any
     short write, however full it is; this one when it is nearly empty."""
 
+    def __init__(self, protocol: H2Protocol) -> None:
+        super().__init__(protocol.context.event_class)
+        self._protocol = protocol
+
+    async def drain(self) -> None:
+        if not self._protocol.closed:  # else nobody empties it
+            await super().drain()
+
     async def push(self, data: bytes) -> None:
-        if self._complete:
+        if self._complete or self._protocol.closed:
             raise BufferCompleteError
         self.buffer.extend(data)
         await self._is_empty.clear()
@@ -63,10 +76,10 @@ class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
     """Hypercorn's dictionary of buffers, which become ours on their way in."""
 
     def __init__(self, protocol: H2Protocol) -> None:
-        self._event_class = protocol.context.event_class
+        self._protocol = protocol
 
     def __setitem__(self, stream_id: int, buffer: hypercorn_h2.StreamBuffer) -> None:
-        super().__setitem__(stream_id, StreamBuffer(self._event_class))
+        super().__setitem__(stream_id, StreamBuffer(self._protocol))
 
 
 class Stream:
@@ -151,6 +164,7 @@ class Streams(dict[int, Any]):
         self._protocol = protocol
 
     def __setitem__(self, stream_id: int, stream: HTTPStream | WSStream) -> None:
+        stream.app_put = None  # which Hypercorn sets too late for a request it refuses
         super().__setitem__(stream_id, Stream(self._protocol, stream))
 
     def __missing__(self, stream_id: int) -> Finished:
@@ -184,19 +198,45 @@ class Frames:
 
     def acknowledge_received_data(self, length: int, stream_id: int) -> None:
         if length:
-            self._h2.increment_flow_control_window(length)
+            with suppress(h2.exceptions.ProtocolError):  # a GOAWAY came with it
+                self._h2.increment_flow_control_window(length)
         if stream_id in self._streams:
             self._streams[stream_id].took(length)
 
 
 def _understood(request: h2.events.RequestReceived) -> bool:
-    """Whether the method and the path are there, and what HTTP allows in them."""
+    """Whether the method and the path are there, and what Hypercorn decodes is ASCII."""
     headers = dict(request.headers)
-    return all(headers.get(name, b"\x80").isascii() for name in (b":method", b":path"))
+    return all(
+        headers.get(name, b"\x80").isascii() for name in (b":method", b":path")
+    ) and headers_are_decodable(request.headers)
+
+
+async def initiate(
+    protocol: H2Protocol,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    settings: bytes | None = None,
+) -> None:
+    """Hypercorn's, but its sender runs before the request that was upgraded is answered."""
+    if settings is None:
+        protocol.connection.initiate_connection()
+    else:
+        try:
+            protocol.connection.initiate_upgrade_connection(settings)
+        except (ValueError, h2.exceptions.H2Error, hyperframe.exceptions.HyperframeError):
+            await protocol.send(Closed())  # they are not settings
+            return
+    await protocol._flush()
+    protocol.task_group.spawn(protocol.send_task)
+    if headers is not None:
+        request = h2.events.RequestReceived(stream_id=1, headers=headers)
+        await protocol._create_stream(request)
+        await protocol.streams[1].handle(EndBody(stream_id=1))
 
 
 def adopt(protocol: H2Protocol) -> None:
     """Put ours in the place of Hypercorn's, in a new protocol."""
+    protocol.initiate = partial(initiate, protocol)  # type: ignore[method-assign]
     protocol.streams = Streams(protocol)
     protocol.stream_buffers = StreamBuffers(protocol)
     protocol.connection = Frames(protocol.connection, protocol.streams)  # type: ignore[assignment]

@@ -8,6 +8,7 @@ or not, do not meet.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -18,6 +19,7 @@ from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 
+from .._states import Conn
 from .._stats import StatsTracker
 from .._trackers import Composed
 from .connection import Connection
@@ -25,6 +27,9 @@ from .drain import drain
 from .errors import ungrouped
 from .hangups import Hangups
 from .lifespan import Lifespan
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 
 class Worker:
@@ -36,6 +41,7 @@ class Worker:
         self.connections: set[Connection] = set()
         self.hangups = Hangups()
         self._nursery = nursery
+        self._logged: set[object] = set()
         nursery.start_soon(self.hangups.run)
 
     async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
@@ -60,6 +66,28 @@ class Worker:
         """End every connection now."""
         for connection in tuple(self.connections):
             connection.abort()
+
+    async def log_contained(self, error: BaseException, conn: Conn) -> None:
+        """Log an error that ended its connection.
+
+        Only the first of its kind has a traceback: a client that finds one must not be able
+        to fill the log with them.
+        """
+        cause = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        trace = cause.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        kind = (type(cause), trace and (trace.tb_frame.f_code, trace.tb_lineno))
+        first = kind not in self._logged
+        self._logged.add(kind)
+        await self.config.log.error(
+            "Error in a connection, which is closed (%s): %r",
+            conn,
+            cause,
+            exc_info=error if first else None,
+        )
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""
