@@ -182,7 +182,7 @@ async def test_an_error_is_logged_with_its_connection_and_once_with_its_tracebac
     first, *others = caplog.records
     assert first.exc_info is not None
     assert [record.exc_info for record in others] == [None, None]
-    for conn, record in zip(recorder.conns, caplog.records):
+    for conn, record in zip(recorder.conns, caplog.records, strict=True):
         message = f"Error in a connection, which is closed ({conn}): LocalProtocolError("
         assert record.getMessage().startswith(message)
 
@@ -362,6 +362,7 @@ async def test_what_a_client_sends_after_its_last_request_is_not_kept(
     async with memory_network(app, recorder) as network:
         client = await network.connect()
         await client.send_all(b"GET /until-disconnect HTTP/1.0\r\n\r\n")
+        await wait_all_tasks_blocked()
         for _ in range(100):
             await client.send_all(b"x" * 10_000)
         await wait_all_tasks_blocked()
