@@ -75,6 +75,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Bad input against the real worker: ``nox -s fuzz -- --connections 50000 --seed 7``"""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.fuzz", *(session.posargs or ["--seed", "1"]))
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """``nox -s demo -- --bind 127.0.0.1:8080``"""
     session.install(".")
