@@ -11,7 +11,7 @@ import trio_httptrack
 
 project = "trio-httptrack"
 version = release = installed_version(project)
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 maximum_signature_line_length = 88
