@@ -225,3 +225,18 @@ async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold
         tasks = await server.tasks()
         await server.exchange(request("/", "Connection: close"))
         assert await server.tasks() == tasks
+
+
+async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset(
+    certificate: Path,
+) -> None:
+    """However the tasks are scheduled."""
+    async with arena(certificate) as server:
+        client = await server.connect_h2()
+        for _ in range(30):
+            stream_id = client.request("/raise-after-head")
+            await client.flush()
+            while stream_id not in client.reset:
+                await client.pump()
+            assert client.bodies[stream_id] == b"part"
+        await client.stream.aclose()

@@ -193,7 +193,6 @@ class Application:
     async def http_raise_after_head(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send)
         await more(send, b"part")
-        await wait_all_tasks_blocked()  # the client has it by now
         raise ValueError("the application's own error")
 
     async def http_until_disconnect(self, scope: Any, receive: Any, send: Any) -> None:

@@ -75,6 +75,12 @@ class Handler:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._put_event.send(event)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next ``put`` would wait for the application."""
+        queue = self._events.statistics()
+        return queue.current_buffer_used >= queue.max_buffer_size
+
     def hang_up(self) -> None:
         """Called by the connection: the peer has gone, whatever the protocol knows of it."""
         if self._disconnect is None:

@@ -30,6 +30,7 @@ from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 
+from .handler import Handler
 from .http1 import headers_are_decodable
 
 WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
@@ -103,7 +104,7 @@ class Stream:
         return self._stream.closed
 
     async def handle(self, event: Event) -> None:
-        if isinstance(event, Body) or (self._feeding and isinstance(event, EndBody)):
+        if isinstance(event, (Body, EndBody)) and self._would_wait(event):
             self._input.append(event)
             if not self._feeding:
                 self._feeding = True
@@ -113,25 +114,37 @@ class Stream:
             if isinstance(event, StreamClosed):
                 await self._finish()
 
+    def _would_wait(self, event: Body | EndBody) -> bool:
+        if self._feeding:
+            return True
+        if isinstance(self._stream, WSStream):
+            return isinstance(event, Body)  # which may be any number of messages
+        handler = getattr(self._stream.app_put, "__self__", None)
+        return isinstance(handler, Handler) and handler.full
+
     async def _feed(self) -> None:
         while self._input:
             event = self._input.popleft()
             await self._stream.handle(event)
             if isinstance(event, Body):
-                self._fed += self._lengths.popleft()
-            if self._fed >= WINDOW_STEP:
-                fed, self._fed = self._fed, 0
-                # A stream that has ended meanwhile has no window.
-                with suppress(KeyError, h2.exceptions.ProtocolError):
-                    self._protocol.connection.increment_flow_control_window(
-                        fed, self._stream.stream_id
-                    )
+                self._give_back(self._lengths.popleft())
                 await self._protocol._flush()
         self._feeding = False
 
     def took(self, length: int) -> None:
         """Called after each Body: how much of the stream's window it took."""
-        self._lengths.append(length)
+        if self._feeding:
+            self._lengths.append(length)
+        else:
+            self._give_back(length)
+
+    def _give_back(self, length: int) -> None:
+        self._fed += length
+        if self._fed >= WINDOW_STEP:
+            fed, self._fed = self._fed, 0
+            # A stream that has ended meanwhile has no window.
+            with suppress(KeyError, h2.exceptions.ProtocolError):
+                self._protocol.connection.increment_flow_control_window(fed, self._stream.stream_id)
 
     async def _finish(self) -> None:
         """End the answer, if its handler did not."""
@@ -144,11 +157,17 @@ class Stream:
             self._protocol.priority.unblock(stream_id)
             await self._protocol.has_data.set()
         else:
-            with suppress(h2.exceptions.ProtocolError):  # unless the client has reset it
-                self._protocol.connection.reset_stream(
-                    stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR
-                )
-            await self._protocol._flush()
+            self._protocol.task_group.spawn(self._reset, buffer)
+
+    async def _reset(self, buffer: StreamBuffer) -> None:
+        """Tell the client that there is no more, when it has what there is."""
+        if buffer.buffer:
+            await buffer.drain()
+        with suppress(h2.exceptions.ProtocolError):  # unless the client has reset it
+            self._protocol.connection.reset_stream(
+                self._stream.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR
+            )
+        await self._protocol._flush()
 
 
 class Finished:
