@@ -371,3 +371,150 @@ async def test_what_a_client_sends_after_its_last_request_is_not_kept(
         assert protocol.protocol.connection.trailing_data == (b"", False)
         await client.aclose()
         await recorder.wait_terminal()
+
+
+async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
+    autojump_clock: MockClock,
+) -> None:
+    """Not only when that client, which is lingered for, has ended its side."""
+    told = []
+
+    async def upload(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.append(trio.current_time())
+
+    async with memory_network(upload, Recorder()) as network:
+        client = await network.connect()
+        head = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.send_all(head + b"no length\r\n")
+        await wait_all_tasks_blocked()
+    assert told == [0]
+
+
+async def test_a_pushed_streams_handler_is_told_that_the_peer_has_gone(
+    autojump_clock: MockClock,
+) -> None:
+    """Also where the peer went while the push was being written."""
+    pushed = []
+
+    async def push(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/pushed":
+            while (event := await receive())["type"] != "http.disconnect":
+                pass
+            pushed.append(event)
+        else:
+            client.stream.send_stream.close()
+            client.stream.receive_stream.close()
+            with suppress(OSError):
+                await send({"type": "http.response.push", "path": "/pushed", "headers": []})
+
+    async with memory_network(push, Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        client.request()
+        await client.flush()
+        await wait_all_tasks_blocked()
+        assert network.connections == set()
+    assert pushed == [{"type": "http.disconnect"}]
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def test_a_websocket_client_that_speaks_too_early_gets_one_answer(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The application's, if that has begun; and nothing is logged, for it is no error of ours."""
+    gate = trio.Event()
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+        body = {"type": "websocket.http.response.body", "body": b"not ", "more_body": True}
+        await send(body)
+        await gate.wait()
+        await send({"type": "websocket.http.response.body", "body": b"you"})
+
+    async with memory_network(refuse, Recorder()) as network:
+        client = await network.connect()
+        await client.send_all(HANDSHAKE)
+        await wait_all_tasks_blocked()
+        await client.send_all(b"too early")
+        await wait_all_tasks_blocked()
+        gate.set()
+        answer = await read_to_end(client)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert answer.endswith(b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n")
+    assert not caplog.records
+
+
+async def test_a_websocket_message_after_one_that_was_too_big_is_no_error_of_ours(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client is told of the first in a close frame, and the second is not added to it."""
+    async with memory_network(app, Recorder(), websocket_max_message_size=10) as network:
+        client = await network.connect()
+        await client.send_all(HANDSHAKE)
+        await wait_all_tasks_blocked()
+        for frame in (b"\x82\x94" + bytes(4) + b"x" * 20, b"\x81\x81" + bytes(4) + b"y"):
+            await client.send_all(frame)
+            await wait_all_tasks_blocked()
+        answer = bytes(await client.receive_some())
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.endswith(b"\r\n\r\n\x88\x02" + (1009).to_bytes(2, "big"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "line", [b"Host: \xe9", b"Connection: \xe9", b"Sec-WebSocket-Protocol: \xe9", b"Upgrade: \xe9"]
+)
+async def test_a_header_that_must_be_ascii_and_is_not_is_refused(
+    line: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over HTTP/1 with a 400, over HTTP/2 by resetting its stream; other headers may be any."""
+    async with memory_network(app, Recorder(), server_names=["here"]) as network:
+        client = await network.connect()
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: here\r\n" + line + b"\r\n\r\n")
+        assert (await client.receive_some()).startswith(b"HTTP/1.1 400 ")
+        client = await network.connect()
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: here\r\nCookie: \xe9\r\n\r\n")
+        assert (await client.receive_some()).startswith(b"HTTP/1.1 200 ")
+        http2 = Http2(await network.connect())
+        await http2.start()
+        http2.h2.config.validate_outbound_headers = False
+        name, value = line.split(b": ")
+        headers = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/")]
+        authority = (b":authority", value if name == b"Host" else b"here")
+        extra = [] if name in (b"Host", b"Connection", b"Upgrade") else [(name.lower(), value)]
+        http2.h2.send_headers(1, [*headers, authority, *extra], end_stream=True)
+        good = http2.request()
+        await http2.flush()
+        while good not in http2.ended:
+            await http2.pump()
+        refused = line.startswith((b"Host", b"Sec"))
+        assert http2.reset == ({1} if refused else set())
+    assert not caplog.records
+
+
+async def test_data_with_a_goaway_behind_it_is_read(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client may send its last bytes and its farewell at once."""
+    bodies = []
+
+    async def upload(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append((await receive())["body"])
+
+    async with memory_network(upload, Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        stream_id = client.request(method="POST", end=False)
+        client.h2.send_data(stream_id, b"hello", end_stream=True)
+        client.h2.close_connection()
+        await client.flush()
+        await wait_all_tasks_blocked()
+    assert bodies == [b"hello"]
+    assert not caplog.records

@@ -282,8 +282,6 @@ class Connection:
             self.upgrading = False
             self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
         async with self._send_lock:
-            if self.gone:
-                return
             try:
                 with trio.CancelScope(shield=True):
                     await self._stream.send_all(data)
