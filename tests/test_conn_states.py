@@ -295,6 +295,15 @@ async def h2_silent_after_the_preface(network: Any, recorder: Recorder) -> None:
 # What the table of net/http does not have.
 
 
+@row("NAIC")
+async def post_whose_body_is_not_read(network: Any, recorder: Recorder) -> None:
+    stream = await network.connect()
+    response = await http1(stream, "POST", body=b"hello", Content_Length="5")
+    assert response == (200, b"/")
+    await recorder.wait_states("NAI")
+    await stream.aclose()
+
+
 @row("NAIAIC")
 async def two_pipelined_gets(network: Any, recorder: Recorder) -> None:
     stream = await network.connect()

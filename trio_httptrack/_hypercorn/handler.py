@@ -71,9 +71,14 @@ class Handler:
             self._disconnect = event
             self._put_event.close()
         else:
-            # Errors say that it has returned, or been told of the disconnect.
+            # No checkpoint if there is room: all that was read together is put before the
+            # application runs, and a request that is complete does not cost its connection,
+            # if it is answered unread. A closed queue says that nobody will read.
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._put_event.send(event)
+                try:
+                    self._put_event.send_nowait(event)
+                except trio.WouldBlock:
+                    await self._put_event.send(event)
 
     @property
     def full(self) -> bool:

@@ -49,7 +49,7 @@ class StreamBuffer(hypercorn_h2.StreamBuffer):
             await super().drain()
 
     async def push(self, data: bytes) -> None:
-        if self._complete or self._protocol.closed:
+        if self._complete:
             raise BufferCompleteError
         self.buffer.extend(data)
         await self._is_empty.clear()
