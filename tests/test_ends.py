@@ -89,6 +89,7 @@ async def test_ctrl_c_and_sys_exit_still_end_the_server(path: str, certificate: 
         nonlocal stuck
         async with arena(certificate, graceful_timeout=60) as server:
             stuck = await ask_and_do_not_read(server, "http1", "/big")
+            await stuck.send_eof()  # so that its reader, which would notice, has ended
             await server.reached.wait()
             await wait_all_tasks_blocked()
             await server.exchange(request(path))
@@ -215,6 +216,7 @@ async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold
 ) -> None:
     """The reader that waited for the first answer ends with the connection."""
     async with arena(certificate) as server:
+        tasks = await server.tasks()
         stream = await server.connected()
         await stream.send_all(request("/says-close") + request())
         await server.recorder.wait_states("NA")
@@ -222,8 +224,6 @@ async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold
         server.gate.set()
         await read_to_end(stream)
         await server.recorder.wait_states("NAC")
-        tasks = await server.tasks()
-        await server.exchange(request("/", "Connection: close"))
         assert await server.tasks() == tasks
 
 
