@@ -405,6 +405,18 @@ async def a_client_that_hangs_up_behind_its_pipelined_request(arena: Arena) -> N
     assert arena.seen == ["disconnect"]
 
 
+@fault
+async def a_client_that_resets_behind_its_pipelined_request(arena: Arena) -> None:
+    stream = await arena.connect()
+    await stream.send_all(request("/until-disconnect") + request("/until-oserror"))
+    await arena.recorder.wait_for(lambda: arena.recorder.sequences()[-1] == "NA")
+    await wait_all_tasks_blocked()
+    reset(stream)
+    await arena.recorder.wait_terminal(1)
+    await wait_all_tasks_blocked()
+    assert arena.seen == ["disconnect"]  # and the second request is not begun
+
+
 # HTTP/2: frames that a good client does not send
 
 
