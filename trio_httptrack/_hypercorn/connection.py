@@ -62,7 +62,6 @@ class Connection:
         "_deadline",
         "_expiry",
         "_handlers",
-        "_handling",
         "_lifespan_state",
         "_lingering",
         "_nursery",
@@ -103,7 +102,6 @@ class Connection:
         self._expiry: str | None = None
         self._protocol: Protocol | None = None
         self._handlers: set[Handler] = set()
-        self._handling = False
         self._talking = True
         self._lingering = False
         self.closed = False
@@ -213,9 +211,7 @@ class Connection:
 
     async def _handle(self, data: bytes) -> None:
         assert self._protocol is not None
-        self._handling = True
         await self._protocol.handle(RawData(data))
-        self._handling = False
         if self._protocol.idle:
             self._enter(ConnState.IDLE)
         elif self._protocol.over:
@@ -261,14 +257,7 @@ class Connection:
             if event.data:
                 await self._write(event.data)
         elif isinstance(event, Updated):
-            if not event.idle:
-                if self.conn.protocol is None:
-                    self.conn.protocol = "http/1.1"
-                self._enter(ConnState.ACTIVE)
-            elif not (self._handling and self.conn.protocol == "h2"):
-                # Else the reader holds frames that may be further requests, and decides
-                # when it has handled them all.
-                self._enter(ConnState.IDLE)
+            self._enter(ConnState.IDLE if event.idle else ConnState.ACTIVE)
         elif isinstance(event, Closed):
             assert self._protocol is not None
             if self._protocol.still_receiving:
@@ -327,6 +316,7 @@ class Connection:
             self._expire_after(self._config.keep_alive_timeout, "keep_alive_timeout")
         elif state is ConnState.ACTIVE:
             self._deadline.deadline = math.inf
+            conn.protocol = conn.protocol or "http/1.1"  # HTTP/2 is known from its preface
         self._report(state)
 
     def _report(self, state: ConnState) -> None:
