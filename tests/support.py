@@ -7,6 +7,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from trio_httptrack import Conn, ConnState, Tracker, compose, tracked_server
 from trio_httptrack._hypercorn.connection import Connection
 from trio_httptrack._hypercorn.errors import ungrouped
 from trio_httptrack._hypercorn.worker import Worker
+
+# It cannot push, upgrade or send trailers with the h2 of today, nor serve WSGI without noise.
+OLD_HYPERCORN = version("hypercorn").startswith("0.17.")
 
 CA = trustme.CA()
 CERT = CA.issue_cert("localhost", "127.0.0.1")

@@ -68,7 +68,7 @@ from wsproto.events import (
 from trio_httptrack import install, tracked_server
 from trio_httptrack._hypercorn import config as internals
 
-from .support import client_ssl, respond
+from .support import OLD_HYPERCORN, client_ssl, respond
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -1690,6 +1690,8 @@ async def test_a_tracked_server_answers_as_plain_hypercorn_does(
     name: str, certificate: Path
 ) -> None:
     """The client receives the same, and the application is told the same."""
+    if OLD_HYPERCORN and re.search("wsgi|upgrade|push|trailers", name):
+        pytest.skip("plain Hypercorn 0.17 does not answer this correctly")
     expected = await EXCHANGES[name].hold(plain, certificate)
     assert await EXCHANGES[name].hold(tracked, certificate) == expected
 
@@ -1912,7 +1914,7 @@ async def test_difference_priorities_are_ignored(certificate: Path) -> None:
 
     in_plain, in_tracked = await both(client, certificate)
     assert in_plain == [1, 3]
-    assert in_tracked == [1, 3, 1, 3]
+    assert sorted(in_tracked[:2]) == sorted(in_tracked[2:]) == [1, 3]  # in turn
 
 
 async def test_difference_the_connections_window_is_returned_at_once(certificate: Path) -> None:
