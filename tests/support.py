@@ -131,6 +131,15 @@ def client_ssl(*alpn: str) -> ssl.SSLContext:
     return context
 
 
+async def tls_client(transport: Any, *alpn: str) -> trio.SSLStream[Any]:
+    """A client's end after its handshake."""
+    stream = trio.SSLStream(
+        transport, client_ssl(*alpn), server_hostname="localhost", https_compatible=True
+    )
+    await stream.do_handshake()
+    return stream
+
+
 class MemorySocket:
     """As much of a socket as a connection asks for beside its stream."""
 

@@ -16,7 +16,7 @@ import trio_websocket
 from trio.testing import MockClock
 
 from .clients import Http2, http1
-from .support import Recorder, app, client_ssl, memory_network, socket_network
+from .support import Recorder, app, memory_network, socket_network, tls_client
 
 KEEP_ALIVE = 0.05
 
@@ -33,14 +33,7 @@ def row(sequence: str) -> Callable[[Client], Client]:
 
 
 async def tls_connect(network: Any, *alpn: str) -> Any:
-    stream = trio.SSLStream(
-        await network.connect(tls=True),
-        client_ssl(*alpn),
-        server_hostname="localhost",
-        https_compatible=True,
-    )
-    await stream.do_handshake()
-    return stream
+    return await tls_client(await network.connect(tls=True), *alpn)
 
 
 async def http2_connect(network: Any) -> Http2:

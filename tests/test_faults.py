@@ -32,7 +32,7 @@ from trio_httptrack import tracked_server
 
 from . import hypercorn_process
 from .clients import Http2, http1, read_to_end
-from .support import Recorder, client_ssl, respond
+from .support import Recorder, respond, tls_client
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -249,14 +249,7 @@ class Arena:
         return await self.clients.enter_async_context(await self.connect())
 
     async def connect_tls(self, *alpn: str) -> trio.SSLStream[trio.SocketStream]:
-        stream = trio.SSLStream(
-            await self.connect(tls=True),
-            client_ssl(*alpn),
-            server_hostname="localhost",
-            https_compatible=True,
-        )
-        await stream.do_handshake()
-        return stream
+        return await tls_client(await self.connect(tls=True), *alpn)
 
     async def connect_h2(self, *, tls: bool = True) -> Http2:
         client = Http2(await (self.connect_tls("h2") if tls else self.connect()))
