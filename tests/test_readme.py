@@ -30,10 +30,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def listen_to_ctrl_c() -> None:
+    """In a new process: it ignores SIGINT if this one does, as in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(folder: Path, *args: str) -> Iterator[str]:
     """Start a server; yield its answer to one request, and then its log when it has ended."""
     command = [sys.executable, *args]
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
+    ) as process:
         assert process.stderr is not None
         log = ""
         try:
