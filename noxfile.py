@@ -78,7 +78,8 @@ def docs(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Bad input against the real worker: ``nox -s fuzz -- --connections 50000 --seed 7``"""
     session.install(".[test]")
-    session.run("python", "-m", "tests.fuzz", *(session.posargs or ["--seed", "1"]))
+    for arguments in [session.posargs] if session.posargs else [["--seed", "1"], ["--soak", "60"]]:
+        session.run("python", "-m", "tests.fuzz", *arguments)
 
 
 @nox.session
