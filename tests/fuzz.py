@@ -476,7 +476,7 @@ def main() -> None:
     say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB")
     say(f"ends {dict(fuzz.reasons)}")
     say(f"right answers {dict(fuzz.answers)}, the slowest in {fuzz.slowest:.2f} s")
-    sys.exit("\n".join(fuzz.failures))
+    sys.exit("\n".join(fuzz.failures) or None)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from importlib.metadata import version
@@ -76,6 +77,10 @@ def toml_config(directory: Path, conn_state: str) -> str:
     file = directory / "hypercorn.toml"
     file.write_text(f"conn_state = {conn_state}\n")
     return str(file)
+
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 
 @pytest.mark.parametrize("workers", [["-w", "0"], [], ["-w", "2"]], ids=["none", "default", "two"])
@@ -510,6 +515,20 @@ async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> N
     assert caught.value is error
     async with clients[0] as client:
         assert await read_all(client) == b""
+
+
+@limited
+async def test_a_group_of_one_that_the_block_raised_stays_a_group() -> None:
+    """Only the nurseries that nobody sees leave no trace."""
+    error = ExceptionGroup("mine", [BlockError()])
+
+    async def block() -> None:
+        async with tracked_server(hello):
+            raise error
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await block()
+    assert caught.value is error
 
 
 @limited
