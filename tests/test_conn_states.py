@@ -347,6 +347,16 @@ async def half_closes_and_reads_the_answer(network: Any, recorder: Recorder) -> 
     assert answer.endswith(b"\r\n\r\n/")
 
 
+@row("NAC")
+async def tls_ends_without_a_close_notify(network: Any, recorder: Recorder) -> None:
+    # In TLS that is an end, and no half-close: nothing can be written any more.
+    stream = await tls_connect(network, "http/1.1")
+    await stream.send_all(b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await recorder.wait_states("NA")
+    await stream.transport_stream.send_eof()
+    assert await stream.receive_some() == b""
+
+
 TIMEOUTS = {
     "stays_silent_until_the_timeout",
     "silent_after_one_get",

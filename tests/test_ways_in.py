@@ -332,6 +332,25 @@ async def test_wrap_lets_a_conn_tracker_run_last(nursery: trio.Nursery) -> None:
     assert conns.count == 0
 
 
+@limited
+async def test_a_tracker_that_removes_itself_is_called_until_the_server_ends(
+    nursery: trio.Nursery,
+) -> None:
+    """The trackers of a server are those that its Config named when it started."""
+    seen: list[str] = []
+
+    def once(conn: Conn, state: ConnState) -> None:
+        seen.append(str(state))
+        config.conn_state = None  # type: ignore[attr-defined]
+
+    config = local()
+    wrap(config, TrackerFunc(once))
+    (url,) = await nursery.start(hypercorn.trio.serve, hello, config)
+    for _ in range(2):
+        assert await get(url) == b"hello"
+    assert seen == ["new", "active", "closed"] * 2
+
+
 @pytest.mark.parametrize(("there", "added"), [(None, 5), (5, StatsTracker())])
 async def test_wrap_refuses_what_is_not_a_tracker(there: object, added: Any) -> None:
     """Whether it is added or was there; the Config is left as it was."""
