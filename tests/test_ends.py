@@ -171,18 +171,20 @@ async def test_every_connection_reports_exactly_one_terminal_state(certificate: 
         await trio.aclose_forcefully(client)
 
 
+@pytest.mark.parametrize("path", ["/always-sends", "/only-sends-nonsense"])
 @pytest.mark.parametrize("protocol", ["http1", "h2", "websocket"])
 async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
-    protocol: str, certificate: Path
+    protocol: str, path: str, certificate: Path
 ) -> None:
     """An application that only sends, or only receives, before and after its peer's end."""
     async with arena(certificate) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/always-sends")
+        stream = await ask_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         with trio.fail_after(5):
             assert await http1(await server.connected()) == (200, b"hello")
             await trio.aclose_forcefully(stream)
-            await server.recorder.conns[0].wait_closed()
+            if path == "/always-sends":  # else nothing is ever written that would not arrive
+                await server.recorder.conns[0].wait_closed()
             assert await http1(await server.connected()) == (200, b"hello")
 
 
@@ -239,4 +241,35 @@ async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset
             while stream_id not in client.reset:
                 await client.pump()
             assert client.bodies[stream_id] == b"part"
+        await client.stream.aclose()
+
+
+async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
+    certificate: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What watches for hangups is there as long as anybody may watch."""
+    with trio.CancelScope() as scope:
+        async with arena(certificate, errorlog="-") as server:
+            stream = await server.connected()
+            await stream.send_all(request("/never-returns") + request())
+            await server.reached.wait()
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_websocket_handler_over_h2_is_told_that_its_client_spoke_too_early(
+    certificate: Path,
+) -> None:
+    """Its stream is answered, and the connection goes on."""
+    async with arena(certificate) as server:
+        client = await server.connect_h2()
+        stream_id = await client.websocket("/never-accepts", accepted=False)
+        client.h2.send_data(stream_id, b"too early")
+        await client.flush()
+        assert await client.get() == ("200", b"hello")
+        await wait_all_tasks_blocked()
+        assert client.statuses[stream_id] == "400"
+        assert server.seen == ["disconnect"]
         await client.stream.aclose()

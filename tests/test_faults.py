@@ -133,6 +133,16 @@ class Arena:
 
     websocket_always_sends = http_always_sends
 
+    async def http_only_sends_nonsense(self, scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            self.reached.set()
+            with suppress(Exception):
+                await send({"type": "nonsense"})
+            with suppress(Exception):
+                await send({})
+
+    websocket_only_sends_nonsense = http_only_sends_nonsense
+
     async def http_ctrl_c(self, scope: Any, receive: Any, send: Any) -> None:
         raise KeyboardInterrupt("from a handler")
 

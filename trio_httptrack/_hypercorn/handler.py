@@ -117,15 +117,17 @@ class Handler:
         ):
             await trio.lowlevel.checkpoint()
             raise PeerGone(connection.conn)
-        type_ = event["type"]
-        if type_ == "http.response.body" and not event.get("more_body", False):
-            self._answered = True  # what closes the connection from here on is not an error
-        elif type_ == "websocket.accept":
-            connection.upgrading = self._upgrades
         writes = connection.writes
-        await self._protocol_send(event)
-        if connection.writes == writes:
-            await trio.lowlevel.checkpoint()
+        try:
+            type_ = event["type"]
+            if type_ == "http.response.body" and not event.get("more_body", False):
+                self._answered = True  # what closes the connection from here on is no error
+            elif type_ == "websocket.accept":
+                connection.upgrading = self._upgrades
+            await self._protocol_send(event)
+        finally:  # also where the event is refused: the application may try again for ever
+            if connection.writes == writes:
+                await trio.lowlevel.checkpoint()
 
     @trio.lowlevel.disable_ki_protection
     async def _call(self, app: AppWrapper) -> None:

@@ -50,8 +50,12 @@ class Hangups:
         """Wait for hangups until cancelled."""
         if sys.platform != "linux":
             return
-        with self._epoll:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for fileno, events in self._epoll.poll(0):
-                    self._callbacks[fileno](bool(events & (select.EPOLLHUP | select.EPOLLERR)))
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for fileno, events in self._epoll.poll(0):
+                self._callbacks[fileno](bool(events & (select.EPOLLHUP | select.EPOLLERR)))
+
+    def close(self) -> None:
+        """Called when nobody watches any more: later than the end of ``run``."""
+        if sys.platform == "linux":
+            self._epoll.close()

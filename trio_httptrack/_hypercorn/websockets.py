@@ -32,6 +32,8 @@ def adopt(stream: WSStream) -> None:
             if not (stream.closed or answered):
                 stream.closed = True  # what the application answers from here on is dropped
                 await stream._send_error_response(400)
+                if stream.app_put is not None:
+                    await stream.app_put({"type": "websocket.disconnect", "code": 1006})
             return
         await handle(event)
         if stream.buffer.length > stream.buffer.max_length:

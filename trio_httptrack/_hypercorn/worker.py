@@ -9,6 +9,7 @@ or not, do not meet.
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -35,14 +36,16 @@ if sys.version_info < (3, 11):
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
-    def __init__(self, config: Config, tracker: Composed, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, config: Config, tracker: Composed, nursery: trio.Nursery, hangups: Hangups
+    ) -> None:
         self.config = config
         self.tracker = tracker
         self.connections: set[Connection] = set()
-        self.hangups = Hangups()
+        self.hangups = hangups
         self._nursery = nursery
         self._logged: set[object] = set()
-        nursery.start_soon(self.hangups.run)
+        nursery.start_soon(hangups.run)
 
     async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
         serve = FunctionType(
@@ -99,9 +102,10 @@ async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: An
 
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
-    with ungrouped(nurseries=4):  # ours, and the three of Hypercorn's worker_serve
+    # The nurseries are ours, and the three of Hypercorn's worker_serve.
+    with closing(Hangups()) as hangups, ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
-            await Worker(config, tracker, nursery).serve(app, **kwargs)
+            await Worker(config, tracker, nursery, hangups).serve(app, **kwargs)
             nursery.cancel_scope.cancel()
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:
