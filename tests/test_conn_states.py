@@ -339,12 +339,12 @@ async def h2c_by_upgrade(network: Any, recorder: Recorder) -> None:
 @row("NAC")
 async def half_closes_and_reads_the_answer(network: Any, recorder: Recorder) -> None:
     stream = await network.connect()
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await stream.send_all(b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await stream.send_eof()
     answer = b""
     while data := await stream.receive_some():
         answer += data
-    assert answer.endswith(b"\r\n\r\n/")
+    assert answer.endswith(b"\r\n\r\n/until-disconnect")
 
 
 @row("NAC")

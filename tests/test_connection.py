@@ -251,13 +251,14 @@ async def test_a_handler_whose_peer_has_gone_is_told_by_its_next_receive_or_send
     done = trio.Event()
 
     async def stubborn(scope: Any, receive: Any, send: Any) -> None:
+        body = {"type": "http.response.body", "body": b"more", "more_body": True}
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send(body)
         for _ in range(3):
             with assert_checkpoints():
                 event = await receive()
             assert event["type"] in ("http.request", "http.disconnect")
         assert event["type"] == "http.disconnect"
-        body = {"type": "http.response.body", "body": b"more", "more_body": True}
         with assert_checkpoints():
             await send(body)  # finds out: until here the client might still have read
         for _ in range(2):

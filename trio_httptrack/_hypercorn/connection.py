@@ -12,10 +12,14 @@ The deadline lies on the reading, not in a task: one cancel scope around the who
 conversation, whose deadline is set when the connection becomes idle and cleared
 when it becomes active.
 
+Hypercorn's protocols write an answer in many small parts. Where several of them are about
+to come, with no checkpoint between them, whoever asks for them corks the connection, and
+flushes it behind them.
+
 :meth:`Connection.close` is the only place where a socket is closed. It is synchronous,
 so it can be called from anywhere, and closing a socket wakes whoever reads or writes
-it; that is why a ``send_all`` may be shielded from cancellation (an application that
-gives up on a ``send`` must not leave half a frame behind) and still always ends.
+it; that is why writing may be shielded from cancellation (an application that gives up
+on a ``send`` must not leave half a frame behind) and still always ends.
 
 Ctrl-C is protected from here: it is for the server's main task, which shuts down
 because of it, and not for the connection that happened to be running. An application's
@@ -26,8 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, suppress
-from socket import SHUT_WR
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -35,20 +38,19 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper, ConnectionState
-from hypercorn.utils import parse_socket_addr
 
 from .._states import TRANSITIONS, Conn, ConnState
 from . import websockets
 from .errors import TRAVELLING, split
 from .handler import Handler
 from .protocol import Protocol
+from .transport import Transport
 
 if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
 
     from .worker import Worker
 
-MAX_RECEIVE = 2**16
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -59,6 +61,7 @@ class Connection:
         "_app",
         "_config",
         "_context",
+        "_corked",
         "_deadline",
         "_expiry",
         "_handlers",
@@ -66,16 +69,14 @@ class Connection:
         "_lingering",
         "_nursery",
         "_protocol",
-        "_send_lock",
-        "_socket",
-        "_stream",
         "_talking",
+        "_transport",
+        "_unsent",
         "_worker",
         "closed",
         "conn",
         "gone",
         "upgrading",
-        "writes",
     )
 
     _nursery: trio.Nursery
@@ -94,10 +95,9 @@ class Connection:
         self._config = config
         self._context = context
         self._lifespan_state = state
-        self._stream = stream
-        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        self._socket = transport.socket
-        self._send_lock = trio.Lock()
+        self._transport = Transport(stream)
+        self._unsent: list[bytes] = []
+        self._corked = False
         self._deadline = trio.CancelScope()
         self._expiry: str | None = None
         self._protocol: Protocol | None = None
@@ -107,19 +107,12 @@ class Connection:
         self.closed = False
         self.gone = False  # nothing can be written any more
         self.upgrading = False  # a handler is accepting a WebSocket over HTTP/1.1
-        self.writes = 0
         self.conn = Conn(
-            self._address(self._socket.getpeername),
-            self._address(self._socket.getsockname),
-            tls=transport is not stream,
+            self._transport.client,
+            self._transport.server,
+            tls=self._transport.tls,
             opened_at=trio.current_time(),
         )
-
-    def _address(self, get: Callable[[], Any]) -> tuple[str, int] | None:
-        try:
-            return parse_socket_addr(self._socket.family, get())
-        except OSError:
-            return None  # the peer has gone already
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self._run().__await__()
@@ -149,17 +142,12 @@ class Connection:
         await self._hang_up()
 
     async def _handshake(self) -> str | None:
-        """Do the TLS handshake, if there is one to do; return the protocol agreed on."""
-        if not isinstance(self._stream, trio.SSLStream):
-            return None
         self._expire_after(self._config.ssl_handshake_timeout, "tls_handshake_failed")
         try:
-            await self._stream.do_handshake()
+            return await self._transport.handshake()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close("tls_handshake_failed")
             return None
-        alpn: str | None = self._stream.selected_alpn_protocol()
-        return alpn
 
     async def _converse(self, alpn: str | None) -> None:
         self._expire_after(self._config.keep_alive_timeout, "request_headers_timeout")
@@ -195,16 +183,11 @@ class Connection:
 
     async def _start(self, protocol: str) -> None:
         self._protocol = Protocol(
-            self._parked,
+            self,
             self._app,
             self._config,
             self._context,
-            self,  # for its spawn_app and spawn
             ConnectionState(self._lifespan_state),
-            self.conn.tls,
-            self.conn.client,
-            self.conn.server,
-            self._protocol_send,
             protocol,
         )
         await self._protocol.initiate()
@@ -220,8 +203,10 @@ class Connection:
     async def _receive(self) -> bytes:
         """The next bytes; none at the peer's end, or if the socket was closed meanwhile."""
         try:
-            with trio.move_on_after(self._config.read_timeout or math.inf):
-                return bytes(await self._stream.receive_some(MAX_RECEIVE))
+            if not self._config.read_timeout:
+                return await self._transport.receive()
+            with trio.move_on_after(self._config.read_timeout):
+                return await self._transport.receive()
             self.close("read_timeout")
         except trio.BrokenResourceError:
             self.close("connection_reset")
@@ -238,8 +223,9 @@ class Connection:
         await self._protocol.hang_up()
         self._tell_handlers()
 
-    def _parked(self) -> AbstractContextManager[None]:
-        return self._worker.hangups.watch(self._socket.fileno(), self._peer_hung_up)
+    def parked(self) -> AbstractContextManager[None]:
+        """Around any waiting of the reader for something else than the next bytes."""
+        return self._worker.hangups.watch(self._transport.fileno(), self._peer_hung_up)
 
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:
@@ -252,10 +238,12 @@ class Connection:
 
     # What Hypercorn's protocol calls: it takes the connection for its TaskGroup
 
-    async def _protocol_send(self, event: Event) -> None:
+    async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
             if event.data:
-                await self._write(event.data)
+                self._unsent.append(event.data)
+                if not self._corked:
+                    await self.flush()
         elif isinstance(event, Updated):
             self._enter(ConnState.IDLE if event.idle else ConnState.ACTIVE)
         elif isinstance(event, Closed):
@@ -265,17 +253,29 @@ class Connection:
             else:
                 self.close()
 
-    async def _write(self, data: bytes) -> None:
-        self.writes += 1
+    def cork(self) -> None:
+        """Keep what is written until it is flushed, or until something is written uncorked."""
+        self._corked = True
+
+    def uncork(self) -> None:
+        self._corked = False
+
+    async def flush(self) -> None:
+        """Write what was kept. A checkpoint only if it has to wait."""
+        self._corked = False
+        if not self._unsent:
+            return
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        if self.gone:
+            return
         if self.upgrading:
             self.upgrading = False
             self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
-        async with self._send_lock:
-            try:
-                with trio.CancelScope(shield=True):
-                    await self._stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self.close("connection_reset")
+        try:
+            await self._transport.send(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("connection_reset")
 
     async def spawn_app(
         self,
@@ -351,8 +351,7 @@ class Connection:
         before the answer does, and destroy it (RFC 9112, 9.6).
         """
         self._lingering = self.gone = True
-        with suppress(OSError):
-            self._socket.shutdown(SHUT_WR)
+        self._transport.send_eof()
         self._tell_handlers()
         self._expiry = None
         self._deadline.deadline = trio.current_time() + self._config.keep_alive_timeout
@@ -363,9 +362,7 @@ class Connection:
             return
         self.closed = self.gone = True
         self.conn.close_reason = reason
-        with suppress(OSError):
-            self._socket.shutdown(SHUT_WR)
-        self._socket.close()
+        self._transport.close()
         self._deadline.cancel()
         self.conn._mark_closed()
         self._enter(ConnState.CLOSED)

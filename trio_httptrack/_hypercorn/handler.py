@@ -43,6 +43,7 @@ class Handler:
         "_protocol_send",
         "_put_event",
         "_scope",
+        "_start",
         "_upgrades",
     )
 
@@ -59,6 +60,7 @@ class Handler:
         self._protocol_send = send
         self._put_event, self._events = trio.open_memory_channel[Any](config.max_app_queue_size)
         self._disconnect: Any = None
+        self._start: Any = None
         self._answered = False
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
@@ -112,22 +114,34 @@ class Handler:
           PeerGone: the connection, or this stream of it, ended before the answer did.
         """
         connection = self._connection
-        if not self._answered and (
-            connection.gone or (self._disconnect is not None and not self._half_close)
-        ):
-            await trio.lowlevel.checkpoint()
-            raise PeerGone(connection.conn)
-        writes = connection.writes
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
+            if not self._answered and (
+                connection.gone or (self._disconnect is not None and not self._half_close)
+            ):
+                raise PeerGone(connection.conn)
             type_ = event["type"]
+            start, self._start = self._start, None
+            if type_ == "http.response.start" and start is None and int(event["status"]) >= 200:
+                self._start = {**event, "headers": list(event.get("headers", ()))}
+                return
             if type_ == "http.response.body" and not event.get("more_body", False):
                 self._answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
                 connection.upgrading = self._upgrades
-            await self._protocol_send(event)
+            try:
+                if start is not None:
+                    connection.cork()
+                    await self._protocol_send(start)
+                if self._half_close:
+                    connection.cork()
+                else:
+                    connection.uncork()  # HTTP/2 writes a body in a task of its own
+                await self._protocol_send(event)
+            finally:
+                await connection.flush()
         finally:  # also where the event is refused: the application may try again for ever
-            if connection.writes == writes:
-                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.disable_ki_protection
     async def _call(self, app: AppWrapper) -> None:

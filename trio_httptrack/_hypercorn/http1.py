@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import h11
 import trio
 from hypercorn.protocol.h11 import H11Protocol
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 DECODED = frozenset({b"host", b":authority", b"connection", b"upgrade", b"http2-settings"})
 
@@ -45,26 +48,27 @@ def headers_are_decodable(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 class Turn:
     """The event that a pipelined request waits for, as Hypercorn's protocol uses events."""
 
-    def __init__(self, parked: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._event = trio.Event()
-        self._parked = parked
+        self._connection = connection
 
     async def clear(self) -> None:
         self._event = trio.Event()
 
     async def set(self) -> None:
+        await self._connection.flush()  # it is the next one's turn when this answer is written
         self._event.set()
 
     async def wait(self) -> None:
-        with self._parked():
+        with self._connection.parked():
             await self._event.wait()
 
     def is_set(self) -> bool:
         return self._event.is_set()
 
 
-def adopt(protocol: H11Protocol, parked: Callable[[], AbstractContextManager[None]]) -> None:
+def adopt(protocol: H11Protocol, connection: Connection) -> None:
     """Make a new protocol deaf where it should be, and its waiting reader known."""
     limit = protocol.config.h11_max_incomplete_size
     protocol.connection = Deaf(h11.SERVER, max_incomplete_event_size=limit)
-    protocol.can_read = Turn(parked)
+    protocol.can_read = Turn(connection)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h2.connection
 import h2.errors
@@ -32,6 +32,9 @@ from hypercorn.protocol.ws_stream import WSStream
 
 from .handler import Handler
 from .http1 import headers_are_decodable
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
 
@@ -253,7 +256,7 @@ async def initiate(
         await protocol.streams[1].handle(EndBody(stream_id=1))
 
 
-def adopt(protocol: H2Protocol) -> None:
+def adopt(protocol: H2Protocol, connection: Connection) -> None:
     """Put ours in the place of Hypercorn's, in a new protocol."""
     protocol.initiate = partial(initiate, protocol)  # type: ignore[method-assign]
     protocol.streams = Streams(protocol)

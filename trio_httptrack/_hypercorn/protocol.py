@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import h11
+from hypercorn.config import Config
 from hypercorn.events import Closed
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import AppWrapper, ConnectionState
 
 from . import http1, http2
 
+if TYPE_CHECKING:
+    from hypercorn.trio.worker_context import WorkerContext
+
+    from .connection import Connection
+
 
 class Protocol(ProtocolWrapper):
-    """Hypercorn's wrapper of HTTP/1 or HTTP/2, where one may become the other (h2c).
+    """Hypercorn's wrapper of HTTP/1 or HTTP/2, where one may become the other (h2c)."""
 
-    Args:
-      parked: entered while the reader waits for an HTTP/1 client's turn.
-    """
-
-    def __init__(self, parked: Callable[[], AbstractContextManager[None]], *args: Any) -> None:
-        self._parked = parked
-        super().__init__(*args)
+    def __init__(
+        self,
+        connection: Connection,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: ConnectionState,
+        protocol: str,
+    ) -> None:
+        self._connection = connection
+        conn = connection.conn
+        super().__init__(
+            app,
+            config,
+            context,
+            connection,  # for its spawn_app and spawn
+            state,
+            conn.tls,
+            conn.client,
+            conn.server,
+            connection.protocol_send,
+            protocol,
+        )
 
     @property
     def protocol(self) -> H11Protocol | H2Protocol:
@@ -33,9 +54,9 @@ class Protocol(ProtocolWrapper):
     @protocol.setter
     def protocol(self, protocol: H11Protocol | H2Protocol) -> None:
         if isinstance(protocol, H2Protocol):
-            http2.adopt(protocol)
+            http2.adopt(protocol, self._connection)
         else:
-            http1.adopt(protocol, self._parked)
+            http1.adopt(protocol, self._connection)
         self._protocol = protocol
 
     @property
