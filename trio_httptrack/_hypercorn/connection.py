@@ -8,9 +8,8 @@ the client and the application do,
 * an error ends this connection and no other;
 * once the socket is closed, nothing is left but a handler that is still working.
 
-The deadline lies on the reading, not in a task: one cancel scope around the whole
-conversation, whose deadline is set when the connection becomes idle and cleared
-when it becomes active.
+No task waits for a deadline: one cancel scope is around the whole conversation, and the
+worker's timeouts cancel it when the connection has rested too long.
 
 Hypercorn's protocols write an answer in many small parts. Where several of them are about
 to come, with no checkpoint between them, whoever asks for them corks the connection, and
@@ -28,7 +27,6 @@ own code can be interrupted as ever.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -39,11 +37,12 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper, ConnectionState
 
-from .._states import TRANSITIONS, Conn, ConnState
+from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, TRANSITIONS, Conn, ConnState
 from . import websockets
 from .errors import TRAVELLING, split
 from .handler import Handler
 from .protocol import Protocol
+from .timeouts import Timeout
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ class Connection:
         "_app",
         "_config",
         "_context",
+        "_conversation",
         "_corked",
-        "_deadline",
         "_expiry",
         "_handlers",
         "_lifespan_state",
@@ -70,6 +69,7 @@ class Connection:
         "_nursery",
         "_protocol",
         "_talking",
+        "_timeout",
         "_transport",
         "_unsent",
         "_worker",
@@ -98,7 +98,8 @@ class Connection:
         self._transport = Transport(stream)
         self._unsent: list[bytes] = []
         self._corked = False
-        self._deadline = trio.CancelScope()
+        self._conversation = trio.CancelScope()
+        self._timeout: Timeout | None = None
         self._expiry: str | None = None
         self._protocol: Protocol | None = None
         self._handlers: set[Handler] = set()
@@ -120,7 +121,7 @@ class Connection:
     @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
         self._worker.connections.add(self)
-        self._report(ConnState.NEW)
+        self._report(NEW)
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._contain(self._talk)
@@ -133,16 +134,16 @@ class Connection:
     # The conversation
 
     async def _talk(self) -> None:
-        with self._deadline as deadline:
+        with self._conversation as conversation:
             alpn = await self._handshake()
             if not self.closed:
                 await self._converse(alpn)
-        if deadline.cancelled_caught:
+        if conversation.cancelled_caught:
             self.close(None if self._context.terminated.is_set() else self._expiry)
         await self._hang_up()
 
     async def _handshake(self) -> str | None:
-        self._expire_after(self._config.ssl_handshake_timeout, "tls_handshake_failed")
+        self._expire_after(self._worker.handshake_timeout, "tls_handshake_failed")
         try:
             return await self._transport.handshake()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -150,7 +151,7 @@ class Connection:
             return None
 
     async def _converse(self, alpn: str | None) -> None:
-        self._expire_after(self._config.keep_alive_timeout, "request_headers_timeout")
+        self._expire_after(self._worker.keep_alive_timeout, "request_headers_timeout")
         if alpn == "h2":
             await self._start("h2")  # an HTTP/2 server speaks first
         data = await self._receive()
@@ -169,8 +170,8 @@ class Connection:
         if prior_knowledge:
             await self._handle(H2_PREFACE)
             self.conn.protocol = "h2"
-            self._enter(ConnState.ACTIVE)
-            self._enter(ConnState.IDLE)
+            self._enter(ACTIVE)
+            self._enter(IDLE)
             data = data[len(H2_PREFACE) :]
         while True:
             if data and not self._lingering:
@@ -196,7 +197,7 @@ class Connection:
         assert self._protocol is not None
         await self._protocol.handle(RawData(data))
         if self._protocol.idle:
-            self._enter(ConnState.IDLE)
+            self._enter(IDLE)
         elif self._protocol.over:
             self.close()
 
@@ -245,7 +246,7 @@ class Connection:
                 if not self._corked:
                     await self.flush()
         elif isinstance(event, Updated):
-            self._enter(ConnState.IDLE if event.idle else ConnState.ACTIVE)
+            self._enter(IDLE if event.idle else ACTIVE)
         elif isinstance(event, Closed):
             assert self._protocol is not None
             if self._protocol.still_receiving:
@@ -271,7 +272,7 @@ class Connection:
             return
         if self.upgrading:
             self.upgrading = False
-            self._enter(ConnState.HIJACKED)  # these are the 101 response's bytes
+            self._enter(HIJACKED)  # these are the 101 response's bytes
         try:
             await self._transport.send(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -312,10 +313,10 @@ class Connection:
             return
         conn.state = state
         conn.state_since = trio.current_time()
-        if state is ConnState.IDLE:
-            self._expire_after(self._config.keep_alive_timeout, "keep_alive_timeout")
-        elif state is ConnState.ACTIVE:
-            self._deadline.deadline = math.inf
+        if state is IDLE:
+            self._expire_after(self._worker.keep_alive_timeout, "keep_alive_timeout")
+        elif state is ACTIVE:
+            self._wait_for(None)
             conn.protocol = conn.protocol or "http/1.1"  # HTTP/2 is known from its preface
         self._report(state)
 
@@ -325,18 +326,29 @@ class Connection:
         except Exception as error:
             self._worker.log_error(error, "A tracker failed (%s %s)", self.conn, state)
 
-    def _expire_after(self, seconds: float, reason: str) -> None:
+    def _expire_after(self, timeout: Timeout, reason: str) -> None:
         """End the conversation unless something happens in time; at once in a shutdown."""
         self._expiry = reason
         if self._context.terminated.is_set():
-            self._deadline.cancel()
+            self.expire()
         else:
-            self._deadline.deadline = trio.current_time() + seconds
+            self._wait_for(timeout)
+
+    def _wait_for(self, timeout: Timeout | None) -> None:
+        if self._timeout is not None:
+            self._timeout.end(self)
+        self._timeout = timeout
+        if timeout is not None:
+            timeout.begin(self)
+
+    def expire(self) -> None:
+        """End the conversation."""
+        self._conversation.cancel()
 
     def drain(self) -> None:
         """The server shuts down: end now if no request is in flight, else after the answer."""
-        if self.conn.state in (ConnState.NEW, ConnState.IDLE):
-            self._deadline.cancel()
+        if self.conn.state in (NEW, IDLE):
+            self.expire()
 
     def abort(self) -> None:
         """End now, whatever is in flight."""
@@ -354,7 +366,7 @@ class Connection:
         self._transport.send_eof()
         self._tell_handlers()
         self._expiry = None
-        self._deadline.deadline = trio.current_time() + self._config.keep_alive_timeout
+        self._wait_for(self._worker.keep_alive_timeout)
 
     def close(self, reason: str | None = None) -> None:
         """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""
@@ -363,9 +375,10 @@ class Connection:
         self.closed = self.gone = True
         self.conn.close_reason = reason
         self._transport.close()
-        self._deadline.cancel()
+        self._wait_for(None)
+        self.expire()
         self.conn._mark_closed()
-        self._enter(ConnState.CLOSED)
+        self._enter(CLOSED)
 
     def _leave_if_done(self) -> None:
         """Nobody reads and nobody works: what is left only serves those who did."""

@@ -13,7 +13,7 @@ to the application through :meth:`Handler.put`, the application to it through
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -35,13 +35,13 @@ class Handler:
 
     __slots__ = (
         "_answered",
+        "_changed",
         "_config",
         "_connection",
         "_disconnect",
         "_events",
         "_half_close",
         "_protocol_send",
-        "_put_event",
         "_scope",
         "_start",
         "_upgrades",
@@ -58,7 +58,8 @@ class Handler:
         self._config = config
         self._scope = scope
         self._protocol_send = send
-        self._put_event, self._events = trio.open_memory_channel[Any](config.max_app_queue_size)
+        self._events: deque[Any] = deque()
+        self._changed: trio.Event | None = None  # what somebody waits for
         self._disconnect: Any = None
         self._start: Any = None
         self._answered = False
@@ -71,22 +72,31 @@ class Handler:
         """Called by the protocol: the application's next event."""
         if event["type"] in DISCONNECTS:
             self._disconnect = event
-            self._put_event.close()
-        else:
-            # No checkpoint if there is room: all that was read together is put before the
-            # application runs, and a request that is complete does not cost its connection,
-            # if it is answered unread. A closed queue says that nobody will read.
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                try:
-                    self._put_event.send_nowait(event)
-                except trio.WouldBlock:
-                    await self._put_event.send(event)
+            self._has_changed()
+            return
+        # No checkpoint if there is room: all that was read together is put before the
+        # application runs, and a request that is complete does not cost its connection,
+        # if it is answered unread. After a disconnect nobody will read.
+        while self.full and self._disconnect is None:
+            await self._change()
+        if self._disconnect is None:
+            self._events.append(event)
+            self._has_changed()
 
     @property
     def full(self) -> bool:
         """Whether the next ``put`` would wait for the application."""
-        queue = self._events.statistics()
-        return queue.current_buffer_used >= queue.max_buffer_size
+        return len(self._events) >= max(1, self._config.max_app_queue_size)
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
+
+    def _has_changed(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def hang_up(self) -> None:
         """Called by the connection: the peer has gone, whatever the protocol knows of it."""
@@ -95,16 +105,20 @@ class Handler:
             self._disconnect = {"type": f"{kind}.disconnect"}
             if kind == "websocket":
                 self._disconnect["code"] = 1006  # RFC 6455, 7.1.5: closed without a close frame
-            self._put_event.close()
+            self._has_changed()
 
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Any:
         """Called by the application."""
-        try:
-            return await self._events.receive()
-        except trio.EndOfChannel:
+        if self._events or self._disconnect is not None:
             await trio.lowlevel.checkpoint()
-            return self._disconnect
+        while not self._events:
+            if self._disconnect is not None:
+                return self._disconnect
+            await self._change()
+        event = self._events.popleft()
+        self._has_changed()
+        return event
 
     @trio.lowlevel.enable_ki_protection
     async def send(self, event: Any) -> None:

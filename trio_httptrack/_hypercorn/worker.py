@@ -28,6 +28,7 @@ from .drain import drain
 from .errors import ungrouped
 from .hangups import Hangups
 from .lifespan import Lifespan
+from .timeouts import Timeout
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -40,12 +41,15 @@ class Worker:
         self, config: Config, tracker: Composed, nursery: trio.Nursery, hangups: Hangups
     ) -> None:
         self.config = config
+        self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
+        self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.tracker = tracker
         self.connections: set[Connection] = set()
         self.hangups = hangups
         self._nursery = nursery
         self._logged: set[object] = set()
-        nursery.start_soon(hangups.run)
+        for service in (hangups, self.handshake_timeout, self.keep_alive_timeout):
+            nursery.start_soon(service.run)
 
     async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
         serve = FunctionType(
