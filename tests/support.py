@@ -172,7 +172,6 @@ class MemoryNetwork:
 
     def __init__(self, app: Any, config: Config, tracker: Tracker, nursery: trio.Nursery) -> None:
         self._app = wrap_app(app, config.wsgi_max_body_size, None)
-        self._config = config
         self._worker = Worker(config, compose(tracker), nursery, Hangups())
         self._nursery = nursery
         self.context = self._worker._make_context(None)
@@ -196,7 +195,7 @@ class MemoryNetwork:
 
     async def _serve(self, stream: Any) -> None:
         await Connection(
-            self._worker, self._app, self._config, self.context, ConnectionState({}), stream
+            self._worker, self._app, self._worker.config, self.context, ConnectionState({}), stream
         )
 
 

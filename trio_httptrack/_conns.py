@@ -11,7 +11,7 @@ from collections.abc import Hashable
 import trio
 
 from ._local import ProcessLocal
-from ._states import ConnState
+from ._states import HIJACKED, NEW, ConnState
 
 
 class ConnTracker(ProcessLocal):
@@ -44,11 +44,11 @@ class ConnTracker(ProcessLocal):
         Raises:
           RuntimeError: more connections ended than began; the count stays zero.
         """
-        if state is ConnState.NEW:
+        if state is NEW:
             if not self._count:
                 self._none_open = trio.Event()
             self._count += 1
-        elif state >= ConnState.HIJACKED:
+        elif state >= HIJACKED:
             if not self._count:
                 raise RuntimeError(
                     f"{conn!r} reported {state}, but no connection is open: each connection "

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ._local import ProcessLocal
-from ._states import ConnState
+from ._states import ACTIVE, IDLE, NEW, ConnState
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,9 @@ class Stats:
         )
 
 
-_TOTALS = 3  # ``numbers[state]`` is a state's gauge, ``numbers[_TOTALS + state]`` its counter
+# ``numbers[state]`` says how many connections entered a state, ``numbers[_LEFT[state]]`` how many
+# left it; the difference is the gauge, and a transition costs two increments instead of three.
+_LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = _LEFT = (5, 6, 7)
 
 
 class StatsTracker(ProcessLocal):
@@ -107,13 +109,13 @@ class StatsTracker(ProcessLocal):
     (1, {'a': <ConnState.ACTIVE: 1>})
     """
 
-    __slots__ = ("__weakref__", "_numbers", "_states")
+    __slots__ = ("__weakref__", "_leaves", "_numbers")
 
     def __init__(self) -> None:
-        # One list in the order of Stats' fields: copying it is one operation of the
-        # interpreter, so an exporter may do it from another thread.
+        # One list: copying it is one operation of the interpreter, so an exporter may do it
+        # from another thread.
         self._numbers = [0] * 8
-        self._states: dict[Hashable, ConnState] = {}
+        self._leaves: dict[Hashable, int] = {}  # where each connection is counted when it moves
 
     def track(self, conn: Hashable, state: ConnState) -> None:
         """Count one transition; a terminal one forgets the connection.
@@ -121,27 +123,37 @@ class StatsTracker(ProcessLocal):
         Raises:
           TypeError: ``conn`` is not hashable; nothing was counted.
         """
-        numbers = self._numbers
-        before = self._states.get(conn)
-        if before is None:
-            numbers[_TOTALS] += 1
+        numbers, leaves = self._numbers, self._leaves
+        try:
+            numbers[leaves[conn]] += 1
+        except KeyError:
+            numbers[NEW] += 1
+            leaves[conn] = _LEFT_NEW
+            if state is NEW:
+                return
+            numbers[_LEFT_NEW] += 1
+        if state is ACTIVE:
+            numbers[1] += 1
+            leaves[conn] = _LEFT_ACTIVE
+        elif state is IDLE:
+            numbers[2] += 1
+            leaves[conn] = _LEFT_IDLE
+        elif state is NEW:  # for a second time: it is new again, but was accepted once
+            numbers[_LEFT_NEW] -= 1
+            leaves[conn] = _LEFT_NEW
         else:
-            numbers[before] -= 1
-        if state:  # NEW was counted above, where the connection was first met
-            numbers[_TOTALS + state] += 1
-        if state < ConnState.HIJACKED:
             numbers[state] += 1
-            self._states[conn] = state
-        elif before is not None:
-            del self._states[conn]
+            del leaves[conn]
 
     def stats(self) -> Stats:
         """All numbers at this instant. Takes the same time however many connections are open."""
-        return Stats(*self._numbers.copy())
+        new, active, idle, hijacked, closed, *left = self._numbers.copy()
+        gauges = new - left[NEW], active - left[ACTIVE], idle - left[IDLE]
+        return Stats(*gauges, new, active, idle, hijacked, closed)
 
     def connections(self) -> dict[Hashable, ConnState]:
         """The open connections and their states at this instant, in the order of their arrival."""
-        return self._states.copy()
+        return {conn: ConnState(_LEFT.index(left)) for conn, left in self._leaves.copy().items()}
 
     def __repr__(self) -> str:
         return f"<StatsTracker {self.stats()}>"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ._conns import ConnTracker
 from ._local import ProcessLocal, can_travel
-from ._states import Conn, ConnState
+from ._states import ACTIVE, IDLE, Conn, ConnState
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -71,15 +71,23 @@ class Composed(TrackerFunc):
 
     def __init__(self, trackers: tuple[Tracker, ...]) -> None:
         self.trackers = trackers
-        tracks = tuple(tracker.track for tracker in trackers)
+        first, *others = trackers or [TrackerFunc(lambda conn, state: None)]
+        # What a request changes is no business of a ConnTracker's.
+        others_between = [tracker for tracker in others if type(tracker) is not ConnTracker]
 
         def track(conn: Conn, state: ConnState) -> None:
             errors = None
-            for each in tracks:
-                try:
-                    each(conn, state)
-                except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
-                    errors = [*(errors or ()), error]
+            try:
+                first.track(conn, state)
+            except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
+                errors = [error]
+            rest = others_between if state is ACTIVE or state is IDLE else others
+            if rest:
+                for each in rest:
+                    try:
+                        each.track(conn, state)
+                    except BaseException as error:
+                        errors = [*(errors or ()), error]
             if errors:
                 raise BaseExceptionGroup("trackers failed", errors)
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
+async def _ended(event: Any) -> None:
+    raise RuntimeError(f"{event['type']} was sent after the application had returned")
+
+
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
@@ -181,4 +185,8 @@ class Handler:
                 )
             if travels is not None:
                 raise travels from None
-        await self._protocol_send(None)
+        try:
+            await self._protocol_send(None)
+        finally:
+            # It knows us, too: let them go without the help of the garbage collector.
+            self._protocol_send = _ended

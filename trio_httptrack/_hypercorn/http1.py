@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import h11
@@ -31,9 +31,22 @@ class Deaf(h11.Connection):
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
         event = super().next_event()
-        if isinstance(event, h11.Request) and not headers_are_decodable(event.headers):
-            raise h11.RemoteProtocolError("a header that must be ASCII is not")
+        if type(event) is h11.Request:
+            headers = Headers(event.headers)
+            if not headers_are_decodable(headers):
+                raise h11.RemoteProtocolError("a header that must be ASCII is not")
+            headers.raw_items = event.headers.raw_items
+            object.__setattr__(event, "headers", headers)  # an event is frozen
         return event
+
+
+class Headers(list[tuple[bytes, bytes]]):
+    """A request's headers as h11 has them. Hypercorn goes through them three times, which
+    takes a list a fifth of the time."""
+
+    __slots__ = ("raw_items",)
+
+    raw_items: Callable[[], list[tuple[bytes, bytes]]]
 
 
 def headers_are_decodable(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -28,6 +28,7 @@ from .drain import drain
 from .errors import ungrouped
 from .hangups import Hangups
 from .lifespan import Lifespan
+from .settings import once_per_second
 from .timeouts import Timeout
 
 if sys.version_info < (3, 11):
@@ -40,7 +41,7 @@ class Worker:
     def __init__(
         self, config: Config, tracker: Composed, nursery: trio.Nursery, hangups: Hangups
     ) -> None:
-        self.config = config
+        self.config = once_per_second(config)
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.tracker = tracker
