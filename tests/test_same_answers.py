@@ -929,18 +929,13 @@ def http2(
     return decorate
 
 
-def raw(client: Http2) -> object:
-    """All bytes: for what has neither windows nor parts."""
-    return client.received
-
-
 def streams(client: Http2) -> object:
     """Each stream's events: for streams whose frames mingle."""
     return client.events
 
 
 def http2_get(name: str, path: str, status: str, **settings: Any) -> None:
-    @http2(name, status, compare=raw, **settings)
+    @http2(name, status, **settings)
     async def client(client: Http2) -> None:
         await client.get(path)
 
@@ -958,13 +953,13 @@ http2_get("alt-svc", "/echo", "200", alt_svc_headers=['h3=":443"; ma=3600'])
 http2_get("root-path", "/root/echo", "200", root_path="/root")
 
 
-@http2("head", "200 200", compare=raw)
+@http2("head", "200 200")
 async def head(client: Http2) -> None:
     await client.get(method="HEAD")
     await client.get("/stream", method="HEAD")
 
 
-@http2("options", "200 200", compare=raw)
+@http2("options", "200 200")
 async def options(client: Http2) -> None:
     await client.get("*", method="OPTIONS")
     await client.get(method="OPTIONS")
@@ -1040,7 +1035,7 @@ async def push_forbidden(client: Http2) -> None:
     await client.get("/push")
 
 
-@http2("streams-in-turn", " ".join(["200"] * 10), compare=raw)
+@http2("streams-in-turn", " ".join(["200"] * 10))
 async def streams_in_turn(client: Http2) -> None:
     for n in range(10):
         await client.get(f"/echo/{n}")
@@ -1155,13 +1150,13 @@ async def long_heads(client: Http2) -> None:
     await client.get("/long-head")
 
 
-@http2("request-headers", "200 200", compare=raw)
+@http2("request-headers", "200 200")
 async def request_headers(client: Http2) -> None:
     await client.get("/echo", ("cookie", "a=1"), ("cookie", "b=2"), ("x-a", "1"), ("x-a", "\xe9"))
     await client.get("/echo", authority="localhost:80")
 
 
-@http2("ping", "200 200", compare=raw)
+@http2("ping", "200 200")
 async def ping(client: Http2) -> None:
     for n, data in enumerate([b"ping-one", b"ping-two"], 1):
         client.h2.ping(data)
@@ -1169,7 +1164,7 @@ async def ping(client: Http2) -> None:
         await client.get()
 
 
-@http2("settings", "200 200", compare=raw)
+@http2("settings", "200 200")
 async def settings(client: Http2) -> None:
     await client.get()
     client.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
@@ -1194,18 +1189,18 @@ async def a_reset_in_an_answer(client: Http2) -> None:
     await client.get()
 
 
-@http2("no-request", "", compare=raw)
+@http2("no-request", "")
 async def no_request(client: Http2) -> None:
     await client.until_event("RemoteSettingsChanged")
 
 
-@http2("receive-after-the-answer", "200 200", compare=raw)
+@http2("receive-after-the-answer", "200 200")
 async def receive_after_the_answer(client: Http2) -> None:
     await client.get("/receive-after-answer")
     await client.get()
 
 
-@http2("lifespan-state", "200 200", compare=raw)
+@http2("lifespan-state", "200 200")
 async def lifespan_state(client: Http2) -> None:
     await client.get("/keep-state/1")
     await client.get("/keep-state/2")
@@ -1227,7 +1222,7 @@ async def date(client: Http2) -> None:
     assert stream_id in client.events
 
 
-@http2("max-requests", "200 200", only=("h2", "h2c"), compare=raw, keep_alive_max_requests=2)
+@http2("max-requests", "200 200", only=("h2", "h2c"), keep_alive_max_requests=2)
 async def max_requests(client: Http2) -> None:
     """Hypercorn does not answer the one that is too much."""
     await client.get()
@@ -1282,7 +1277,7 @@ async def preface_a_byte_at_a_time(network: Network) -> object:
     await client.until(1)
     await client.finish()
     assert client.statuses() == "200"
-    return client.received
+    return frames(client.received)
 
 
 async def preface_behind_the_upgrade(network: Network) -> object:
@@ -1308,14 +1303,14 @@ async def http2_over_any_tls(network: Network) -> object:
     client = await prior_knowledge(network, "unknown")
     await client.get()
     await client.finish()
-    return client.received
+    return frames(client.received)
 
 
 async def a_choice_of_protocols(network: Network) -> object:
     client = await prior_knowledge(network, "http/1.1", "h2")
     await client.get()
     await client.finish()
-    return client.received
+    return frames(client.received)
 
 
 EXCHANGES["http1-over-any-tls"] = Exchange(http1_over_any_tls)

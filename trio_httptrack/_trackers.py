@@ -72,24 +72,28 @@ class Composed(TrackerFunc):
     def __init__(self, trackers: tuple[Tracker, ...]) -> None:
         self.trackers = trackers
         first, *others = trackers or [TrackerFunc(lambda conn, state: None)]
-        # What a request changes is no business of a ConnTracker's.
-        others_between = [tracker for tracker in others if type(tracker) is not ConnTracker]
+        only_conn_trackers_follow = all(type(tracker) is ConnTracker for tracker in others)
 
         def track(conn: Conn, state: ConnState) -> None:
-            errors = None
             try:
                 first.track(conn, state)
             except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
-                errors = [error]
-            rest = others_between if state is ACTIVE or state is IDLE else others
-            if rest:
-                for each in rest:
-                    try:
-                        each.track(conn, state)
-                    except BaseException as error:
-                        errors = [*(errors or ()), error]
+                errors = [error, *track_others(conn, state)]
+            else:
+                if only_conn_trackers_follow and (state is ACTIVE or state is IDLE):
+                    return  # these two, twice a request, are nothing to a ConnTracker
+                errors = track_others(conn, state)
             if errors:
                 raise BaseExceptionGroup("trackers failed", errors)
+
+        def track_others(conn: Conn, state: ConnState) -> list[BaseException]:
+            errors: list[BaseException] = []
+            for tracker in others:
+                try:
+                    tracker.track(conn, state)
+                except BaseException as error:
+                    errors.append(error)
+            return errors
 
         super().__init__(track)
 

@@ -147,18 +147,14 @@ class Handler:
                 self._answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
                 connection.upgrading = self._upgrades
-            try:
-                if start is not None:
-                    connection.cork()
-                    await self._protocol_send(start)
-                if self._half_close:
-                    connection.cork()
-                else:
-                    connection.uncork()  # HTTP/2 writes a body in a task of its own
-                await self._protocol_send(event)
-            finally:
-                await connection.flush()
+            if self._half_close:
+                connection.cork()
+            if start is not None:
+                await self._protocol_send(start)
+            await self._protocol_send(event)
         finally:  # also where the event is refused: the application may try again for ever
+            if self._half_close:
+                await connection.flush()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.disable_ki_protection

@@ -7,6 +7,7 @@
   :class:`Stream`, and its window stays closed until the handler has read; the
   connection's window opens at once, for it belongs to all streams.
 * A handler that writes faster than its peer reads waits in :class:`StreamBuffer`.
+* What several streams have to say at the same time is written at once, by :func:`send`.
 * What arrives for a stream that was already answered is dropped, and a stream whose
   handler left its answer unfinished is reset, so that the client knows.
 """
@@ -23,12 +24,14 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import hyperframe.exceptions
+import trio
 from hypercorn.events import Closed
 from hypercorn.protocol import h2 as hypercorn_h2
-from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
+from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
+from priority import DeadlockError, MissingStreamError
 
 from .handler import Handler
 from .http1 import headers_are_decodable
@@ -36,6 +39,7 @@ from .http1 import headers_are_decodable
 if TYPE_CHECKING:
     from .connection import Connection
 
+WRITE_SIZE = 2**16  # write at least so much at once, if there is so much
 WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
 
 
@@ -74,6 +78,84 @@ class StreamBuffer(hypercorn_h2.StreamBuffer):
     def finished(self) -> bool:
         """Whether the end of the answer is in the buffer, or past it."""
         return self._complete
+
+
+class Turns:
+    """Whose turn it is to send: each stream that has something, one after the other.
+
+    Stands where Hypercorn has a ``PriorityTree``, and answers as that does.
+    """
+
+    def __init__(self) -> None:
+        self._streams: set[int] = set()
+        self._ready: dict[int, None] = {}  # the first of them is the next
+
+    def insert_stream(self, stream_id: int) -> None:
+        self._streams.add(stream_id)
+
+    def block(self, stream_id: int) -> None:
+        self._ready.pop(stream_id, None)
+
+    def unblock(self, stream_id: int) -> None:
+        if stream_id not in self._streams:
+            raise MissingStreamError
+        self._ready[stream_id] = None
+
+    def remove_stream(self, stream_id: int) -> None:
+        self._streams.discard(stream_id)
+        self._ready.pop(stream_id, None)
+
+    def __next__(self) -> int:
+        for stream_id in self._ready:
+            del self._ready[stream_id]
+            self._ready[stream_id] = None
+            return stream_id
+        raise DeadlockError
+
+
+async def send(protocol: H2Protocol, connection: Connection) -> None:
+    """Send what the streams' buffers hold, as far as the windows are open, until the end.
+
+    Hypercorn's does one write for each frame; this one fills the connection first.
+    """
+    while not protocol.closed:
+        connection.cork()
+        size = 0
+        try:
+            while size < WRITE_SIZE:
+                size += await _send_frame(protocol, next(protocol.priority))
+        except DeadlockError:
+            await connection.flush()
+            await protocol.has_data.wait()
+            await protocol.has_data.clear()
+        else:
+            await connection.flush()
+            await trio.lowlevel.checkpoint()
+
+
+async def _send_frame(protocol: H2Protocol, stream_id: int) -> int:
+    """Send one frame of a stream, if there is one; return its size. Not a checkpoint."""
+    frames = protocol.connection
+    buffer = protocol.stream_buffers[stream_id]
+    data = b""
+    try:
+        window = frames.local_flow_control_window(stream_id)
+        data = await buffer.pop(max(0, min(window, frames.max_outbound_frame_size)))
+        if data or buffer.complete:
+            frames.send_data(stream_id, data, end_stream=buffer.complete)
+            await protocol._flush()
+        else:
+            protocol.priority.block(stream_id)
+    except h2.exceptions.ProtocolError:  # the stream, or the connection, has ended meanwhile
+        await buffer.close()
+    if buffer.complete:
+        _forget(protocol, stream_id)
+    return len(data)
+
+
+def _forget(protocol: H2Protocol, stream_id: int) -> None:
+    protocol.stream_buffers.pop(stream_id, None)
+    protocol.priority.remove_stream(stream_id)
 
 
 class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
@@ -170,6 +252,7 @@ class Stream:
             self._protocol.connection.reset_stream(
                 self._stream.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR
             )
+        _forget(self._protocol, self._stream.stream_id)
         await self._protocol._flush()
 
 
@@ -234,8 +317,20 @@ def _understood(request: h2.events.RequestReceived) -> bool:
     ) and headers_are_decodable(request.headers)
 
 
+async def stream_send(protocol: H2Protocol, connection: Connection, event: Event) -> None:
+    """Hypercorn's, but a response's headers are written by the sender, with what follows them."""
+    if isinstance(event, Response):
+        connection.cork()
+        await H2Protocol.stream_send(protocol, event)
+        connection.uncork()
+        await protocol.has_data.set()
+    else:
+        await H2Protocol.stream_send(protocol, event)
+
+
 async def initiate(
     protocol: H2Protocol,
+    connection: Connection,
     headers: list[tuple[bytes, bytes]] | None = None,
     settings: bytes | None = None,
 ) -> None:
@@ -249,7 +344,7 @@ async def initiate(
             await protocol.send(Closed())  # they are not settings
             return
     await protocol._flush()
-    protocol.task_group.spawn(protocol.send_task)
+    connection.spawn(send, protocol, connection)
     if headers is not None:
         request = h2.events.RequestReceived(stream_id=1, headers=headers)
         await protocol._create_stream(request)
@@ -258,7 +353,9 @@ async def initiate(
 
 def adopt(protocol: H2Protocol, connection: Connection) -> None:
     """Put ours in the place of Hypercorn's, in a new protocol."""
-    protocol.initiate = partial(initiate, protocol)  # type: ignore[method-assign]
+    protocol.initiate = partial(initiate, protocol, connection)  # type: ignore[method-assign]
+    protocol.stream_send = partial(stream_send, protocol, connection)  # type: ignore[method-assign]
+    protocol.priority = Turns()
     protocol.streams = Streams(protocol)
     protocol.stream_buffers = StreamBuffers(protocol)
     protocol.connection = Frames(protocol.connection, protocol.streams)  # type: ignore[assignment]
