@@ -266,15 +266,14 @@ class Connection:
         self._corked = False
         if not self._unsent:
             return
-        data = b"".join(self._unsent)
-        self._unsent.clear()
+        parts, self._unsent = self._unsent, []
         if self.gone:
             return
         if self.upgrading:
             self.upgrading = False
             self._enter(HIJACKED)  # these are the 101 response's bytes
         try:
-            await self._transport.send(data)
+            await self._transport.send(parts)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close("connection_reset")
 

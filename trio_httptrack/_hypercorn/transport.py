@@ -18,6 +18,7 @@ import trio
 from hypercorn.utils import parse_socket_addr
 
 MAX_RECEIVE = 2**16
+MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
 
 
 class Transport:
@@ -85,27 +86,31 @@ class Transport:
                 self._impatient = len(data) == MAX_RECEIVE  # there may be more
                 return data
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, parts: list[bytes]) -> None:
         """Write everything, also if cancelled meanwhile. A checkpoint only if it must wait.
 
         Raises:
           trio.BrokenResourceError: the peer has gone.
           trio.ClosedResourceError: the connection was closed, perhaps meanwhile.
         """
-        rest: bytes | memoryview = data
+        if self._fileno < 0 or len(parts) > MAX_PARTS:
+            parts = [b"".join(parts)]
+        sent = 0
         if self._fileno >= 0 and not self._sending.locked():
             try:
-                sent = os.write(self._fileno, data)
+                sent = os.writev(self._fileno, parts)
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError as error:
                 raise trio.BrokenResourceError from error
-            if sent == len(data):
+            if sent == sum(map(len, parts)):
                 return
-            rest = memoryview(data)[sent:]
         with trio.CancelScope(shield=True):
             async with self._sending:
-                await self._stream.send_all(rest)
+                for part in parts:
+                    if sent < len(part):
+                        await self._stream.send_all(memoryview(part)[sent:])
+                    sent = max(0, sent - len(part))
 
     def send_eof(self) -> None:
         """End our side, under TLS as well."""
