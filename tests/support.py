@@ -21,7 +21,7 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pa
 from trio_httptrack import Conn, ConnState, Tracker, compose, tracked_server
 from trio_httptrack._hypercorn.connection import Connection
 from trio_httptrack._hypercorn.errors import ungrouped
-from trio_httptrack._hypercorn.hangups import Hangups
+from trio_httptrack._hypercorn.readiness import Readiness
 from trio_httptrack._hypercorn.worker import Worker
 
 # It cannot push, upgrade or send trailers with the h2 of today, nor serve WSGI without noise.
@@ -172,7 +172,7 @@ class MemoryNetwork:
 
     def __init__(self, app: Any, config: Config, tracker: Tracker, nursery: trio.Nursery) -> None:
         self._app = wrap_app(app, config.wsgi_max_body_size, None)
-        self._worker = Worker(config, compose(tracker), nursery, Hangups())
+        self._worker = Worker(config, compose(tracker), nursery, Readiness())
         self._nursery = nursery
         self.context = self._worker._make_context(None)
         self._connections: trio.Nursery

@@ -1911,7 +1911,9 @@ async def test_difference_priorities_are_ignored(certificate: Path) -> None:
 
     in_plain, in_tracked = await both(client, certificate)
     assert in_plain == [1, 3]
-    assert sorted(in_tracked[:2]) == sorted(in_tracked[2:]) == [1, 3]  # in turn
+    turns = len(in_tracked) // 2
+    assert turns > 1
+    assert in_tracked in ([1, 3] * turns, [3, 1] * turns)
 
 
 async def test_difference_the_connections_window_is_returned_at_once(certificate: Path) -> None:

@@ -95,7 +95,7 @@ class Connection:
         self._config = config
         self._context = context
         self._lifespan_state = state
-        self._transport = Transport(stream)
+        self._transport = Transport(stream, worker.readiness)
         self._unsent: list[bytes] = []
         self._corked = False
         self._conversation = trio.CancelScope()
@@ -226,7 +226,7 @@ class Connection:
 
     def parked(self) -> AbstractContextManager[None]:
         """Around any waiting of the reader for something else than the next bytes."""
-        return self._worker.hangups.watch(self._transport.fileno(), self._peer_hung_up)
+        return self._transport.watch(self._peer_hung_up)
 
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:

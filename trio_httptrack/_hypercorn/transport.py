@@ -1,21 +1,24 @@
 """The bytes of one accepted stream, by the shortest way.
 
-A plain socket is read and written with system calls on its descriptor. Reading waits
-first, for between two requests there is nothing to read; writing tries first, for there is
-nearly always room, and is no checkpoint if everything went out. TLS goes through its
-stream, and so does whatever else is no plain socket.
+A plain socket is read and written with system calls on its descriptor. Reading waits until
+the kernel has told that there is something; writing tries first, for there is nearly always
+room, and is no checkpoint if everything went out. TLS goes through its stream, and so does
+whatever else is no plain socket.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from socket import SHUT_WR
 from typing import Any
 
 import trio
 from hypercorn.utils import parse_socket_addr
+
+from . import readiness
+from .readiness import Readiness
 
 MAX_RECEIVE = 2**16
 MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
@@ -24,15 +27,37 @@ MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small par
 class Transport:
     """One end of a connection. One task may read; any may write, each in its turn."""
 
-    __slots__ = ("_fileno", "_impatient", "_sending", "_socket", "_stream", "client", "server")
+    __slots__ = (
+        "_ended",
+        "_fileno",
+        "_hung_up",
+        "_readable",
+        "_reader",
+        "_readiness",
+        "_registered",
+        "_sending",
+        "_socket",
+        "_stream",
+        "client",
+        "server",
+    )
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream) -> None:
+    def __init__(
+        self,
+        stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream,
+        readiness: Readiness,
+    ) -> None:
         self._stream = stream
+        self._readiness = readiness
         self._socket = (
             stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
         )
         self._fileno = self._socket.fileno() if isinstance(stream, trio.SocketStream) else -1
-        self._impatient = True  # the first request mostly comes with its connection
+        self._readable = True  # perhaps: the first request mostly comes with its connection
+        self._ended = False  # the peer has ended its side, perhaps behind unread bytes
+        self._reader: trio.lowlevel.Task | None = None
+        self._registered = False
+        self._hung_up: Callable[[bool], None] | None = None
         self._sending = trio.Lock()
         self.client = self._address(self._socket.getpeername)
         self.server = self._address(self._socket.getsockname)
@@ -55,11 +80,6 @@ class Transport:
         alpn: str | None = self._stream.selected_alpn_protocol()
         return alpn
 
-    def fileno(self) -> int:
-        """The socket's descriptor; -1 if it is closed, or none of the kernel's."""
-        number: int = self._socket.fileno()
-        return number
-
     async def receive(self) -> bytes:
         """The next bytes, none at the peer's end.
 
@@ -69,22 +89,70 @@ class Transport:
         """
         if self._fileno < 0:
             return bytes(await self._stream.receive_some(MAX_RECEIVE))
-        if self._impatient:
+        if self._readable:
             await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.wait_readable(self._fileno)
         while True:
+            if not self._readable:
+                await self._wait_readable()
             if self._fileno < 0:
                 raise trio.ClosedResourceError
             try:
                 data = os.read(self._fileno, MAX_RECEIVE)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._fileno)
+                self._readable = False
             except OSError as error:
                 raise trio.BrokenResourceError from error
             else:
-                self._impatient = len(data) == MAX_RECEIVE  # there may be more
+                # The kernel tells of what comes, not of what is still there.
+                self._readable = len(data) == MAX_RECEIVE or self._ended
                 return data
+
+    async def _wait_readable(self) -> None:
+        if not readiness.AVAILABLE:
+            await trio.lowlevel.wait_readable(self._fileno)
+            self._readable = True
+            return
+        self._register()
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+
+    def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _register(self) -> None:
+        if not self._registered and readiness.AVAILABLE and self._socket.fileno() >= 0:
+            self._registered = True
+            events = readiness.HANGUP if self._fileno < 0 else readiness.READABLE
+            self._readiness.register(self._socket.fileno(), self._notice, events)
+
+    def _notice(self, events: int) -> None:
+        if events & readiness.ENDED:
+            self._ended = True
+            if self._hung_up is not None:
+                self._hung_up(bool(events & readiness.RESET))
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        self._readable = True
+        if self._reader is not None:
+            trio.lowlevel.reschedule(self._reader)
+            self._reader = None
+
+    @contextmanager
+    def watch(self, hung_up: Callable[[bool], None]) -> Iterator[None]:
+        """While the block runs and nobody reads, call ``hung_up(reset)`` at the peer's end.
+
+        ``reset`` is true if the peer does not read any more either.
+        """
+        self._hung_up = hung_up
+        if self._ended:
+            hung_up(False)
+        self._register()
+        try:
+            yield
+        finally:
+            self._hung_up = None
 
     async def send(self, parts: list[bytes]) -> None:
         """Write everything, also if cancelled meanwhile. A checkpoint only if it must wait.
@@ -120,5 +188,7 @@ class Transport:
     def close(self) -> None:
         """Wakes whoever reads or writes."""
         self.send_eof()
+        self._readiness.forget(self._socket.fileno())
         self._socket.close()
         self._fileno = -1
+        self._wake_reader()

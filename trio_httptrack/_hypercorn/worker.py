@@ -26,8 +26,8 @@ from .._trackers import Composed
 from .connection import Connection
 from .drain import drain
 from .errors import ungrouped
-from .hangups import Hangups
 from .lifespan import Lifespan
+from .readiness import Readiness
 from .settings import once_per_second
 from .timeouts import Timeout
 
@@ -39,17 +39,17 @@ class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
     def __init__(
-        self, config: Config, tracker: Composed, nursery: trio.Nursery, hangups: Hangups
+        self, config: Config, tracker: Composed, nursery: trio.Nursery, readiness: Readiness
     ) -> None:
         self.config = once_per_second(config)
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.tracker = tracker
         self.connections: set[Connection] = set()
-        self.hangups = hangups
+        self.readiness = readiness
         self._nursery = nursery
         self._logged: set[object] = set()
-        for service in (hangups, self.handshake_timeout, self.keep_alive_timeout):
+        for service in (readiness, self.handshake_timeout, self.keep_alive_timeout):
             nursery.start_soon(service.run)
 
     async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
@@ -108,9 +108,9 @@ async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: An
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
     # The nurseries are ours, and the three of Hypercorn's worker_serve.
-    with closing(Hangups()) as hangups, ungrouped(nurseries=4):
+    with closing(Readiness()) as readiness, ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
-            await Worker(config, tracker, nursery, hangups).serve(app, **kwargs)
+            await Worker(config, tracker, nursery, readiness).serve(app, **kwargs)
             nursery.cancel_scope.cancel()
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:
