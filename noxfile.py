@@ -64,7 +64,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    session.install(".[lint,test]")
+    session.install(".[bench,lint,test]")
     session.run("mypy")
 
 
@@ -80,6 +80,13 @@ def fuzz(session: nox.Session) -> None:
     session.install(".[test]")
     for arguments in [session.posargs] if session.posargs else [["--seed", "1"], ["--soak", "60"]]:
         session.run("python", "-m", "tests.fuzz", *arguments)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The table of the documentation: ``nox -s bench -- --quick --output /tmp/bench``"""
+    session.install(".[bench]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

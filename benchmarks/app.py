@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
+
+from trio_httptrack import Conn, ConnState
 
 HELLO = b"Hello, world!"
 CHUNK = b"x" * 1024
 MEGABYTE = b"x" * 2**20
+
+
+class Closings:
+    """A tracker that keeps when each client's connection was closed, by the client's port."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, float] = {}
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        if state is ConnState.CLOSED and conn.client is not None:
+            self.times[conn.client[1]] = time.monotonic()
+
+
+closings = Closings()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -23,6 +41,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         for _ in range(10):
             await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
         await send({"type": "http.response.body"})
+    elif scope["path"] == "/closings":
+        await answer(send, json.dumps(closings.times).encode())
     elif scope["path"] == "/megabyte":
         await answer(send, MEGABYTE)
     else:

@@ -1,9 +1,9 @@
 """The load generator: a process of its own, on raw sockets, that does as little as it can.
 
-Each connection asks, waits for the whole answer, and asks again (a closed loop). Answers
-are not parsed: a connection's first one is read with h11 or by its frames, and those that
-follow must have its length, its status and its end. What it reads on standard input is one JSON
-object for each run, and what it prints is one for each result. Linux only, for epoll.
+Each connection asks, waits for the whole answer, and asks again (a closed loop). HTTP/1
+answers are not parsed: a connection's first one is read with h11, and those that follow must
+have its length, its first line and its end. It reads one JSON object a line, an order, and prints
+one for each, the result. Linux only, for epoll.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from typing import Any
 import h11
 
 GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\nuser-agent: load\r\n%s\r\n"
+UPGRADE = (
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+PATHS = {"get": b"/", "stream": b"/stream", "megabyte": b"/megabyte"}
 RECEIVE = 2**18
 
 
@@ -32,7 +37,7 @@ class Failed(Exception):
 class Connection:
     """One HTTP/1.1 connection that asks again and again."""
 
-    alpn: str | None = None
+    reconnects = False
 
     def __init__(self, address: tuple[str, int], request: bytes) -> None:
         self.address = address
@@ -65,7 +70,7 @@ class Connection:
             elif isinstance(event, h11.EndOfMessage):
                 return answer
 
-    def ask(self) -> None:
+    def ask(self, number: int = 1) -> None:
         self.left = len(self.first)
         self.asked = time.perf_counter()
         if self.socket.send(self.request) != len(self.request):
@@ -90,12 +95,14 @@ class Connection:
 class OneShot(Connection):
     """A new connection for each request, which the server closes."""
 
+    reconnects = True
+
     def learn(self) -> bytes:
         answer = super().learn()
         self.socket.close()
         return answer
 
-    def ask(self) -> None:
+    def ask(self, number: int = 1) -> None:
         self.left = len(self.first)
         self.asked = time.perf_counter()
         self.connect()
@@ -118,14 +125,7 @@ class WebSocket(Connection):
     MESSAGE = b"Hello, world!"
 
     def learn(self) -> bytes:
-        self.socket.sendall(
-            GET
-            % (
-                b"/",
-                b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
-                b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-            )
-        )
+        self.socket.sendall(GET % (b"/", UPGRADE))
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += self.socket.recv(RECEIVE)
@@ -163,7 +163,7 @@ class Http2(Connection):
             + self.frame(0x4, 0, 0, settings)
             + self.frame(0x8, 0, 0, struct.pack(">L", window - 65_535))  # WINDOW_UPDATE
         )
-        self.send_requests(1)
+        self.ask(1)
         while not self.ended():
             self.buffer += self.socket.recv(RECEIVE)
         self.socket.setblocking(False)
@@ -173,11 +173,13 @@ class Http2(Connection):
     def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
         return struct.pack(">LBL", len(payload) << 8 | kind, flags, stream_id) + payload
 
-    def send_requests(self, number: int) -> None:
+    def ask(self, number: int = 0) -> None:
+        """As many requests as were answered, at first as many as there are streams."""
+        self.asked = time.perf_counter()
         # :method GET, :path /, :scheme https, :authority localhost; RFC 7541's static table.
         headers = b"\x82\x84\x87\x01\x09localhost"
         requests = b""
-        for _ in range(number):
+        for _ in range(number or self.streams):
             requests += self.frame(0x1, 0x5, self.next_id, headers)  # END_HEADERS, END_STREAM
             self.next_id += 2
         self.socket.send(requests)
@@ -204,10 +206,6 @@ class Http2(Connection):
         self.buffer = buffer[position:]
         return ended
 
-    def ask(self) -> None:
-        self.asked = time.perf_counter()
-        self.send_requests(self.streams)
-
     def read(self) -> int:
         while True:
             try:
@@ -233,32 +231,22 @@ def make(kind: str, address: tuple[str, int]) -> Connection:
     return Connection(address, GET % (PATHS[kind], b""))
 
 
-PATHS = {"get": b"/", "stream": b"/stream", "megabyte": b"/megabyte"}
-
-
 def run(kind: str, port: int, connections: int, seconds: float, warmup: float) -> dict[str, Any]:
     """Load the server; the answers of ``seconds`` that begin after ``warmup`` count."""
     address = ("127.0.0.1", port)
     open_now = [make(kind, address) for _ in range(connections)]
-    pipelined = isinstance(open_now[0], Http2)
-    reconnects = isinstance(open_now[0], OneShot)
     clock = time.perf_counter
     latencies: list[float] = []
     with select.epoll() as epoll:
         by_fd: dict[int, Connection] = {}
 
-        def ask(connection: Connection) -> None:
-            connection.ask()
-            if reconnects:
-                fd = connection.socket.fileno()
-                by_fd[fd] = connection
-                epoll.register(fd, select.EPOLLIN)
+        def watch(connection: Connection) -> None:
+            by_fd[connection.socket.fileno()] = connection
+            epoll.register(connection.socket.fileno(), select.EPOLLIN)
 
         for connection in open_now:
-            if not reconnects:
-                by_fd[connection.socket.fileno()] = connection
-                epoll.register(connection.socket.fileno(), select.EPOLLIN)
-            ask(connection)
+            connection.ask()
+            watch(connection)
         begin = clock() + warmup
         end = begin + seconds
         cpu = 0.0
@@ -274,11 +262,9 @@ def run(kind: str, port: int, connections: int, seconds: float, warmup: float) -
                     if not cpu:
                         cpu = time.process_time()
                     latencies += [now - connection.asked] * answers
-                if pipelined:
-                    connection.asked = now
-                    connection.send_requests(answers)  # type: ignore[attr-defined]
-                else:
-                    ask(connection)
+                connection.ask(answers)
+                if connection.reconnects:
+                    watch(connection)
             now = clock()
         cpu = time.process_time() - cpu
     for connection in open_now:
@@ -286,43 +272,43 @@ def run(kind: str, port: int, connections: int, seconds: float, warmup: float) -
     latencies.sort()
     return {
         "rate": len(latencies) / seconds,
-        "p50": latencies[len(latencies) // 2],
         "p99": latencies[len(latencies) * 99 // 100],
         "busy": cpu / seconds,
     }
 
 
-def idle(port: int, connections: int) -> Callable[[], dict[str, Any]]:
-    """Open connections that have had one answer each; what is returned closes them."""
-    held = [make("get", ("127.0.0.1", port)) for _ in range(connections)]
+idle: list[Connection] = []
 
-    def close() -> dict[str, Any]:
-        closed = {}
-        for connection in held:
-            client_port = connection.socket.getsockname()[1]
-            connection.close()
-            closed[client_port] = time.monotonic()
-            time.sleep(0.001)  # one after the other, not a thousand at once
-        return {"closed": closed}
 
-    return close
+def hold(port: int, connections: int) -> dict[str, Any]:
+    """Open connections that have had one answer each, and keep them."""
+    idle.extend(make("get", ("127.0.0.1", port)) for _ in range(connections))
+    return {}
+
+
+def release() -> dict[str, Any]:
+    """Close what was kept, one after the other; when each was closed, by its port."""
+    closed = {}
+    for connection in idle:
+        port = connection.socket.getsockname()[1]
+        connection.close()
+        closed[port] = time.monotonic()
+        time.sleep(0.001)
+    idle.clear()
+    return closed
 
 
 def main() -> None:
     os.sched_setaffinity(0, {int(sys.argv[1])})
-    close = None
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "run": run,
+        "hold": hold,
+        "release": release,
+    }
     for line in sys.stdin:
         order = json.loads(line)
-        command = order.pop("command")
-        if command == "run":
-            result = run(**order)
-        elif command == "idle":
-            close = idle(**order)
-            result = {}
-        else:
-            assert close is not None
-            result = close()
-        print(json.dumps(result), flush=True)  # noqa: T201
+        result = commands[order.pop("command")](**order)
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The servers and the load generator as processes, each on a core of its own."""
+"""The servers and the load generator, as processes on a core each."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,48 +18,53 @@ SERVER_CORE, LOAD_CORE = 0, 1
 
 
 class Server:
-    """A running Hypercorn; ``port`` speaks HTTP/1, ``tls_port`` HTTP/2."""
+    """A running Hypercorn."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        ports: dict[str, int] = {}
+        self.pid = process.pid
+        self.ports: dict[str, int] = {}
         assert process.stderr is not None
-        while len(ports) < 2:
+        said = ""
+        while len(self.ports) < 2:
             line = process.stderr.readline()
+            said += line
             if not line:
-                raise RuntimeError("the server did not start")
+                raise RuntimeError(f"the server did not start:\n{said}")
             if found := re.search(r"Running on (https?)://127\.0\.0\.1:(\d+)", line):
-                ports[found[1]] = int(found[2])
-        self.port = ports["http"]
-        self.tls_port = ports["https"]
+                self.ports[found[1]] = int(found[2])
 
-    @property
     def memory(self) -> int:
-        """The resident set's size, in bytes."""
-        return _field(self.process.pid, "VmRSS") * 1024
+        """The size of what is in memory, in bytes."""
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
-def _field(pid: int, name: str) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+def _prepare_server() -> None:
+    os.sched_setaffinity(0, {SERVER_CORE})
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
-def serving(worker: str, settings: str, certificate: Path) -> Iterator[Server]:
-    """``hypercorn -k WORKER`` with ``benchmarks.SETTINGS``, while the block runs."""
+def serving(
+    worker: str, settings: str, certificate: Path, *, keep_alive: int = 600
+) -> Iterator[Server]:
+    """``hypercorn -k WORKER -c python:benchmarks.SETTINGS``, while the block runs."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "hypercorn", "-w", "0", "-k", worker),
-            *("-c", f"python:benchmarks.{settings}"),
+            *("-c", f"python:benchmarks.{settings}", "--keep-alive", str(keep_alive)),
             *("--certfile", str(certificate), "--keyfile", str(certificate)),
             *("-b", "127.0.0.1:0", "--insecure-bind", "127.0.0.1:0", "benchmarks.app:app"),
         ],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+        preexec_fn=_prepare_server,
     )
     try:
         yield Server(process)
@@ -68,16 +74,16 @@ def serving(worker: str, settings: str, certificate: Path) -> Iterator[Server]:
 
 
 class Load:
-    """The load generator's process."""
+    """The load generator: a call is an order, and returns its result."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+        self._process = process
 
     def __call__(self, command: str, **order: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps({"command": command, **order}), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"command": command, **order}), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the load generator failed: {command} {order}")
         result: dict[str, Any] = json.loads(line)

@@ -1,5 +1,4 @@
-"""Hypercorn's settings for the plain servers. A module named in ``-c python:``."""
+"""Hypercorn's settings for the plain servers, as ``-c python:benchmarks.settings``."""
 
-backlog = 4096  # or 2,000 connections at once wait for the kernel's retries
-keep_alive_max_requests = 10**9  # or connections are reopened in the middle
-keep_alive_timeout = 60
+backlog = 4096  # or 2,000 clients that connect at once wait for the kernel's retries
+keep_alive_max_requests = 10**9  # or connections are closed in the middle of it

@@ -1,5 +1,6 @@
 """The same, tracked with a StatsTracker and a ConnTracker."""
 
-from trio_httptrack.config import conn_state
+from trio_httptrack.config import conn_state as conn_state
 
-from .settings import backlog, keep_alive_max_requests, keep_alive_timeout
+from .settings import backlog as backlog
+from .settings import keep_alive_max_requests as keep_alive_max_requests

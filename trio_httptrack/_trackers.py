@@ -67,35 +67,34 @@ class TrackerFunc(ProcessLocal):
 class Composed(TrackerFunc):
     """What :func:`compose` returns; ``trackers`` are its parts in the order of their calls."""
 
-    __slots__ = ("trackers",)
+    __slots__ = ("_first", "_only_conn_trackers_follow", "_others", "trackers")
 
     def __init__(self, trackers: tuple[Tracker, ...]) -> None:
         self.trackers = trackers
-        first, *others = trackers or [TrackerFunc(lambda conn, state: None)]
-        only_conn_trackers_follow = all(type(tracker) is ConnTracker for tracker in others)
+        self._first: Tracker = trackers[0] if trackers else TrackerFunc(lambda conn, state: None)
+        self._others = trackers[1:]
+        self._only_conn_trackers_follow = all(type(each) is ConnTracker for each in self._others)
 
-        def track(conn: Conn, state: ConnState) -> None:
+    def track(self, conn: Conn, state: ConnState) -> None:
+        try:
+            self._first.track(conn, state)
+        except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
+            errors = [error, *self._track_others(conn, state)]
+        else:
+            if self._only_conn_trackers_follow and (state is ACTIVE or state is IDLE):
+                return  # these two, twice a request, are nothing to a ConnTracker
+            errors = self._track_others(conn, state)
+        if errors:
+            raise BaseExceptionGroup("trackers failed", errors)
+
+    def _track_others(self, conn: Conn, state: ConnState) -> list[BaseException]:
+        errors: list[BaseException] = []
+        for each in self._others:
             try:
-                first.track(conn, state)
-            except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
-                errors = [error, *track_others(conn, state)]
-            else:
-                if only_conn_trackers_follow and (state is ACTIVE or state is IDLE):
-                    return  # these two, twice a request, are nothing to a ConnTracker
-                errors = track_others(conn, state)
-            if errors:
-                raise BaseExceptionGroup("trackers failed", errors)
-
-        def track_others(conn: Conn, state: ConnState) -> list[BaseException]:
-            errors: list[BaseException] = []
-            for tracker in others:
-                try:
-                    tracker.track(conn, state)
-                except BaseException as error:
-                    errors.append(error)
-            return errors
-
-        super().__init__(track)
+                each.track(conn, state)
+            except BaseException as error:
+                errors.append(error)
+        return errors
 
     def __repr__(self) -> str:
         return f"compose({', '.join(map(repr, self.trackers))})"

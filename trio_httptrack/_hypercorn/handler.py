@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
+DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+
+
 async def _ended(event: Any) -> None:
     raise RuntimeError(f"{event['type']} was sent after the application had returned")
-
-
-DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
 class Handler:

@@ -31,7 +31,7 @@ from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClos
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
-from priority import DeadlockError, MissingStreamError
+from priority.priority import DeadlockError, MissingStreamError
 
 from .handler import Handler
 from .http1 import headers_are_decodable
@@ -355,7 +355,7 @@ def adopt(protocol: H2Protocol, connection: Connection) -> None:
     """Put ours in the place of Hypercorn's, in a new protocol."""
     protocol.initiate = partial(initiate, protocol, connection)  # type: ignore[method-assign]
     protocol.stream_send = partial(stream_send, protocol, connection)  # type: ignore[method-assign]
-    protocol.priority = Turns()
+    protocol.priority = Turns()  # type: ignore[assignment]
     protocol.streams = Streams(protocol)
     protocol.stream_buffers = StreamBuffers(protocol)
     protocol.connection = Frames(protocol.connection, protocol.streams)  # type: ignore[assignment]

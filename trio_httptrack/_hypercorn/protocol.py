@@ -38,7 +38,7 @@ class Protocol(ProtocolWrapper):
             app,
             config,
             context,
-            connection,  # for its spawn_app and spawn
+            connection,  # type: ignore[arg-type]  # for its spawn_app and spawn
             state,
             conn.tls,
             conn.client,
