@@ -175,11 +175,19 @@ class MemoryNetwork:
         self._worker = Worker(config, compose(tracker), nursery, Readiness())
         self._nursery = nursery
         self.context = self._worker._make_context(None)
-        self._connections: trio.Nursery
+        self.writes = 0
 
     async def connect(self, *, tls: bool = False) -> Any:
         """A client's end; with ``tls`` the other end expects a handshake."""
         client, server = memory_stream_pair()
+        deliver = server.send_stream.send_all_hook
+        assert deliver is not None
+
+        async def count() -> None:
+            self.writes += 1
+            await deliver()
+
+        server.send_stream.send_all_hook = count
         transport: Any = server
         transport.socket = MemorySocket(server.send_stream, server.receive_stream)
         if tls:

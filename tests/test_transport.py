@@ -9,26 +9,31 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
+from trio_httptrack._hypercorn import readiness as readiness_module
 from trio_httptrack._hypercorn.readiness import Readiness
 from trio_httptrack._hypercorn.transport import MAX_PARTS, MAX_RECEIVE, Transport
 
+from .support import MemorySocket
 from .test_faults import reset
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
 
 
-class Pair:
-    """A client's end, and the transport of the server's."""
-
-    def __init__(self, client: trio.SocketStream, transport: Transport) -> None:
-        self.client = client
-        self.transport = transport
+@pytest.fixture(
+    params=[pytest.param(True, marks=linux, id="epoll"), pytest.param(False, id="trio")]
+)
+def epoll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether readers wait for the worker's epoll, or as they do on other systems."""
+    available: bool = request.param
+    monkeypatch.setattr(readiness_module, "AVAILABLE", available)
+    return available
 
 
 @asynccontextmanager
-async def tcp_pair() -> AsyncIterator[Pair]:
+async def tcp_pair() -> AsyncIterator[tuple[trio.SocketStream, Transport]]:
+    """A client's end, and the transport of the server's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = await trio.open_tcp_stream(*listener.getsockname())
         server = trio.SocketStream(trio.socket.from_stdlib_socket(listener.accept()[0]))
@@ -36,6 +41,200 @@ async def tcp_pair() -> AsyncIterator[Pair]:
         async with client, server, trio.open_nursery() as nursery:
             nursery.start_soon(readiness.run)
             with closing(Transport(server, readiness)) as transport:
-                yield Pair(client, transport)
+                yield client, transport
             assert readiness._callbacks == {}
             nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_is_read_whenever_it_comes(epoll: bool) -> None:
+    """Before anybody reads, while somebody waits, and behind what was read."""
+    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+        for part in (b"one", b"two"):
+            await client.send_all(part)
+            with assert_checkpoints():
+                assert await transport.receive() == part
+
+        received = []
+
+        @nursery.start_soon
+        async def read() -> None:
+            received.append(await transport.receive())
+
+        await wait_all_tasks_blocked()
+        assert received == []
+        await client.send_all(b"three")
+        while not received:
+            await trio.lowlevel.checkpoint()
+        assert received == [b"three"]
+
+
+async def test_more_than_one_read_takes_is_read_by_the_next(epoll: bool) -> None:
+    """Though the kernel tells of it but once."""
+    data = bytes(3 * MAX_RECEIVE + 1)
+    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, data)
+        received = 0
+        while received < len(data):
+            received += len(await transport.receive())
+
+
+async def test_the_end_is_read_behind_the_last_bytes(epoll: bool) -> None:
+    """Also where both came before anybody read, and as often as it is asked for."""
+    async with tcp_pair() as (client, transport):
+        await client.send_all(b"first")
+        assert await transport.receive() == b"first"
+        with trio.move_on_after(0):
+            await transport.receive()  # now the socket is registered
+        await client.send_all(b"last")
+        await client.send_eof()
+        await wait_all_tasks_blocked()
+        assert await transport.receive() == b"last"
+        assert await transport.receive() == b""
+        assert await transport.receive() == b""
+
+
+async def test_a_reset_is_a_broken_connection(epoll: bool) -> None:
+    """For who reads it and for who writes on."""
+    async with tcp_pair() as (client, transport):
+        reset(client)
+        with pytest.raises(trio.BrokenResourceError):
+            await transport.receive()
+        with pytest.raises(trio.BrokenResourceError):
+            await transport.send([b"hello"])
+
+
+async def test_closing_wakes_who_reads_and_who_writes(epoll: bool) -> None:
+    """They learn that it was closed, and everybody after them."""
+    async with tcp_pair() as (_, transport):
+        closed = []
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await transport.receive()
+            closed.append("read")
+
+        async def write() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await transport.send([bytes(2**25)])
+            closed.append("write")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            transport.close()
+        assert sorted(closed) == ["read", "write"]
+        await read()
+        await write()
+
+
+async def test_a_cancelled_read_loses_nothing(epoll: bool) -> None:
+    """Neither when it waits, nor when there is something."""
+    async with tcp_pair() as (client, transport):
+        for _ in range(2):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await transport.receive()
+            assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await client.send_all(b"hello")
+        assert await transport.receive() == b"hello"
+
+
+async def test_a_write_that_has_room_is_no_checkpoint() -> None:
+    """However many parts it has."""
+    async with tcp_pair() as (client, transport):
+        for parts in ([b"x"], [b"x"] * MAX_PARTS, [b"x"] * 5000):
+            with assert_no_checkpoints():
+                await transport.send(parts)
+            received = b""
+            while len(received) < len(parts):
+                received += await client.receive_some()
+            assert received == b"x" * len(parts)
+
+
+async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled() -> None:
+    """Nobody's bytes come between the others', and no part is left out."""
+    big = bytes(2**23)
+    writes = [[b"head", big, b"", b"tail"], [b"second", big], [b"third"]]
+    expected = b"".join(map(b"".join, writes))
+    async with (
+        tcp_pair() as (client, transport),
+        trio.open_nursery() as nursery,
+        trio.open_nursery() as writers,
+    ):
+        for parts in writes:
+            writers.start_soon(transport.send, parts)
+            await wait_all_tasks_blocked()
+        writers.cancel_scope.cancel()
+        received = bytearray()
+
+        @nursery.start_soon
+        async def read() -> None:
+            while len(received) < len(expected):
+                received.extend(await client.receive_some())
+
+    assert received == expected
+
+
+@linux
+@pytest.mark.parametrize("was_reset", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+async def test_a_peers_end_is_seen_behind_what_it_sent(was_reset: bool, before: bool) -> None:
+    """Without any reading, whether somebody watches already or not."""
+    told = list[bool]()
+    async with tcp_pair() as (client, transport):
+
+        async def end() -> None:
+            if was_reset:
+                reset(client)
+            else:
+                await client.send_eof()
+
+        await client.send_all(b"unread")
+        if before:
+            await end()
+        with transport.watch(told.append):
+            await wait_all_tasks_blocked()
+            if not before:
+                assert told == []
+                await end()
+            while not told:
+                await trio.lowlevel.checkpoint()
+        assert told[-1] == was_reset
+
+
+@linux
+async def test_who_does_not_watch_any_more_is_not_told() -> None:
+    """Neither after the block's end, nor where the socket was closed within it."""
+    told = list[bool]()
+    async with tcp_pair() as (client, transport):
+        with transport.watch(told.append):
+            pass
+        await client.send_eof()
+        await wait_all_tasks_blocked()
+        assert told == []
+        with transport.watch(told.append):
+            transport.close()
+            assert transport._readiness._callbacks == {}
+    assert told in ([], [False])  # it may have been seen before it was closed
+
+
+async def test_what_is_no_socket_goes_through_its_stream() -> None:
+    """As in-memory streams do, of which the kernel knows nothing."""
+    client, server = trio.testing.memory_stream_pair()
+    server.socket = MemorySocket(server.send_stream, server.receive_stream)  # type: ignore[attr-defined]
+    with closing(Readiness()) as readiness:
+        transport = Transport(server, readiness)  # type: ignore[arg-type]
+        assert transport.client == ("192.0.2.7", 4711)
+        with transport.watch(lambda reset: None):
+            assert readiness._callbacks == {}
+        await client.send_all(b"hello")
+        assert await transport.receive() == b"hello"
+        await transport.send([b"he", b"llo"])
+        assert await client.receive_some() == b"hello"
+        transport.close()
+        assert await client.receive_some() == b""

@@ -243,8 +243,8 @@ class Connection:
         if isinstance(event, RawData):
             if event.data:
                 self._unsent.append(event.data)
-                if not self._corked:
-                    await self.flush()
+            if not self._corked:
+                await self.flush()
         elif isinstance(event, Updated):
             self._enter(IDLE if event.idle else ACTIVE)
         elif isinstance(event, Closed):

@@ -44,7 +44,7 @@ class Handler:
         "_connection",
         "_disconnect",
         "_events",
-        "_half_close",
+        "_http1",
         "_protocol_send",
         "_scope",
         "_start",
@@ -70,7 +70,7 @@ class Handler:
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
         # An HTTP/1 client may say that it has said everything, and still read the answer.
-        self._half_close = http1 and scope["type"] == "http"
+        self._http1 = http1 and scope["type"] == "http"
 
     async def put(self, event: Any) -> None:
         """Called by the protocol: the application's next event."""
@@ -135,7 +135,7 @@ class Handler:
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             if not self._answered and (
-                connection.gone or (self._disconnect is not None and not self._half_close)
+                connection.gone or (self._disconnect is not None and not self._http1)
             ):
                 raise PeerGone(connection.conn)
             type_ = event["type"]
@@ -147,13 +147,13 @@ class Handler:
                 self._answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
                 connection.upgrading = self._upgrades
-            if self._half_close:
+            if self._http1:
                 connection.cork()
             if start is not None:
                 await self._protocol_send(start)
             await self._protocol_send(event)
         finally:  # also where the event is refused: the application may try again for ever
-            if self._half_close:
+            if self._http1:
                 await connection.flush()
             await trio.lowlevel.cancel_shielded_checkpoint()
 

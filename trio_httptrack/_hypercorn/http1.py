@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 DECODED = frozenset({b"host", b":authority", b"connection", b"upgrade", b"http2-settings"})
 
 
-class Deaf(h11.Connection):
-    """h11, but deaf to what a client sends after its last request.
+class Server(h11.Connection):
+    """h11's server, with three differences.
 
-    A client that said ``Connection: close``, or speaks HTTP/1.0, has no more to say.
-    What comes nevertheless (an empty line too many, a request that it pipelined) is an
-    error to h11, which would cost it the answer to what it asked before.
+    * It is deaf to what a client sends after its last request. A client that said
+      ``Connection: close``, or speaks HTTP/1.0, has no more to say. What comes nevertheless (an
+      empty line too many, a request that it pipelined) is an error to h11, which would cost
+      it the answer to what it asked before.
+    * Headers that Hypercorn could not decode are an error of the client's.
+    * With an answer's end, the connection is uncorked.
     """
+
+    def __init__(self, connection: Connection, max_incomplete_event_size: int) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size)
+        self._connection = connection
 
     def receive_data(self, data: bytes) -> None:
         if self.their_state is not h11.MUST_CLOSE:
@@ -38,6 +45,11 @@ class Deaf(h11.Connection):
             headers.raw_items = event.headers.raw_items
             object.__setattr__(event, "headers", headers)  # an event is frozen
         return event
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
+        if type(event) is h11.EndOfMessage:
+            self._connection.uncork()
+        return super().send(event)
 
 
 class Headers(list[tuple[bytes, bytes]]):
@@ -69,7 +81,6 @@ class Turn:
         self._event = trio.Event()
 
     async def set(self) -> None:
-        await self._connection.flush()  # it is the next one's turn when this answer is written
         self._event.set()
 
     async def wait(self) -> None:
@@ -81,7 +92,6 @@ class Turn:
 
 
 def adopt(protocol: H11Protocol, connection: Connection) -> None:
-    """Make a new protocol deaf where it should be, and its waiting reader known."""
-    limit = protocol.config.h11_max_incomplete_size
-    protocol.connection = Deaf(h11.SERVER, max_incomplete_event_size=limit)
+    """Give a new protocol our h11, and make its waiting reader known."""
+    protocol.connection = Server(connection, protocol.config.h11_max_incomplete_size)
     protocol.can_read = Turn(connection)

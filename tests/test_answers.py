@@ -1,0 +1,358 @@
+"""When an answer's bytes go out: together where they can, and never later than they must."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypercorn.logging import Logger
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from .clients import Http2, http1, read_to_end
+from .support import (
+    OLD_HYPERCORN,
+    MemoryNetwork,
+    Recorder,
+    memory_network,
+    respond,
+    socket_network,
+)
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+OK = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+class Received:
+    """What came, and when: ``[(0.0, b"...")]``."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[float, bytes]] = []
+        self._came = trio.Event()
+
+    def add(self, part: bytes) -> None:
+        self.parts.append((trio.current_time(), part))
+        self._came.set()
+        self._came = trio.Event()
+
+    async def wait(self) -> None:
+        await self._came.wait()
+
+    @property
+    def times(self) -> list[float]:
+        return [time for time, _ in self.parts]
+
+
+@asynccontextmanager
+async def asking(
+    app: App, over: str, *, method: str = "GET", **settings: Any
+) -> AsyncIterator[tuple[MemoryNetwork, Received]]:
+    """Ask for / once, and take down whatever the server sends, HTTP/2's settings aside."""
+    async with (
+        memory_network(app, Recorder(), **settings) as network,
+        trio.open_nursery() as nursery,
+    ):
+        stream = await network.connect()
+        received = Received()
+        if over == "h2":
+            client = Http2(stream)
+            await client.start()
+            await wait_all_tasks_blocked()
+            await client.pump()
+            client.request(method=method)
+            await client.flush()
+        else:
+            await stream.send_all(method.encode() + b" / HTTP/1.1\r\nHost: here\r\n\r\n")
+        network.writes = 0
+
+        async def receive() -> None:
+            while data := await stream.receive_some():
+                received.add(bytes(data))
+
+        nursery.start_soon(receive)
+        yield network, received
+        nursery.cancel_scope.cancel()
+
+
+def whole(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> App:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**OK, "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+@pytest.mark.parametrize("over", ["http1", "h2"])
+@pytest.mark.parametrize(
+    ("method", "app", "http1_end"),
+    [
+        ("GET", whole(200, b"hello", (b"content-length", b"5")), b"\r\n\r\nhello"),
+        ("GET", whole(200, b"hello"), b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        ("GET", whole(200, b""), b"\r\n\r\n0\r\n\r\n"),
+        ("HEAD", whole(200, b"hello", (b"content-length", b"5")), b"h11\r\n\r\n"),
+        ("GET", whole(204, b""), b"h11\r\n\r\n"),
+        ("GET", whole(304, b"", (b"etag", b'"1"')), b"h11\r\n\r\n"),
+    ],
+    ids=["length", "chunked", "empty", "head", "204", "304"],
+)
+async def test_a_whole_answer_is_one_write(
+    over: str, method: str, app: App, http1_end: bytes, autojump_clock: MockClock
+) -> None:
+    """Head, body and end leave together."""
+    async with asking(app, over, method=method) as (network, received):
+        await wait_all_tasks_blocked()
+        assert network.writes == 1
+    ((time, answer),) = received.parts
+    assert time == 0
+    if over == "http1":
+        assert answer.startswith(b"HTTP/1.1 ")
+        assert answer.endswith(http1_end)
+
+
+async def test_the_answers_of_many_streams_are_one_write(autojump_clock: MockClock) -> None:
+    """What they have to say at the same time goes out at the same time."""
+    async with memory_network(whole(200, b"hello"), Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        await wait_all_tasks_blocked()
+        await client.pump()
+        await wait_all_tasks_blocked()
+        network.writes = 0
+        streams = {client.request() for _ in range(50)}
+        await client.flush()
+        await wait_all_tasks_blocked()
+        assert network.writes == 1
+        while client.ended < streams:
+            await client.pump()
+        assert set(client.bodies.values()) == {b"hello"}
+
+
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_the_head_waits_for_the_bodys_first_event_and_no_longer(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """An empty event is enough, as server-sent events begin; what follows waits for nothing."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(OK)
+        await trio.sleep(1)
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await trio.sleep(1)
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await trio.sleep(1)
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
+
+    async with asking(app, over) as (_, received):
+        await trio.sleep(5)
+    assert received.times == [1, 2, 3]
+    assert b"data: 1\n\n" in received.parts[1][1]
+    assert b"data: 2\n\n" in received.parts[2][1]
+
+
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_each_chunk_arrives_before_the_next_is_made(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """The application may wait for the client's reaction to what it has sent."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(OK)
+        for number in range(3):
+            chunk = b"chunk %d" % number
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            while not any(chunk in part for _, part in received.parts):
+                await received.wait()
+        await send({"type": "http.response.body"})
+        done.set()
+
+    done = trio.Event()
+    async with asking(app, over) as (_, received):
+        with trio.fail_after(1):
+            await done.wait()
+
+
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_a_handler_that_fails_between_head_and_body_answers_500(
+    over: str, raises: bool, autojump_clock: MockClock
+) -> None:
+    """Its head was not sent yet, so the client is told; plain Hypercorn has said 200."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**OK, "headers": [(b"content-length", b"5")]})
+        if raises:
+            raise ValueError("the application's own error")
+
+    async with memory_network(app, Recorder()) as network:
+        stream = await network.connect()
+        if over == "h2":
+            client = Http2(stream)
+            await client.start()
+            assert await client.get() == ("500", b"")
+        else:
+            assert await http1(stream) == (500, b"")
+            assert await read_to_end(stream) == b""
+
+
+async def test_a_refused_head_is_the_applications_error(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is raised by the send that makes it go out, and the client gets a 500."""
+    async with memory_network(whole(200, b"", (b"bad header", b"x")), Recorder()) as network:
+        assert await http1(await network.connect()) == (500, b"")
+    assert "Error in ASGI Framework" in caplog.text
+    assert "LocalProtocolError" in caplog.text
+
+
+async def test_what_an_application_does_to_its_event_later_changes_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """What was sent was sent, though it waits."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"5")]
+        event = {**OK, "headers": headers}
+        await send(event)
+        headers.append((b"x-late", b"1"))
+        event["status"] = 404
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async with asking(app, "http1") as (_, received):
+        await wait_all_tasks_blocked()
+    ((_, answer),) = received.parts
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"x-late" not in answer
+
+
+async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
+    """The client waits for it before it sends what the application waits for."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(OK)
+        await trio.sleep(1)
+        event = await receive()
+        await send({"type": "http.response.body", "body": event["body"]})
+
+    async with memory_network(app, Recorder()) as network:
+        client = await network.connect()
+        await client.send_all(
+            b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert (await client.receive_some()).startswith(b"HTTP/1.1 100 ")
+        assert trio.current_time() == 0
+        await client.send_all(b"hello")
+        assert b"hello" in await client.receive_some()
+        assert trio.current_time() == 1
+
+
+@pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 cannot send early hints over HTTP/2")
+async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
+    """A 103 is for the time until the answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]})
+        await trio.sleep(1)
+        await respond(send, b"hello")
+
+    async with asking(app, "h2") as (_, received):
+        await trio.sleep(2)
+    assert received.times == [0, 1]
+
+
+async def test_a_status_below_200_goes_out_at_once(autojump_clock: MockClock) -> None:
+    """No body follows it that it could wait for."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**OK, "status": 103, "headers": [(b"link", b"</style.css>; rel=preload")]})
+        await trio.sleep(1)
+
+    async with asking(app, "http1") as (_, received):
+        await trio.sleep(2)
+    time, hint = received.parts[0]
+    assert time == 0
+    assert hint.startswith(b"HTTP/1.1 103 ")
+
+
+class SlowLogger(Logger):
+    async def access(self, *args: Any) -> None:
+        await trio.sleep(1)
+
+
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_an_answer_does_not_wait_for_its_line_in_the_log(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """However long an access log takes, the client has its answer."""
+    async with asking(whole(200, b"hello"), over, logger_class=SlowLogger) as (_, received):
+        await trio.sleep(2)
+    assert received.times == [0]
+
+
+async def test_a_connection_is_active_until_its_answer_is_written(certificate: Path) -> None:
+    """A client that does not read its answer does not make it idle."""
+    size = 2**25
+    recorder = Recorder()
+    async with socket_network(whole(200, bytes(size)), recorder, certificate) as network:
+        client = await network.connect()
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await client.receive_some(100)).startswith(b"HTTP/1.1 200 ")
+        await wait_all_tasks_blocked(0.05)
+        assert recorder.sequences() == ["NA"]
+        received = 0
+        while received < size:
+            received += len(await client.receive_some())
+        await recorder.wait_states("NAI")
+
+
+async def test_nothing_can_be_sent_after_the_application_has_returned(
+    autojump_clock: MockClock,
+) -> None:
+    """A task that it left behind is told so, instead of writing into the next answer."""
+    raised = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def late() -> None:
+            await trio.sleep(1)
+            with pytest.raises(RuntimeError, match="after the application had returned") as error:
+                await send({"type": "http.response.body", "body": b"more"})
+            raised.append(error)
+
+        background.start_soon(late)
+        await respond(send, b"hello")
+
+    async with trio.open_nursery() as background, memory_network(app, Recorder()) as network:
+        client = await network.connect()
+        assert await http1(client) == (200, b"hello")
+        await trio.sleep(2)
+        assert await http1(client) == (200, b"hello")
+        await trio.sleep(2)
+    assert len(raised) == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 10])
+async def test_an_upload_needs_no_room_beyond_the_applications_queue(
+    size: int, autojump_clock: MockClock
+) -> None:
+    """Whatever max_app_queue_size says, all of it arrives, and in order."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (event := await receive())["more_body"]:
+            await trio.sleep(1)
+            body += event["body"]
+        await respond(send, body)
+
+    async with memory_network(app, Recorder(), max_app_queue_size=size) as network:
+        client = await network.connect()
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 30\r\n\r\n")
+        for number in range(30):
+            await client.send_all(b"%d" % (number % 10))
+            await wait_all_tasks_blocked()
+        answer = b""
+        while not answer.endswith(b"0123456789" * 3):
+            answer += await client.receive_some()
+    assert answer.startswith(b"HTTP/1.1 200 ")

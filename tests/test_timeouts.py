@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from trio_httptrack._hypercorn.timeouts import Timeout
+
+SECONDS = 5
+
+
+class Waiter:
+    """Keeps when it has waited too long."""
+
+    def __init__(self) -> None:
+        self.expired: list[float] = []
+
+    def expire(self) -> None:
+        self.expired.append(trio.current_time())
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Timeout]:
+    timeout = Timeout(SECONDS)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timeout.run)
+        yield timeout
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_too_long_expires_once_and_exactly_then(autojump_clock: MockClock) -> None:
+    """Each at its own time, and never again."""
+    async with running() as timeout:
+        first, second = Waiter(), Waiter()
+        timeout.begin(first)
+        await trio.sleep(2)
+        timeout.begin(second)
+        await trio.sleep(100)
+    assert (first.expired, second.expired) == ([5], [7])
+
+
+async def test_who_begins_anew_has_all_its_time_again(autojump_clock: MockClock) -> None:
+    """It is due behind those who began before it did so."""
+    async with running() as timeout:
+        eager, other = Waiter(), Waiter()
+        timeout.begin(eager)
+        timeout.begin(other)
+        await trio.sleep(4)
+        timeout.begin(eager)
+        await trio.sleep(100)
+    assert (eager.expired, other.expired) == ([9], [5])
+
+
+async def test_who_has_ended_does_not_expire(autojump_clock: MockClock) -> None:
+    """To end what has not begun is nothing."""
+    async with running() as timeout:
+        waiter = Waiter()
+        timeout.end(waiter)
+        timeout.begin(waiter)
+        timeout.end(waiter)
+        await trio.sleep(100)
+    assert waiter.expired == []
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["begin", "end"]), st.integers(0, 3), st.integers(0, 7)),
+    max_size=20,
+)
+
+
+@given(steps)
+def test_any_sequence_expires_as_one_deadline_each_would(
+    sequence: list[tuple[str, int, int]],
+) -> None:
+    """The model: for each waiter one deadline, set and cleared."""
+
+    async def main() -> None:
+        waiters = [Waiter() for _ in range(4)]
+        deadlines: list[float | None] = [None] * 4
+        expected: list[list[float]] = [[] for _ in range(4)]
+        async with running() as timeout:
+            for step, number, pause in [*sequence, ("end", 0, 100)]:
+                if step == "begin":
+                    timeout.begin(waiters[number])
+                    deadlines[number] = trio.current_time() + SECONDS
+                else:
+                    timeout.end(waiters[number])
+                    deadlines[number] = None
+                await trio.sleep(pause + 0.5)
+                for each, deadline in enumerate(deadlines):
+                    if deadline is not None and deadline <= trio.current_time():
+                        expected[each].append(deadline)
+                        deadlines[each] = None
+        assert [waiter.expired for waiter in waiters] == expected
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
