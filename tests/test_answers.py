@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import h2.settings
 import pytest
 import trio
 from hypercorn.logging import Logger
 from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_httptrack._hypercorn.transport import Transport
 
 from .clients import Http2, http1, read_to_end
 from .support import (
@@ -356,3 +360,80 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
         while not answer.endswith(b"0123456789" * 3):
             answer += await client.receive_some()
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_early_answer_frees_the_reader_that_waits_for_the_application(
+    autojump_clock: MockClock,
+) -> None:
+    """What the application has not read when it answers is dropped, and the end is noticed."""
+    gate = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await gate.wait()
+        await respond(send, b"enough")
+
+    recorder = Recorder()
+    async with memory_network(app, recorder, max_app_queue_size=1) as network:
+        client = await network.connect()
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 30\r\n\r\n")
+        for _ in range(3):
+            await client.send_all(b"x")
+            await wait_all_tasks_blocked()
+        gate.set()
+        assert (await read_to_end(client)).endswith(b"enough")
+        await client.aclose()
+        await recorder.wait_terminal()
+        assert trio.current_time() == 0
+
+
+async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
+    """Its buffer goes, too, so that a connection does not grow with the handlers that fail."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(OK)
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        raise ValueError("the application's own error")
+
+    async with memory_network(app, Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        stream = client.request()
+        await client.flush()
+        while stream not in client.reset:
+            await client.pump()
+        (connection,) = network.connections
+        protocol: Any = connection._protocol
+        assert protocol.protocol.streams == protocol.protocol.stream_buffers == {}
+        assert protocol.protocol.priority._streams == set()
+
+
+async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the socket takes whatever is written, and no write has to wait."""
+    async with memory_network(whole(200, bytes(2**20)), Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**24})
+        client.h2.increment_flow_control_window(2**24)
+        await client.flush()
+        await wait_all_tasks_blocked()
+        writes: list[int] = []
+        steps = 0
+
+        async def write_at_once(transport: Transport, parts: list[bytes]) -> None:
+            writes.append(steps)
+
+        monkeypatch.setattr(Transport, "send", write_at_once)
+        client.request()
+        await client.flush()
+        with trio.move_on_after(1):
+            while True:
+                await trio.lowlevel.checkpoint()
+                steps += 1
+                if writes[-1:] and steps > writes[-1] + 10:
+                    break
+    assert len(writes) > 10
+    assert max(Counter(writes).values()) <= 2  # who runs first in a step is a matter of chance

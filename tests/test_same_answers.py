@@ -18,7 +18,10 @@ These are the differences, all of them intended:
   Hypercorn keeps it for the whole of ``keep_alive_timeout``.
 * What an HTTP/1 client sends behind its last request is ignored. In plain Hypercorn it is
   an error, which can cost the answer.
-* An HTTP/2 stream whose handler fails after the response's head is reset. In plain
+* A response's head waits for the first event of its body, as ASGI asks for. Where that never
+  comes, because the handler fails or returns, the answer is a 500. Plain Hypercorn has sent the
+  head, and closes the HTTP/1 connection behind it.
+* An HTTP/2 stream whose handler fails after its body has begun is reset. In plain
   Hypercorn the client waits for the rest.
 * A WebSocket over HTTP/2 that was closed ends its stream (RFC 8441, 5). In plain
   Hypercorn only the one that the application closed does.
@@ -194,6 +197,9 @@ class Application:
         await start(send)
         await more(send, b"part")
         raise ValueError("the application's own error")
+
+    async def http_head_only(self, scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
 
     async def http_until_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -1856,6 +1862,21 @@ async def test_difference_what_follows_a_last_request_does_not_cost_its_answer(
         return (await read_to_end(stream)).partition(b" \r\n")[0]
 
     assert await both(client, certificate) == (b"HTTP/1.1 400", b"HTTP/1.1 200")
+
+
+async def test_difference_a_head_without_a_body_is_a_500(certificate: Path) -> None:
+    """The client learns that there is nothing to come."""
+
+    async def client(network: Network) -> list[bytes]:
+        stream = await network.connect()
+        await stream.send_all(request("/head-only"))
+        return (await read_to_end(stream)).split(b"\r\n")
+
+    in_plain, in_tracked = await both(client, certificate)
+    assert in_plain[0] == b"HTTP/1.1 200 "
+    assert in_plain[-2:] == [b"", b""]  # of the chunks that it announced, not even an end
+    assert in_tracked[0] == b"HTTP/1.1 500 "
+    assert b"content-length: 0" in in_tracked
 
 
 async def test_difference_a_stream_that_its_handler_leaves_unfinished_is_reset(

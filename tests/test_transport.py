@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 import trio
@@ -178,6 +179,26 @@ async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled() -> N
                 received.extend(await client.receive_some())
 
     assert received == expected
+
+
+async def test_nobody_overtakes_who_waits_for_room() -> None:
+    """Also where there is room again, before the one who waits for it has noticed."""
+    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+        big = bytes(2**23)
+        nursery.start_soon(transport.send, [big])
+        await wait_all_tasks_blocked()
+        received = bytearray()
+        with suppress(BlockingIOError):
+            while True:
+                received += os.read(client.socket.fileno(), 2**20)
+
+        @nursery.start_soon
+        async def read() -> None:
+            while len(received) < len(big) + 4:
+                received.extend(await client.receive_some())
+
+        await transport.send([b"last"])
+    assert received == big + b"last"
 
 
 @linux
