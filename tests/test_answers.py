@@ -12,6 +12,7 @@ import h2.settings
 import pytest
 import trio
 from hypercorn.logging import Logger
+from hypercorn.utils import UnexpectedMessageError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_httptrack._hypercorn.transport import Transport
@@ -210,6 +211,25 @@ async def test_a_refused_head_is_the_applications_error(
         assert await http1(await network.connect()) == (500, b"")
     assert "Error in ASGI Framework" in caplog.text
     assert "LocalProtocolError" in caplog.text
+
+
+@pytest.mark.parametrize("body", [None, b"", b"hello"])
+async def test_a_second_head_is_refused_at_once(
+    body: bytes | None, autojump_clock: MockClock
+) -> None:
+    """Whether the first one still waits or not; the answer goes on as it began."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(OK)
+        if body is not None:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        with pytest.raises(UnexpectedMessageError):
+            await send({**OK, "status": 404})
+        await send({"type": "http.response.body", "body": b"!"})
+
+    async with memory_network(app, Recorder()) as network:
+        answer = await http1(await network.connect())
+    assert answer == (200, (body or b"") + b"!")
 
 
 async def test_what_an_application_does_to_its_event_later_changes_nothing(

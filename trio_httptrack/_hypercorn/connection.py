@@ -11,9 +11,8 @@ the client and the application do,
 No task waits for a deadline: one cancel scope is around the whole conversation, and the
 worker's timeouts cancel it when the connection has rested too long.
 
-Hypercorn's protocols write an answer in many small parts. Where several of them are about
-to come, with no checkpoint between them, whoever asks for them corks the connection, and
-flushes it behind them.
+Hypercorn's protocols write an answer in many small parts. Who is about to cause several of
+them, with no checkpoint between, corks the connection and flushes it behind them.
 
 :meth:`Connection.close` is the only place where a socket is closed. It is synchronous,
 so it can be called from anywhere, and closing a socket wakes whoever reads or writes

@@ -2,11 +2,13 @@
 
 Hypercorn's protocol hands each request to ``spawn_app`` and from then on speaks
 to the application through :meth:`Handler.put`, the application to it through
-:meth:`Handler.send`. Three promises are kept here:
+:meth:`Handler.send`. Four promises are kept here:
 
 * ``send`` and ``receive`` are checkpoints, so an application cannot freeze the loop;
 * nobody waits for an application that no longer reads: a disconnect needs no room
   in the queue, and what is put after the application's end is dropped;
+* a response's head waits for its body's first event, as ASGI asks for: both leave in one
+  write, and where the body never comes the answer can still be a 500;
 * once the peer is gone, ``receive`` says so as often as it is asked, and ``send``
   raises an OSError.
 """
@@ -39,6 +41,7 @@ class Handler:
 
     __slots__ = (
         "_answered",
+        "_begun",
         "_changed",
         "_config",
         "_connection",
@@ -65,11 +68,13 @@ class Handler:
         self._events: deque[Any] = deque()
         self._changed: trio.Event | None = None  # what somebody waits for
         self._disconnect: Any = None
-        self._start: Any = None
+        self._start: Any = None  # the head, while it waits
+        self._begun = False
         self._answered = False
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
-        # An HTTP/1 client may say that it has said everything, and still read the answer.
+        # The connection is this request's alone: its bytes may be held back for a moment, and
+        # the client may say that it has said everything, and still read the answer.
         self._http1 = http1 and scope["type"] == "http"
 
     async def put(self, event: Any) -> None:
@@ -139,10 +144,12 @@ class Handler:
             ):
                 raise PeerGone(connection.conn)
             type_ = event["type"]
+            if type_ == "http.response.start" and not self._begun:
+                self._begun = True
+                if int(event["status"]) >= 200:  # else no body follows it
+                    self._start = {**event, "headers": list(event.get("headers", ()))}
+                    return
             start, self._start = self._start, None
-            if type_ == "http.response.start" and start is None and int(event["status"]) >= 200:
-                self._start = {**event, "headers": list(event.get("headers", ()))}
-                return
             if type_ == "http.response.body" and not event.get("more_body", False):
                 self._answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
