@@ -198,6 +198,12 @@ class MemoryNetwork:
         return client
 
     @property
+    def timeouts_kept(self) -> int:
+        """How many connections the worker's clocks still know."""
+        worker = self._worker
+        return len(worker.keep_alive_timeout._due) + len(worker.handshake_timeout._due)
+
+    @property
     def connections(self) -> set[Connection]:
         return self._worker.connections
 

@@ -38,6 +38,21 @@ async def test_an_idle_connection_ends_at_its_deadline(autojump_clock: MockClock
     assert ends(recorder) == [(9, "keep_alive_timeout")]
 
 
+async def test_a_connection_that_has_ended_is_not_kept_for_its_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    """Neither after its requests nor before the first one."""
+    recorder = Recorder()
+    async with memory_network(app, recorder) as network:
+        for requests in range(2):
+            client = await network.connect()
+            for _ in range(requests):
+                await http1(client)
+            await client.aclose()
+        await recorder.wait_terminal(connections=2)
+        assert network.timeouts_kept == 0
+
+
 async def test_bytes_that_are_no_request_win_no_time(autojump_clock: MockClock) -> None:
     """A client that trickles its request head is closed keep_alive_timeout after it came."""
     recorder = Recorder()

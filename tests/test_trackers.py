@@ -62,9 +62,23 @@ def test_compose_calls_each_in_the_order_given() -> None:
     assert calls == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("state", ConnState)
+def test_compose_calls_each_for_every_state(state: ConnState) -> None:
+    """Also a ConnTracker of the user's own, wherever it stands."""
+    calls: list[str] = []
+    a, b, z = Named("a", calls), Named("b", calls), NamedConnTracker("z", calls)
+    compose(a, b, ConnTracker()).track(Conn(), NEW)
+    compose(a, z).track(Conn(), state)
+    compose(ConnTracker(), z, a).track(Conn(), NEW)
+    compose(z).track(Conn(), state)
+    compose(a, b).track(Conn(), state)
+    assert "".join(calls) == "ab" + "az" + "az" + "z" + "ab"
+
+
 def test_compose_of_nothing_does_nothing() -> None:
     """No trackers are fine too."""
-    compose().track(Conn(), NEW)
+    for state in ConnState:
+        compose().track(Conn(), state)
 
 
 def test_compose_flattens_and_puts_every_conn_tracker_last_in_their_order() -> None:

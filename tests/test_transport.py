@@ -204,10 +204,18 @@ async def test_nobody_overtakes_who_waits_for_room() -> None:
 @linux
 @pytest.mark.parametrize("was_reset", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-async def test_a_peers_end_is_seen_behind_what_it_sent(was_reset: bool, before: bool) -> None:
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_peers_end_is_seen_behind_what_it_sent(
+    was_reset: bool, before: bool, known: bool
+) -> None:
     """Without any reading, whether somebody watches already or not."""
     told = list[bool]()
     async with tcp_pair() as (client, transport):
+        if known:  # to the kernel, for somebody has waited before
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(transport.receive)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
 
         async def end() -> None:
             if was_reset:
@@ -218,6 +226,7 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(was_reset: bool, before: 
         await client.send_all(b"unread")
         if before:
             await end()
+            await wait_all_tasks_blocked()
         with transport.watch(told.append):
             await wait_all_tasks_blocked()
             if not before:

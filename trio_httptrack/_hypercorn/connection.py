@@ -266,8 +266,6 @@ class Connection:
         if not self._unsent:
             return
         parts, self._unsent = self._unsent, []
-        if self.gone:
-            return
         if self.upgrading:
             self.upgrading = False
             self._enter(HIJACKED)  # these are the 101 response's bytes

@@ -54,7 +54,7 @@ class Transport:
         )
         self._fileno = self._socket.fileno() if isinstance(stream, trio.SocketStream) else -1
         self._readable = True  # perhaps: the first request mostly comes with its connection
-        self._ended = False  # the peer has ended its side, perhaps behind unread bytes
+        self._ended = 0  # how the peer has, perhaps behind unread bytes, as epoll says it
         self._reader: trio.lowlevel.Task | None = None
         self._registered = False
         self._hung_up: Callable[[bool], None] | None = None
@@ -104,7 +104,7 @@ class Transport:
                 raise trio.BrokenResourceError from error
             else:
                 # The kernel tells of what comes, not of what is still there.
-                self._readable = len(data) == MAX_RECEIVE or self._ended
+                self._readable = len(data) == MAX_RECEIVE or bool(self._ended)
                 return data
 
     async def _wait_readable(self) -> None:
@@ -128,10 +128,13 @@ class Transport:
 
     def _notice(self, events: int) -> None:
         if events & readiness.ENDED:
-            self._ended = True
-            if self._hung_up is not None:
-                self._hung_up(bool(events & readiness.RESET))
+            self._ended |= events
+            self._tell_watcher()
         self._wake_reader()
+
+    def _tell_watcher(self) -> None:
+        if self._ended and self._hung_up is not None:
+            self._hung_up(bool(self._ended & readiness.RESET))
 
     def _wake_reader(self) -> None:
         self._readable = True
@@ -146,8 +149,7 @@ class Transport:
         ``reset`` is true if the peer does not read any more either.
         """
         self._hung_up = hung_up
-        if self._ended:
-            hung_up(False)
+        self._tell_watcher()
         self._register()
         try:
             yield
