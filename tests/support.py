@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -170,9 +170,16 @@ class MemorySocket:
 class MemoryNetwork:
     """The connection code on in-memory streams, for a mock clock."""
 
-    def __init__(self, app: Any, config: Config, tracker: Tracker, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        app: Any,
+        config: Config,
+        tracker: Tracker,
+        nursery: trio.Nursery,
+        readiness: Readiness,
+    ) -> None:
         self._app = wrap_app(app, config.wsgi_max_body_size, None)
-        self._worker = Worker(config, compose(tracker), nursery, Readiness())
+        self._worker = Worker(config, compose(tracker), nursery, readiness)
         self._nursery = nursery
         self.context = self._worker._make_context(None)
         self.writes = 0
@@ -217,9 +224,10 @@ class MemoryNetwork:
 async def memory_network(
     app: Any, tracker: Tracker, **settings: Any
 ) -> AsyncIterator[MemoryNetwork]:
-    with ungrouped(nurseries=1):
+    config = Config.from_mapping(settings)
+    with closing(Readiness()) as readiness, ungrouped(nurseries=1):
         async with trio.open_nursery() as nursery:
-            yield MemoryNetwork(app, Config.from_mapping(settings), tracker, nursery)
+            yield MemoryNetwork(app, config, tracker, nursery, readiness)
             nursery.cancel_scope.cancel()
 
 

@@ -332,6 +332,61 @@ async def test_a_connection_is_active_until_its_answer_is_written(certificate: P
         await recorder.wait_states("NAI")
 
 
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
+    over: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the answer is: a keep-alive timeout would cut it off."""
+    room, send = trio.Event(), Transport.send
+
+    async def send_when_there_is_room(transport: Transport, parts: list[bytes]) -> None:
+        await room.wait()
+        await send(transport, parts)
+
+    recorder = Recorder()
+    async with memory_network(whole(200, b"hello"), recorder) as network:
+        client = await network.connect()
+        http2 = Http2(client)
+        if over == "h2":
+            await http2.start()
+            await wait_all_tasks_blocked()
+            http2.request()
+            asked, states = http2.h2.data_to_send(), "NAIA"
+        else:
+            asked, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
+        monkeypatch.setattr(Transport, "send", send_when_there_is_room)
+        await client.send_all(asked)
+        await trio.sleep(100)
+        assert recorder.sequences() == [states]
+        room.set()
+        await wait_all_tasks_blocked()
+        assert recorder.sequences() == [states + "I"]
+
+
+async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
+    autojump_clock: MockClock,
+) -> None:
+    """What else the connection has to say goes out while its handler goes on."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(AttributeError):
+            await send({"type": "websocket.accept", "headers": [(b"x", None)]})
+        await trio.sleep(10)
+
+    async with memory_network(app, Recorder()) as network:
+        client = Http2(await network.connect())
+        await client.start()
+        await wait_all_tasks_blocked()
+        await client.pump()
+        await client.websocket("/", accepted=False)
+        await wait_all_tasks_blocked()
+        client.h2.ping(b"12345678")
+        await client.flush()
+        with trio.fail_after(5):
+            assert b"12345678" in await client.stream.receive_some()
+        assert trio.current_time() == 0
+
+
 async def test_nothing_can_be_sent_after_the_application_has_returned(
     autojump_clock: MockClock,
 ) -> None:

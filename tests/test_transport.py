@@ -47,6 +47,14 @@ async def tcp_pair() -> AsyncIterator[tuple[trio.SocketStream, Transport]]:
             nursery.cancel_scope.cancel()
 
 
+async def become_known(transport: Transport) -> None:
+    """Have its socket registered, as the first who waits for something to read does."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.receive)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_comes_is_read_whenever_it_comes(epoll: bool) -> None:
     """Before anybody reads, while somebody waits, and behind what was read."""
     async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
@@ -92,6 +100,58 @@ async def test_the_end_is_read_behind_the_last_bytes(epoll: bool) -> None:
         assert await transport.receive() == b"last"
         assert await transport.receive() == b""
         assert await transport.receive() == b""
+
+
+@linux
+async def test_a_socket_that_a_child_still_has_is_forgotten_all_the_same() -> None:
+    """Its number may be another's next, and what happens to it is no longer ours."""
+    async with tcp_pair() as (client, transport):
+        await become_known(transport)
+        number, readiness, told = transport._fileno, transport._readiness, list[int]()
+        inherited = os.dup(number)  # as a forked child would have it
+        try:
+            transport.close()
+            readiness._callbacks[number] = told.append  # as its next owner would be
+            await client.send_all(b"hello")
+            await wait_all_tasks_blocked()
+            assert told == []
+            del readiness._callbacks[number]
+        finally:
+            os.close(inherited)
+
+
+async def test_what_lies_behind_an_urgent_byte_is_read(epoll: bool) -> None:
+    """A read stops before it, and nothing new has come when the next one begins."""
+    async with tcp_pair() as (client, transport):
+        await become_known(transport)
+        await client.socket.send(b"before")
+        await client.socket.send(b"!", socket.MSG_OOB)
+        await client.socket.send(b"behind")
+        await wait_all_tasks_blocked()
+        received = b""
+        with trio.fail_after(5):
+            while not received.endswith(b"behind"):
+                received += await transport.receive()
+    assert received == b"beforebehind"
+
+
+async def test_what_lies_behind_a_passed_descriptor_is_read(epoll: bool) -> None:
+    """A read from a Unix socket stops there, too."""
+    ours, theirs = socket.socketpair()
+    with closing(Readiness()) as readiness, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readiness.run)
+            server = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+            with closing(Transport(server, readiness)) as transport:
+                await become_known(transport)
+                socket.send_fds(theirs, [b"one"], [theirs.fileno()])
+                theirs.send(b"two")
+                await wait_all_tasks_blocked()
+                received = b""
+                with trio.fail_after(5):
+                    while not received.endswith(b"two"):
+                        received += await transport.receive()
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_reset_is_a_broken_connection(epoll: bool) -> None:
@@ -211,11 +271,8 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
     """Without any reading, whether somebody watches already or not."""
     told = list[bool]()
     async with tcp_pair() as (client, transport):
-        if known:  # to the kernel, for somebody has waited before
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(transport.receive)
-                await wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
+        if known:
+            await become_known(transport)
 
         async def end() -> None:
             if was_reset:

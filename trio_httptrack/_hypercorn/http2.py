@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,12 @@ class StreamBuffer(hypercorn_h2.StreamBuffer):
         del self.buffer[:max_length]
         if len(self.buffer) < hypercorn_h2.BUFFER_LOW_WATER:
             await self._paused.set()
+        return data
+
+    async def written(self) -> None:
+        """What was taken is on its way, and not before: an answer in work is no rest."""
         if not self.buffer:
             await self._is_empty.set()
-        return data
 
     @property
     def finished(self) -> bool:
@@ -88,7 +91,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._streams: set[int] = set()
-        self._ready: dict[int, None] = {}  # the first of them is the next
+        self._ready: OrderedDict[int, None] = OrderedDict()  # the first of them is the next
 
     def insert_stream(self, stream_id: int) -> None:
         self._streams.add(stream_id)
@@ -106,11 +109,11 @@ class Turns:
         self._ready.pop(stream_id, None)
 
     def __next__(self) -> int:
-        for stream_id in self._ready:
-            del self._ready[stream_id]
-            self._ready[stream_id] = None
-            return stream_id
-        raise DeadlockError
+        if not self._ready:
+            raise DeadlockError
+        stream_id = next(iter(self._ready))
+        self._ready.move_to_end(stream_id)
+        return stream_id
 
 
 async def send(protocol: H2Protocol, connection: Connection) -> None:
@@ -120,16 +123,21 @@ async def send(protocol: H2Protocol, connection: Connection) -> None:
     """
     while not protocol.closed:
         connection.cork()
-        size = 0
+        size, sent, idle = 0, list[Any](), False
         try:
             while size < WRITE_SIZE:
-                size += await _send_frame(protocol, next(protocol.priority))
+                stream_id = next(protocol.priority)
+                sent.append(protocol.stream_buffers[stream_id])
+                size += await _send_frame(protocol, stream_id)
         except DeadlockError:
-            await connection.flush()
+            idle = True
+        await connection.flush()
+        for buffer in sent:
+            await buffer.written()
+        if idle:
             await protocol.has_data.wait()
             await protocol.has_data.clear()
         else:
-            await connection.flush()
             await trio.lowlevel.checkpoint()
 
 
@@ -321,9 +329,11 @@ async def stream_send(protocol: H2Protocol, connection: Connection, event: Event
     """Hypercorn's, but a response's headers are written by the sender, with what follows them."""
     if isinstance(event, Response):
         connection.cork()
-        await H2Protocol.stream_send(protocol, event)
-        connection.uncork()
-        await protocol.has_data.set()
+        try:
+            await H2Protocol.stream_send(protocol, event)
+        finally:  # it may be that it cannot be encoded
+            connection.uncork()
+            await protocol.has_data.set()
     else:
         await H2Protocol.stream_send(protocol, event)
 

@@ -19,8 +19,9 @@ import trio
 AVAILABLE = sys.platform == "linux"
 
 if sys.platform == "linux":
-    READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+    READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
     HANGUP = select.EPOLLRDHUP | select.EPOLLET
+    URGENT = select.EPOLLPRI
     RESET = select.EPOLLHUP | select.EPOLLERR  # which need no asking
     ENDED = select.EPOLLRDHUP | RESET
 
@@ -40,8 +41,13 @@ class Readiness:
             self._epoll.register(fileno, events)
 
     def forget(self, fileno: int) -> None:
-        """Called before the socket is closed, which then leaves the epoll by itself."""
-        self._callbacks.pop(fileno, None)
+        """Called before the socket is closed.
+
+        That alone does not take it out of the epoll while a forked child has it, too, and
+        its number may soon be another's.
+        """
+        if self._callbacks.pop(fileno, None) is not None and sys.platform == "linux":
+            self._epoll.unregister(fileno)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:

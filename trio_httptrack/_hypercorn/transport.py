@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from socket import SHUT_WR
+from socket import AF_INET, AF_INET6, SHUT_WR
 from typing import Any
 
 import trio
@@ -30,6 +30,7 @@ class Transport:
     __slots__ = (
         "_ended",
         "_fileno",
+        "_gaps",
         "_hung_up",
         "_readable",
         "_reader",
@@ -54,6 +55,9 @@ class Transport:
         )
         self._fileno = self._socket.fileno() if isinstance(stream, trio.SocketStream) else -1
         self._readable = True  # perhaps: the first request mostly comes with its connection
+        # Whether a read may stop before the last byte: at TCP's urgent mark, or behind a
+        # message that carries descriptors through a Unix socket.
+        self._gaps = self._socket.family not in (AF_INET, AF_INET6)
         self._ended = 0  # how the peer has, perhaps behind unread bytes, as epoll says it
         self._reader: trio.lowlevel.Task | None = None
         self._registered = False
@@ -104,7 +108,7 @@ class Transport:
                 raise trio.BrokenResourceError from error
             else:
                 # The kernel tells of what comes, not of what is still there.
-                self._readable = len(data) == MAX_RECEIVE or bool(self._ended)
+                self._readable = len(data) == MAX_RECEIVE or bool(self._ended) or self._gaps
                 return data
 
     async def _wait_readable(self) -> None:
@@ -127,6 +131,8 @@ class Transport:
             self._readiness.register(self._socket.fileno(), self._notice, events)
 
     def _notice(self, events: int) -> None:
+        if events & readiness.URGENT:
+            self._gaps = True
         if events & readiness.ENDED:
             self._ended |= events
             self._tell_watcher()
