@@ -112,8 +112,8 @@ class Bench:
                     port=servers[name].ports[scheme],
                     connections=connections,
                     # Long enough for each connection to have its turn.
-                    seconds=max(self.seconds, connections / 800),
-                    warmup=0.3 + connections / 2000,
+                    seconds=max(self.seconds, connections / 1000),
+                    warmup=0.3 + connections / 4000,
                 )
                 self.busiest = max(self.busiest, result["busy"])
                 results[name].append(result)
@@ -264,7 +264,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if sys.platform != "linux" or (os.cpu_count() or 1) < 2:
         sys.exit("Linux and two cores are needed: one for the servers, one for the load.")
-    rounds, seconds = (2, 0.4) if arguments.quick else (5, 1.0)
+    rounds, seconds = (2, 0.3) if arguments.quick else (5, 1.0)
     about = (
         f"{rounds} rounds of {seconds:g} s each; Python {platform.python_version()}, "
         f"Hypercorn {version('hypercorn')}, trio {version('trio')}, h11 {version('h11')}, "

@@ -12,7 +12,7 @@ import trio_httptrack
 project = "trio-httptrack"
 version = release = installed_version(project)
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks"]
 html_theme = "furo"
 maximum_signature_line_length = 88
 
