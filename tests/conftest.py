@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from trio.testing import MockClock
+
+from trio_httptrack._hypercorn.connection import Connection
+from trio_httptrack._hypercorn.worker import Worker
 
 from .support import CERT
 
@@ -13,3 +18,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "localhost.pem"
     CERT.private_key_and_cert_chain_pem.write_to_path(str(path))
     return path
+
+
+@pytest.fixture(params=["memory", "sockets"])
+def clock(request: pytest.FixtureRequest) -> MockClock | None:
+    """The clock of a test that runs in memory, which pytest-trio sees; None for real sockets."""
+    return MockClock(autojump_threshold=0) if request.param == "memory" else None
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """What the servers of a test make of the streams that they accept, to look into them."""
+    made: list[Connection] = []
+    make_connection = Worker.make_connection
+
+    def make(worker: Worker, *args: Any) -> Connection:
+        made.append(make_connection(worker, *args))
+        return made[-1]
+
+    monkeypatch.setattr(Worker, "make_connection", make)
+    return made

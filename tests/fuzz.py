@@ -45,8 +45,8 @@ from trio_httptrack._states import TRANSITIONS
 
 from .clients import Http2, http1
 from .fuzz_input import TLS, Plan, make_plan
-from .support import CERT, respond
-from .test_faults import GRACE, handshake, open_files, reset
+from .support import CERT, reset, respond
+from .test_faults import GRACE, handshake, open_files
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

@@ -1,12 +1,12 @@
-"""What several test files need: a recorder, an application, and two networks to serve it on."""
+"""What several test files need: a recorder, an application, and real sockets to serve it on."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,9 @@ from typing import Any
 import trio
 import trustme
 from hypercorn.config import Config
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
-from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
-from trio_httptrack import Conn, ConnState, Tracker, compose, tracked_server
-from trio_httptrack._hypercorn.connection import Connection
-from trio_httptrack._hypercorn.errors import ungrouped
-from trio_httptrack._hypercorn.readiness import Readiness
-from trio_httptrack._hypercorn.worker import Worker
+from trio_httptrack import TrackedServer, Tracker, tracked_server
+from trio_httptrack.testing import RecordingTracker
 
 # It cannot push, upgrade or send trailers with the h2 of today, nor serve WSGI without noise.
 OLD_HYPERCORN = version("hypercorn").startswith("0.17.")
@@ -31,39 +25,22 @@ CA = trustme.CA()
 CERT = CA.issue_cert("localhost", "127.0.0.1")
 
 
-class Recorder:
-    """A tracker that keeps every transition, and lets tests wait for one."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[Conn, ConnState, float]] = []
-        self._changed = trio.Event()
-
-    def track(self, conn: Conn, state: ConnState) -> None:
-        self.events.append((conn, state, trio.current_time()))
-        self._changed.set()
-        self._changed = trio.Event()
-
-    @property
-    def conns(self) -> list[Conn]:
-        return list(dict.fromkeys(conn for conn, _, _ in self.events))
+class Recorder(RecordingTracker):
+    """With the shorthand of these tests: each state by its initial."""
 
     def sequences(self) -> list[str]:
-        """Each connection's states as their initials, such as ``["NAIC"]``."""
-        initials: dict[Conn, str] = defaultdict(str)
-        for conn, state, _ in self.events:
-            initials[conn] += state.name[0]
-        return list(initials.values())
-
-    async def wait_for(self, happened: Callable[[], bool]) -> None:
-        while not happened():
-            await self._changed.wait()
+        """Each connection's states, such as ``["NAIC"]``."""
+        return ["".join(state.name[0] for state in self.states(conn)) for conn in self.conns]
 
     async def wait_states(self, sequence: str) -> None:
-        """Wait until the only connection has reported at least so much."""
-        await self.wait_for(lambda: any(s.startswith(sequence) for s in self.sequences()))
+        """Wait until a connection has reported at least so much."""
+        while not any(states.startswith(sequence) for states in self.sequences()):
+            await self._changed.park()
 
     async def wait_terminal(self, connections: int = 1) -> None:
-        await self.wait_for(lambda: sum(s[-1] in "CH" for s in self.sequences()) >= connections)
+        """Wait until so many connections have reported their last state."""
+        while sum(states[-1] in "CH" for states in self.sequences()) < connections:
+            await self._changed.park()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -108,6 +85,16 @@ async def respond(send: Any, body: bytes, status: int = 200) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def without_lifespan(app: Any) -> Any:
+    """Around an application that would take the lifespan for a request."""
+
+    async def requests_only(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+
+    return requests_only
+
+
 async def websocket(scope: Any, receive: Any, send: Any) -> None:
     assert (await receive())["type"] == "websocket.connect"
     if scope["path"] == "/refuse":
@@ -116,13 +103,6 @@ async def websocket(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "websocket.accept"})
     while (event := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
-
-
-def server_ssl() -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    CERT.configure_cert(context)
-    return context
 
 
 def client_ssl(*alpn: str) -> ssl.SSLContext:
@@ -141,113 +121,37 @@ async def tls_client(transport: Any, *alpn: str) -> trio.SSLStream[Any]:
     return stream
 
 
-class MemorySocket:
-    """As much of a socket as a connection asks for beside its stream."""
-
-    family = socket.AF_INET
-
-    def __init__(self, send: MemorySendStream, receive: MemoryReceiveStream) -> None:
-        self._send = send
-        self._receive = receive
-
-    def fileno(self) -> int:
-        return -1
-
-    def getpeername(self) -> tuple[str, int]:
-        return ("192.0.2.7", 4711)
-
-    def getsockname(self) -> tuple[str, int]:
-        return ("192.0.2.1", 80)
-
-    def shutdown(self, how: int) -> None:
-        self._send.close()
-
-    def close(self) -> None:
-        self._send.close()
-        self._receive.close()
+def reset(stream: Any) -> None:
+    """End a connection as a crash does: with RST instead of FIN."""
+    if hasattr(stream, "reset"):
+        stream.reset()
+    else:
+        sock = getattr(stream, "transport_stream", stream).socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
 
 
-class MemoryNetwork:
-    """The connection code on in-memory streams, for a mock clock."""
+class SocketServer:
+    """The real worker on real sockets, with a memory server's ``connect``."""
 
-    def __init__(
-        self,
-        app: Any,
-        config: Config,
-        tracker: Tracker,
-        nursery: trio.Nursery,
-        readiness: Readiness,
-    ) -> None:
-        self._app = wrap_app(app, config.wsgi_max_body_size, None)
-        self._worker = Worker(config, compose(tracker), nursery, readiness)
-        self._nursery = nursery
-        self.context = self._worker._make_context(None)
-        self.writes = 0
-
-    async def connect(self, *, tls: bool = False) -> Any:
-        """A client's end; with ``tls`` the other end expects a handshake."""
-        client, server = memory_stream_pair()
-        deliver = server.send_stream.send_all_hook
-        assert deliver is not None
-
-        async def count() -> None:
-            self.writes += 1
-            await deliver()
-
-        server.send_stream.send_all_hook = count
-        transport: Any = server
-        transport.socket = MemorySocket(server.send_stream, server.receive_stream)
-        if tls:
-            transport = trio.SSLStream(
-                transport, server_ssl(), server_side=True, https_compatible=True
-            )
-        self._nursery.start_soon(self._serve, transport)
-        return client
-
-    @property
-    def timeouts_kept(self) -> int:
-        """How many connections the worker's clocks still know."""
-        worker = self._worker
-        return len(worker.keep_alive_timeout._due) + len(worker.handshake_timeout._due)
-
-    @property
-    def connections(self) -> set[Connection]:
-        return self._worker.connections
-
-    async def _serve(self, stream: Any) -> None:
-        await Connection(
-            self._worker, self._app, self._worker.config, self.context, ConnectionState({}), stream
-        )
-
-
-@asynccontextmanager
-async def memory_network(
-    app: Any, tracker: Tracker, **settings: Any
-) -> AsyncIterator[MemoryNetwork]:
-    config = Config.from_mapping(settings)
-    with closing(Readiness()) as readiness, ungrouped(nurseries=1):
-        async with trio.open_nursery() as nursery:
-            yield MemoryNetwork(app, config, tracker, nursery, readiness)
-            nursery.cancel_scope.cancel()
-
-
-class SocketNetwork:
-    """The real worker on real sockets."""
-
-    def __init__(self, plain: str, tls: str, clients: AsyncExitStack) -> None:
+    def __init__(self, server: TrackedServer, clients: AsyncExitStack) -> None:
+        tls, plain = server.urls
         self._ports = {False: int(plain.rpartition(":")[2]), True: int(tls.rpartition(":")[2])}
         self._clients = clients
 
-    async def connect(self, *, tls: bool = False) -> trio.SocketStream:
-        """A client's end, closed at the latest with the network."""
+    async def connect(
+        self, *, tls: bool = False, alpn: Sequence[str] = (), handshake: bool = True
+    ) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+        """A client's end, closed at the latest with the server."""
         stream = await trio.open_tcp_stream("127.0.0.1", self._ports[tls])
-        return await self._clients.enter_async_context(stream)
+        await self._clients.enter_async_context(stream)
+        return await tls_client(stream, *alpn) if tls and handshake else stream
 
 
 @asynccontextmanager
-async def socket_network(
-    app: Any, tracker: Tracker, certificate: Path, **settings: Any
-) -> AsyncIterator[SocketNetwork]:
+async def socket_server(
+    app: Any, certificate: Path, *, tracker: Tracker, **settings: Any
+) -> AsyncIterator[SocketServer]:
     config = Config.from_mapping(
         bind="127.0.0.1:0",
         insecure_bind="127.0.0.1:0",
@@ -259,5 +163,4 @@ async def socket_network(
         AsyncExitStack() as clients,
         tracked_server(app, config, tracker=tracker) as server,
     ):
-        tls, plain = server.urls
-        yield SocketNetwork(plain, tls, clients)
+        yield SocketServer(server, clients)

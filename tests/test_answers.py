@@ -15,16 +15,17 @@ from hypercorn.logging import Logger
 from hypercorn.utils import UnexpectedMessageError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from trio_httptrack._hypercorn.connection import Connection
 from trio_httptrack._hypercorn.transport import Transport
+from trio_httptrack.testing import memory_server
 
 from .clients import Http2, http1, read_to_end
 from .support import (
     OLD_HYPERCORN,
-    MemoryNetwork,
     Recorder,
-    memory_network,
     respond,
-    socket_network,
+    socket_server,
+    without_lifespan,
 )
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -52,16 +53,30 @@ class Received:
         return [time for time, _ in self.parts]
 
 
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """What the servers of a test write, each write's parts."""
+    made: list[list[bytes]] = []
+    send = Transport.send
+
+    async def send_and_keep(transport: Transport, parts: list[bytes]) -> None:
+        made.append(parts)
+        await send(transport, parts)
+
+    monkeypatch.setattr(Transport, "send", send_and_keep)
+    return made
+
+
 @asynccontextmanager
 async def asking(
     app: App, over: str, *, method: str = "GET", **settings: Any
-) -> AsyncIterator[tuple[MemoryNetwork, Received]]:
+) -> AsyncIterator[Received]:
     """Ask for / once, and take down whatever the server sends, HTTP/2's settings aside."""
     async with (
-        memory_network(app, Recorder(), **settings) as network,
+        memory_server(app, **settings) as server,
         trio.open_nursery() as nursery,
     ):
-        stream = await network.connect()
+        stream = await server.connect()
         received = Received()
         if over == "h2":
             client = Http2(stream)
@@ -72,14 +87,13 @@ async def asking(
             await client.flush()
         else:
             await stream.send_all(method.encode() + b" / HTTP/1.1\r\nHost: here\r\n\r\n")
-        network.writes = 0
 
         async def receive() -> None:
             while data := await stream.receive_some():
                 received.add(bytes(data))
 
         nursery.start_soon(receive)
-        yield network, received
+        yield received
         nursery.cancel_scope.cancel()
 
 
@@ -105,12 +119,18 @@ def whole(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> App:
     ids=["length", "chunked", "empty", "head", "204", "304"],
 )
 async def test_a_whole_answer_is_one_write(
-    over: str, method: str, app: App, http1_end: bytes, autojump_clock: MockClock
+    over: str,
+    method: str,
+    app: App,
+    http1_end: bytes,
+    writes: list[list[bytes]],
+    autojump_clock: MockClock,
 ) -> None:
     """Head, body and end leave together."""
-    async with asking(app, over, method=method) as (network, received):
+    async with asking(app, over, method=method) as received:
+        writes.clear()
         await wait_all_tasks_blocked()
-        assert network.writes == 1
+        assert len(writes) == 1
     ((time, answer),) = received.parts
     assert time == 0
     if over == "http1":
@@ -118,19 +138,21 @@ async def test_a_whole_answer_is_one_write(
         assert answer.endswith(http1_end)
 
 
-async def test_the_answers_of_many_streams_are_one_write(autojump_clock: MockClock) -> None:
+async def test_the_answers_of_many_streams_are_one_write(
+    writes: list[list[bytes]], autojump_clock: MockClock
+) -> None:
     """What they have to say at the same time goes out at the same time."""
-    async with memory_network(whole(200, b"hello"), Recorder()) as network:
-        client = Http2(await network.connect())
+    async with memory_server(whole(200, b"hello")) as server:
+        client = Http2(await server.connect())
         await client.start()
         await wait_all_tasks_blocked()
         await client.pump()
         await wait_all_tasks_blocked()
-        network.writes = 0
+        writes.clear()
         streams = {client.request() for _ in range(50)}
         await client.flush()
         await wait_all_tasks_blocked()
-        assert network.writes == 1
+        assert len(writes) == 1
         while client.ended < streams:
             await client.pump()
         assert set(client.bodies.values()) == {b"hello"}
@@ -151,7 +173,7 @@ async def test_the_head_waits_for_the_bodys_first_event_and_no_longer(
         await trio.sleep(1)
         await send({"type": "http.response.body", "body": b"data: 2\n\n"})
 
-    async with asking(app, over) as (_, received):
+    async with asking(app, over) as received:
         await trio.sleep(5)
     assert received.times == [1, 2, 3]
     assert b"data: 1\n\n" in received.parts[1][1]
@@ -175,7 +197,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
         done.set()
 
     done = trio.Event()
-    async with asking(app, over) as (_, received):
+    async with asking(app, over) as received:
         with trio.fail_after(1):
             await done.wait()
 
@@ -192,8 +214,8 @@ async def test_a_handler_that_fails_between_head_and_body_answers_500(
         if raises:
             raise ValueError("the application's own error")
 
-    async with memory_network(app, Recorder()) as network:
-        stream = await network.connect()
+    async with memory_server(app) as server:
+        stream = await server.connect()
         if over == "h2":
             client = Http2(stream)
             await client.start()
@@ -207,8 +229,8 @@ async def test_a_refused_head_is_the_applications_error(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is raised by the send that makes it go out, and the client gets a 500."""
-    async with memory_network(whole(200, b"", (b"bad header", b"x")), Recorder()) as network:
-        assert await http1(await network.connect()) == (500, b"")
+    async with memory_server(whole(200, b"", (b"bad header", b"x"))) as server:
+        assert await http1(await server.connect()) == (500, b"")
     assert "Error in ASGI Framework" in caplog.text
     assert "LocalProtocolError" in caplog.text
 
@@ -227,8 +249,8 @@ async def test_a_second_head_is_refused_at_once(
             await send({**OK, "status": 404})
         await send({"type": "http.response.body", "body": b"!"})
 
-    async with memory_network(app, Recorder()) as network:
-        answer = await http1(await network.connect())
+    async with memory_server(app) as server:
+        answer = await http1(await server.connect())
     assert answer == (200, (body or b"") + b"!")
 
 
@@ -245,7 +267,7 @@ async def test_what_an_application_does_to_its_event_later_changes_nothing(
         event["status"] = 404
         await send({"type": "http.response.body", "body": b"hello"})
 
-    async with asking(app, "http1") as (_, received):
+    async with asking(app, "http1") as received:
         await wait_all_tasks_blocked()
     ((_, answer),) = received.parts
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -261,8 +283,8 @@ async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
         event = await receive()
         await send({"type": "http.response.body", "body": event["body"]})
 
-    async with memory_network(app, Recorder()) as network:
-        client = await network.connect()
+    async with memory_server(app) as server:
+        client = await server.connect()
         await client.send_all(
             b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
         )
@@ -282,7 +304,7 @@ async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         await respond(send, b"hello")
 
-    async with asking(app, "h2") as (_, received):
+    async with asking(app, "h2") as received:
         await trio.sleep(2)
     assert received.times == [0, 1]
 
@@ -294,7 +316,7 @@ async def test_a_status_below_200_goes_out_at_once(autojump_clock: MockClock) ->
         await send({**OK, "status": 103, "headers": [(b"link", b"</style.css>; rel=preload")]})
         await trio.sleep(1)
 
-    async with asking(app, "http1") as (_, received):
+    async with asking(app, "http1") as received:
         await trio.sleep(2)
     time, hint = received.parts[0]
     assert time == 0
@@ -311,7 +333,7 @@ async def test_an_answer_does_not_wait_for_its_line_in_the_log(
     over: str, autojump_clock: MockClock
 ) -> None:
     """However long an access log takes, the client has its answer."""
-    async with asking(whole(200, b"hello"), over, logger_class=SlowLogger) as (_, received):
+    async with asking(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
         await trio.sleep(2)
     assert received.times == [0]
 
@@ -320,8 +342,8 @@ async def test_a_connection_is_active_until_its_answer_is_written(certificate: P
     """A client that does not read its answer does not make it idle."""
     size = 2**25
     recorder = Recorder()
-    async with socket_network(whole(200, bytes(size)), recorder, certificate) as network:
-        client = await network.connect()
+    async with socket_server(whole(200, bytes(size)), certificate, tracker=recorder) as server:
+        client = await server.connect()
         await client.send_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
         assert (await client.receive_some(100)).startswith(b"HTTP/1.1 200 ")
         await wait_all_tasks_blocked(0.05)
@@ -344,8 +366,8 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
         await send(transport, parts)
 
     recorder = Recorder()
-    async with memory_network(whole(200, b"hello"), recorder) as network:
-        client = await network.connect()
+    async with memory_server(whole(200, b"hello"), tracker=recorder) as server:
+        client = await server.connect()
         http2 = Http2(client)
         if over == "h2":
             await http2.start()
@@ -368,13 +390,14 @@ async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
 ) -> None:
     """What else the connection has to say goes out while its handler goes on."""
 
+    @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
         with pytest.raises(AttributeError):
             await send({"type": "websocket.accept", "headers": [(b"x", None)]})
         await trio.sleep(10)
 
-    async with memory_network(app, Recorder()) as network:
-        client = Http2(await network.connect())
+    async with memory_server(app) as server:
+        client = Http2(await server.connect())
         await client.start()
         await wait_all_tasks_blocked()
         await client.pump()
@@ -393,6 +416,7 @@ async def test_nothing_can_be_sent_after_the_application_has_returned(
     """A task that it left behind is told so, instead of writing into the next answer."""
     raised = []
 
+    @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async def late() -> None:
             await trio.sleep(1)
@@ -403,8 +427,8 @@ async def test_nothing_can_be_sent_after_the_application_has_returned(
         background.start_soon(late)
         await respond(send, b"hello")
 
-    async with trio.open_nursery() as background, memory_network(app, Recorder()) as network:
-        client = await network.connect()
+    async with trio.open_nursery() as background, memory_server(app) as server:
+        client = await server.connect()
         assert await http1(client) == (200, b"hello")
         await trio.sleep(2)
         assert await http1(client) == (200, b"hello")
@@ -418,6 +442,7 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
 ) -> None:
     """Whatever max_app_queue_size says, all of it arrives, and in order."""
 
+    @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = b""
         while (event := await receive())["more_body"]:
@@ -425,8 +450,8 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
             body += event["body"]
         await respond(send, body)
 
-    async with memory_network(app, Recorder(), max_app_queue_size=size) as network:
-        client = await network.connect()
+    async with memory_server(app, max_app_queue_size=size) as server:
+        client = await server.connect()
         await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 30\r\n\r\n")
         for number in range(30):
             await client.send_all(b"%d" % (number % 10))
@@ -443,13 +468,14 @@ async def test_an_early_answer_frees_the_reader_that_waits_for_the_application(
     """What the application has not read when it answers is dropped, and the end is noticed."""
     gate = trio.Event()
 
+    @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await gate.wait()
         await respond(send, b"enough")
 
     recorder = Recorder()
-    async with memory_network(app, recorder, max_app_queue_size=1) as network:
-        client = await network.connect()
+    async with memory_server(app, tracker=recorder, max_app_queue_size=1) as server:
+        client = await server.connect()
         await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 30\r\n\r\n")
         for _ in range(3):
             await client.send_all(b"x")
@@ -462,7 +488,7 @@ async def test_an_early_answer_frees_the_reader_that_waits_for_the_application(
 
 
 async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
-    autojump_clock: MockClock,
+    connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """Its buffer goes, too, so that a connection does not grow with the handlers that fail."""
 
@@ -471,14 +497,14 @@ async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
         await send({"type": "http.response.body", "body": b"some", "more_body": True})
         raise ValueError("the application's own error")
 
-    async with memory_network(app, Recorder()) as network:
-        client = Http2(await network.connect())
+    async with memory_server(app) as server:
+        client = Http2(await server.connect())
         await client.start()
         stream = client.request()
         await client.flush()
         while stream not in client.reset:
             await client.pump()
-        (connection,) = network.connections
+        (connection,) = connections
         protocol: Any = connection._protocol
         assert protocol.protocol.streams == protocol.protocol.stream_buffers == {}
         assert protocol.protocol.priority._streams == set()
@@ -488,8 +514,8 @@ async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the socket takes whatever is written, and no write has to wait."""
-    async with memory_network(whole(200, bytes(2**20)), Recorder()) as network:
-        client = Http2(await network.connect())
+    async with memory_server(whole(200, bytes(2**20))) as server:
+        client = Http2(await server.connect())
         await client.start()
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**24})
         client.h2.increment_flow_control_window(2**24)

@@ -1,21 +1,22 @@
-"""Ends that nobody may hold up: shutdowns, cancellations, and clients that do not read."""
+"""Ends that nobody may hold up: shutdowns, cancellations, and clients that do not read.
+
+Each in memory under a mock clock, and again on real sockets.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import h2.settings
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_httptrack import ConnState
 
 from .clients import http1, read_to_end
 from .test_faults import Arena, arena, handshake, request
-
-if sys.version_info < (3, 11):
-    pass
 
 
 async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
@@ -41,10 +42,10 @@ PROTOCOLS = ["http1", "tls", "h2", "h2c", "websocket", "websocket over h2"]
 @pytest.mark.parametrize("path", ["/big", "/endless", "/never-returns"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_shutdown_ends_within_its_grace_whatever_clients_and_handlers_do(
-    protocol: str, path: str, certificate: Path
+    protocol: str, path: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """Neither clients that do not read nor handlers that do not return hold it up."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         stream = await ask_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         await wait_all_tasks_blocked()
@@ -55,10 +56,10 @@ async def test_a_shutdown_ends_within_its_grace_whatever_clients_and_handlers_do
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_client_that_does_not_read_is_not_written_to_without_bounds(
-    protocol: str, certificate: Path
+    protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """However wide a client opens its windows, an endless answer stops when it stops reading."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         stream = await ask_and_do_not_read(server, protocol, "/endless")
         await server.reached.wait()
         await wait_all_tasks_blocked()
@@ -67,10 +68,12 @@ async def test_a_client_that_does_not_read_is_not_written_to_without_bounds(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_cancellation_closes_every_socket_at_once(protocol: str, certificate: Path) -> None:
+async def test_a_cancellation_closes_every_socket_at_once(
+    protocol: str, certificate: Path, clock: MockClock | None
+) -> None:
     """Also those that are being written to, and whose clients do not read."""
     with trio.fail_after(5), trio.CancelScope() as scope:
-        async with arena(certificate, graceful_timeout=60) as server:
+        async with arena(certificate, clock, graceful_timeout=60) as server:
             stream = await ask_and_do_not_read(server, protocol, "/big")
             await server.reached.wait()
             await wait_all_tasks_blocked()
@@ -81,13 +84,15 @@ async def test_a_cancellation_closes_every_socket_at_once(protocol: str, certifi
 
 
 @pytest.mark.parametrize("path", ["/sys-exit", "/ctrl-c"])
-async def test_ctrl_c_and_sys_exit_still_end_the_server(path: str, certificate: Path) -> None:
+async def test_ctrl_c_and_sys_exit_still_end_the_server(
+    path: str, certificate: Path, clock: MockClock | None
+) -> None:
     """In a handler they travel out of the server, and no connection holds them up."""
     stuck: Any = None
 
     async def main() -> None:
         nonlocal stuck
-        async with arena(certificate, graceful_timeout=60) as server:
+        async with arena(certificate, clock, graceful_timeout=60) as server:
             stuck = await ask_and_do_not_read(server, "http1", "/big")
             await stuck.send_eof()  # so that its reader, which would notice, has ended
             await server.reached.wait()
@@ -102,9 +107,12 @@ async def test_ctrl_c_and_sys_exit_still_end_the_server(path: str, certificate: 
 
 async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
     certificate: Path,
+    clock: MockClock | None,
 ) -> None:
     """HTTP/1 ends after its 404, as that says; HTTP/2 rests until its deadline."""
-    async with arena(certificate, server_names=["elsewhere"], keep_alive_timeout=0.1) as server:
+    async with arena(
+        certificate, clock, server_names=["elsewhere"], keep_alive_timeout=0.1
+    ) as server:
         assert (await server.exchange(request())).startswith(b"HTTP/1.1 404 ")
         assert (await server.exchange(handshake())).startswith(b"HTTP/1.1 404 ")
         client = await server.connect_h2()
@@ -121,9 +129,11 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
 
 
 @pytest.mark.parametrize("path", ["/deaf-until-gate", "websocket"])
-async def test_one_http_2_stream_keeps_no_other_waiting(path: str, certificate: Path) -> None:
+async def test_one_http_2_stream_keeps_no_other_waiting(
+    path: str, certificate: Path, clock: MockClock | None
+) -> None:
     """A handler that does not read closes its own window; other streams answer, and upload."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         if path == "websocket":
             deaf = await client.websocket("/deaf-until-gate")
@@ -141,9 +151,11 @@ async def test_one_http_2_stream_keeps_no_other_waiting(path: str, certificate: 
         await client.stream.aclose()
 
 
-async def test_an_h2_upload_goes_on_when_its_handler_reads_again(certificate: Path) -> None:
+async def test_an_h2_upload_goes_on_when_its_handler_reads_again(
+    certificate: Path, clock: MockClock | None
+) -> None:
     """The window that its handler kept closed opens as it reads, to the last byte."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         body = bytes(range(256)) * 2000
         server.gate.set()
@@ -151,16 +163,21 @@ async def test_an_h2_upload_goes_on_when_its_handler_reads_again(certificate: Pa
         await client.stream.aclose()
 
 
-async def test_every_connection_reports_exactly_one_terminal_state(certificate: Path) -> None:
+async def test_every_connection_reports_exactly_one_terminal_state(
+    certificate: Path, clock: MockClock | None
+) -> None:
     """Whatever it was doing when the server, or its client, ended it."""
     clients: list[Any] = []
-    async with arena(certificate) as server:
+    paths = ["/", "/endless"]
+    if clock is None:  # a mock clock stands still while a handler does not rest
+        paths.append("/never-returns")
+    async with arena(certificate, clock) as server:
         for protocol in PROTOCOLS:
-            for path in ("/", "/endless", "/never-returns"):
+            for path in paths:
                 clients.append(await ask_and_do_not_read(server, protocol, path))
                 clients.append(await ask_and_do_not_read(server, protocol, path))
         clients += [await server.connect(), await server.connect(tls=True)]
-        await server.recorder.wait_for(lambda: len(server.recorder.conns) == len(clients))
+        await server.recorder.wait_for(ConnState.NEW, times=len(clients))
         await wait_all_tasks_blocked()
         for client in clients[::2]:
             await trio.aclose_forcefully(client)
@@ -176,7 +193,10 @@ async def test_every_connection_reports_exactly_one_terminal_state(certificate: 
 async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
     protocol: str, path: str, certificate: Path
 ) -> None:
-    """An application that only sends, or only receives, before and after its peer's end."""
+    """An application that only sends, or only receives, before and after its peer's end.
+
+    On real sockets only: a mock clock stands still while a handler does not rest.
+    """
     async with arena(certificate) as server:
         stream = await ask_and_do_not_read(server, protocol, path)
         await server.reached.wait()
@@ -188,9 +208,11 @@ async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
             assert await http1(await server.connected()) == (200, b"hello")
 
 
-async def test_a_client_that_says_too_much_keeps_its_answer(certificate: Path) -> None:
+async def test_a_client_that_says_too_much_keeps_its_answer(
+    certificate: Path, clock: MockClock | None
+) -> None:
     """What follows a client's last request is not read, and does not cost it the answer."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         for extra in (b"\r\n", b"garbage", request("/hold")):
             for asked in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
                 answer = await server.exchange(asked + extra)
@@ -200,10 +222,10 @@ async def test_a_client_that_says_too_much_keeps_its_answer(certificate: Path) -
 
 @pytest.mark.parametrize("protocol", ["http1", "tls"])
 async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
-    protocol: str, certificate: Path
+    protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """What began to be written is written whole; the application's cancellation waits."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         stream = await ask_and_do_not_read(server, protocol, "/gives-up")
         await server.reached.wait()
         answer = bytearray()
@@ -215,9 +237,10 @@ async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
 
 async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold_it(
     certificate: Path,
+    clock: MockClock | None,
 ) -> None:
     """The reader that waited for the first answer ends with the connection."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         tasks = await server.tasks()
         stream = await server.connected()
         await stream.send_all(request("/says-close") + request())
@@ -231,9 +254,10 @@ async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold
 
 async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset(
     certificate: Path,
+    clock: MockClock | None,
 ) -> None:
     """However the tasks are scheduled."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         for _ in range(30):
             stream_id = client.request("/raise-after-head")
@@ -245,11 +269,11 @@ async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset
 
 
 async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
-    certificate: Path, caplog: pytest.LogCaptureFixture
+    certificate: Path, clock: MockClock | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What watches for hangups is there as long as anybody may watch."""
     with trio.CancelScope() as scope:
-        async with arena(certificate, errorlog="-") as server:
+        async with arena(certificate, clock, errorlog="-") as server:
             stream = await server.connected()
             await stream.send_all(request("/never-returns") + request())
             await server.reached.wait()
@@ -261,9 +285,10 @@ async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
 
 async def test_a_websocket_handler_over_h2_is_told_that_its_client_spoke_too_early(
     certificate: Path,
+    clock: MockClock | None,
 ) -> None:
     """Its stream is answered, and the connection goes on."""
-    async with arena(certificate) as server:
+    async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         stream_id = await client.websocket("/never-accepts", accepted=False)
         client.h2.send_data(stream_id, b"too early")

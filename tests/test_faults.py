@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -26,13 +24,14 @@ import trio
 import wsproto
 import wsproto.events
 from hypercorn.config import Config
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_httptrack import tracked_server
+from trio_httptrack import ConnState, TrackedServer, tracked_server
+from trio_httptrack.testing import MemoryServer, memory_server
 
 from . import hypercorn_process
 from .clients import Http2, http1, read_to_end
-from .support import Recorder, respond, tls_client
+from .support import Recorder, reset, respond, tls_client
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -43,6 +42,8 @@ GRACE = 0.1  # seconds
 class Arena:
     """A server under attack, and what is around it."""
 
+    server: TrackedServer
+
     def __init__(self) -> None:
         self.recorder = Recorder()
         self.gate = trio.Event()
@@ -50,7 +51,6 @@ class Arena:
         self.written = 0
         self.clients = AsyncExitStack()
         self.reached = trio.Event()
-        self.ports: dict[bool, int] = {}
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -251,14 +251,17 @@ class Arena:
 
     # Clients
 
-    async def connect(self, *, tls: bool = False) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self.ports[tls])
+    async def connect(self, *, tls: bool = False) -> Any:
+        if isinstance(self.server, MemoryServer):
+            return await self.server.connect(tls=tls, handshake=False)
+        port = self.server.urls[0 if tls else 1].rpartition(":")[2]
+        return await trio.open_tcp_stream("127.0.0.1", int(port))
 
-    async def connected(self) -> trio.SocketStream:
+    async def connected(self) -> Any:
         """A client's end that is closed with the arena."""
         return await self.clients.enter_async_context(await self.connect())
 
-    async def connect_tls(self, *alpn: str) -> trio.SSLStream[trio.SocketStream]:
+    async def connect_tls(self, *alpn: str) -> trio.SSLStream[Any]:
         return await tls_client(await self.connect(tls=True), *alpn)
 
     async def connect_h2(self, *, tls: bool = True) -> Http2:
@@ -278,8 +281,10 @@ class Arena:
 
 
 @asynccontextmanager
-async def arena(certificate: Path, **settings: Any) -> AsyncIterator[Arena]:
-    """Serve while the block runs; the shutdown must come in time."""
+async def arena(
+    certificate: Path, clock: MockClock | None = None, **settings: Any
+) -> AsyncIterator[Arena]:
+    """Serve while the block runs, in memory with a mock clock; the shutdown must come in time."""
     arena = Arena()
     config = Config.from_mapping(
         bind="127.0.0.1:0",
@@ -288,16 +293,13 @@ async def arena(certificate: Path, **settings: Any) -> AsyncIterator[Arena]:
         keyfile=str(certificate),
         **{"errorlog": None, "graceful_timeout": GRACE, **settings},
     )
-    async with (
-        arena.clients,
-        tracked_server(arena.app, config, tracker=arena.recorder) as server,
-    ):
-        tls, plain = server.urls
-        arena.ports = {True: int(tls.rpartition(":")[2]), False: int(plain.rpartition(":")[2])}
+    serve = tracked_server if clock is None else memory_server
+    async with arena.clients, serve(arena.app, config, tracker=arena.recorder) as arena.server:
         yield arena
-        with trio.fail_after(GRACE + 0.5):
-            await server.shutdown()
-    assert server.conn_tracker.count == 0
+        told = trio.current_time()
+        await arena.server.shutdown()
+        assert trio.current_time() - told <= GRACE + (0.5 if clock is None else 0)
+    assert arena.server.conn_tracker.count == 0
     for sequence in arena.recorder.sequences():
         assert sum(sequence.count(terminal) for terminal in "CH") == 1
         assert sequence[-1] in "CH"
@@ -318,13 +320,6 @@ def fault(function: Fault) -> Fault:
 
 def faults(name: str, **functions: Fault) -> None:
     FAULTS.update({f"{name}-{key}": function for key, function in functions.items()})
-
-
-def reset(stream: Any) -> None:
-    """End a connection as a crash does: with RST instead of FIN."""
-    sock = getattr(stream, "transport_stream", stream).socket
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 def request(path: str = "/", *lines: str, method: str = "GET") -> bytes:
@@ -402,7 +397,7 @@ async def an_upload_that_nobody_reads(arena: Arena) -> None:
 async def a_client_that_hangs_up_behind_its_pipelined_request(arena: Arena) -> None:
     async with await arena.connect() as stream:
         await stream.send_all(request("/until-disconnect") + request())
-        await arena.recorder.wait_for(lambda: arena.recorder.sequences()[-1] == "NA")
+        await arena.recorder.wait_for(ConnState.ACTIVE, times=2)
         await wait_all_tasks_blocked()
     await arena.recorder.wait_terminal(1)
     assert arena.seen == ["disconnect"]
@@ -412,7 +407,7 @@ async def a_client_that_hangs_up_behind_its_pipelined_request(arena: Arena) -> N
 async def a_client_that_resets_behind_its_pipelined_request(arena: Arena) -> None:
     stream = await arena.connect()
     await stream.send_all(request("/until-disconnect") + request("/until-oserror"))
-    await arena.recorder.wait_for(lambda: arena.recorder.sequences()[-1] == "NA")
+    await arena.recorder.wait_for(ConnState.ACTIVE, times=2)
     await wait_all_tasks_blocked()
     reset(stream)
     await arena.recorder.wait_terminal(1)

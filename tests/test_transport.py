@@ -5,31 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
-from trio_httptrack._hypercorn import readiness as readiness_module
-from trio_httptrack._hypercorn.readiness import Readiness
+from trio_httptrack._hypercorn.kernel import SystemKernel
 from trio_httptrack._hypercorn.transport import MAX_PARTS, MAX_RECEIVE, Transport
+from trio_httptrack.testing._network import MemoryKernel, MemorySocket, MemoryStream
 
-from .support import MemorySocket
-from .test_faults import reset
+from .support import reset
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
-
-
-@pytest.fixture(
-    params=[pytest.param(True, marks=linux, id="epoll"), pytest.param(False, id="trio")]
-)
-def epoll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether readers wait for the worker's epoll, or as they do on other systems."""
-    available: bool = request.param
-    monkeypatch.setattr(readiness_module, "AVAILABLE", available)
-    return available
 
 
 @asynccontextmanager
@@ -38,13 +28,53 @@ async def tcp_pair() -> AsyncIterator[tuple[trio.SocketStream, Transport]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = await trio.open_tcp_stream(*listener.getsockname())
         server = trio.SocketStream(trio.socket.from_stdlib_socket(listener.accept()[0]))
-    with closing(Readiness()) as readiness:
+    with closing(SystemKernel()) as kernel:
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(readiness.run)
-            with closing(Transport(server, readiness)) as transport:
+            nursery.start_soon(kernel.run)
+            with closing(Transport(server, kernel)) as transport:
                 yield client, transport
-            assert readiness._callbacks == {}
+            assert kernel._callbacks == {}
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def memory_pair() -> AsyncIterator[tuple[MemoryStream, Transport]]:
+    """The same, of a memory server."""
+    ours, theirs = MemorySocket(("127.0.0.1", 80)), MemorySocket(("127.0.0.1", 40001))
+    kernel = MemoryKernel()
+    ours.connect(theirs)
+    ours.open(kernel)
+    async with (
+        MemoryStream(theirs) as client,
+        MemoryStream(ours) as server,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(kernel.run)
+        with closing(Transport(server, kernel)) as transport:  # type: ignore[arg-type]
+            yield client, transport
+        assert not kernel._registered
+        assert not kernel._sockets
+        nursery.cancel_scope.cancel()
+
+
+Pair = Callable[[], AbstractAsyncContextManager[tuple[Any, Transport]]]
+
+
+@pytest.fixture(params=[pytest.param(tcp_pair, marks=linux, id="epoll"), "trio", memory_pair])
+def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """Makes connections whose server waits for the worker's epoll, or as on other systems."""
+    if request.param == "trio":
+        monkeypatch.setattr(SystemKernel, "tells", False)
+        return tcp_pair
+    make: Pair = request.param
+    return make
+
+
+def read_now(client: Any) -> bytes:
+    """Without a checkpoint."""
+    if isinstance(client, MemoryStream):
+        return client.socket.recv(2**20)
+    return os.read(client.socket.fileno(), 2**20)
 
 
 async def become_known(transport: Transport) -> None:
@@ -55,9 +85,9 @@ async def become_known(transport: Transport) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_what_comes_is_read_whenever_it_comes(epoll: bool) -> None:
+async def test_what_comes_is_read_whenever_it_comes(pair: Pair) -> None:
     """Before anybody reads, while somebody waits, and behind what was read."""
-    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+    async with pair() as (client, transport), trio.open_nursery() as nursery:
         for part in (b"one", b"two"):
             await client.send_all(part)
             with assert_checkpoints():
@@ -77,19 +107,19 @@ async def test_what_comes_is_read_whenever_it_comes(epoll: bool) -> None:
         assert received == [b"three"]
 
 
-async def test_more_than_one_read_takes_is_read_by_the_next(epoll: bool) -> None:
+async def test_more_than_one_read_takes_is_read_by_the_next(pair: Pair) -> None:
     """Though the kernel tells of it but once."""
     data = bytes(3 * MAX_RECEIVE + 1)
-    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+    async with pair() as (client, transport), trio.open_nursery() as nursery:
         nursery.start_soon(client.send_all, data)
         received = 0
         while received < len(data):
             received += len(await transport.receive())
 
 
-async def test_the_end_is_read_behind_the_last_bytes(epoll: bool) -> None:
+async def test_the_end_is_read_behind_the_last_bytes(pair: Pair) -> None:
     """Also where both came before anybody read, and as often as it is asked for."""
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         await client.send_all(b"first")
         assert await transport.receive() == b"first"
         with trio.move_on_after(0):
@@ -107,21 +137,26 @@ async def test_a_socket_that_a_child_still_has_is_forgotten_all_the_same() -> No
     """Its number may be another's next, and what happens to it is no longer ours."""
     async with tcp_pair() as (client, transport):
         await become_known(transport)
-        number, readiness, told = transport._fileno, transport._readiness, list[int]()
+        number, told = transport._fileno, list[int]()
+        kernel: Any = transport._kernel
         inherited = os.dup(number)  # as a forked child would have it
         try:
             transport.close()
-            readiness._callbacks[number] = told.append  # as its next owner would be
+            kernel._callbacks[number] = told.append  # as its next owner would be
             await client.send_all(b"hello")
             await wait_all_tasks_blocked()
             assert told == []
-            del readiness._callbacks[number]
+            del kernel._callbacks[number]
         finally:
             os.close(inherited)
 
 
-async def test_what_lies_behind_an_urgent_byte_is_read(epoll: bool) -> None:
+@pytest.mark.parametrize("tells", [pytest.param(True, marks=linux), False])
+async def test_what_lies_behind_an_urgent_byte_is_read(
+    tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read stops before it, and nothing new has come when the next one begins."""
+    monkeypatch.setattr(SystemKernel, "tells", tells)
     async with tcp_pair() as (client, transport):
         await become_known(transport)
         await client.socket.send(b"before")
@@ -135,14 +170,18 @@ async def test_what_lies_behind_an_urgent_byte_is_read(epoll: bool) -> None:
     assert received == b"beforebehind"
 
 
-async def test_what_lies_behind_a_passed_descriptor_is_read(epoll: bool) -> None:
+@pytest.mark.parametrize("tells", [pytest.param(True, marks=linux), False])
+async def test_what_lies_behind_a_passed_descriptor_is_read(
+    tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read from a Unix socket stops there, too."""
+    monkeypatch.setattr(SystemKernel, "tells", tells)
     ours, theirs = socket.socketpair()
-    with closing(Readiness()) as readiness, theirs:
+    with closing(SystemKernel()) as kernel, theirs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(readiness.run)
+            nursery.start_soon(kernel.run)
             server = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-            with closing(Transport(server, readiness)) as transport:
+            with closing(Transport(server, kernel)) as transport:
                 await become_known(transport)
                 socket.send_fds(theirs, [b"one"], [theirs.fileno()])
                 theirs.send(b"two")
@@ -154,9 +193,9 @@ async def test_what_lies_behind_a_passed_descriptor_is_read(epoll: bool) -> None
             nursery.cancel_scope.cancel()
 
 
-async def test_a_reset_is_a_broken_connection(epoll: bool) -> None:
+async def test_a_reset_is_a_broken_connection(pair: Pair) -> None:
     """For who reads it and for who writes on."""
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         reset(client)
         with pytest.raises(trio.BrokenResourceError):
             await transport.receive()
@@ -164,9 +203,9 @@ async def test_a_reset_is_a_broken_connection(epoll: bool) -> None:
             await transport.send([b"hello"])
 
 
-async def test_closing_wakes_who_reads_and_who_writes(epoll: bool) -> None:
+async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
     """They learn that it was closed, and everybody after them."""
-    async with tcp_pair() as (_, transport):
+    async with pair() as (_, transport):
         closed = []
 
         async def read() -> None:
@@ -189,9 +228,9 @@ async def test_closing_wakes_who_reads_and_who_writes(epoll: bool) -> None:
         await write()
 
 
-async def test_a_cancelled_read_loses_nothing(epoll: bool) -> None:
+async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
     """Neither when it waits, nor when there is something."""
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         for _ in range(2):
             with trio.CancelScope() as scope:
                 scope.cancel()
@@ -205,9 +244,9 @@ async def test_a_cancelled_read_loses_nothing(epoll: bool) -> None:
         assert await transport.receive() == b"hello"
 
 
-async def test_a_write_that_has_room_is_no_checkpoint() -> None:
+async def test_a_write_that_has_room_is_no_checkpoint(pair: Pair) -> None:
     """However many parts it has."""
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         for parts in ([b"x"], [b"x"] * MAX_PARTS, [b"x"] * 5000):
             with assert_no_checkpoints():
                 await transport.send(parts)
@@ -217,13 +256,13 @@ async def test_a_write_that_has_room_is_no_checkpoint() -> None:
             assert received == b"x" * len(parts)
 
 
-async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled() -> None:
+async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: Pair) -> None:
     """Nobody's bytes come between the others', and no part is left out."""
     big = bytes(2**23)
     writes = [[b"head", big, b"", b"tail"], [b"second", big], [b"third"]]
     expected = b"".join(map(b"".join, writes))
     async with (
-        tcp_pair() as (client, transport),
+        pair() as (client, transport),
         trio.open_nursery() as nursery,
         trio.open_nursery() as writers,
     ):
@@ -241,16 +280,16 @@ async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled() -> N
     assert received == expected
 
 
-async def test_nobody_overtakes_who_waits_for_room() -> None:
+async def test_nobody_overtakes_who_waits_for_room(pair: Pair) -> None:
     """Also where there is room again, before the one who waits for it has noticed."""
-    async with tcp_pair() as (client, transport), trio.open_nursery() as nursery:
+    async with pair() as (client, transport), trio.open_nursery() as nursery:
         big = bytes(2**23)
         nursery.start_soon(transport.send, [big])
         await wait_all_tasks_blocked()
         received = bytearray()
         with suppress(BlockingIOError):
             while True:
-                received += os.read(client.socket.fileno(), 2**20)
+                received += read_now(client)
 
         @nursery.start_soon
         async def read() -> None:
@@ -261,16 +300,19 @@ async def test_nobody_overtakes_who_waits_for_room() -> None:
     assert received == big + b"last"
 
 
-@linux
+telling = pytest.mark.parametrize("pair", [pytest.param(tcp_pair, marks=linux), memory_pair])
+
+
+@telling
 @pytest.mark.parametrize("was_reset", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_peers_end_is_seen_behind_what_it_sent(
-    was_reset: bool, before: bool, known: bool
+    pair: Pair, was_reset: bool, before: bool, known: bool
 ) -> None:
     """Without any reading, whether somebody watches already or not."""
     told = list[bool]()
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         if known:
             await become_known(transport)
 
@@ -294,11 +336,11 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
         assert told[-1] == was_reset
 
 
-@linux
-async def test_who_does_not_watch_any_more_is_not_told() -> None:
+@telling
+async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()
-    async with tcp_pair() as (client, transport):
+    async with pair() as (client, transport):
         with transport.watch(told.append):
             pass
         await client.send_eof()
@@ -306,22 +348,4 @@ async def test_who_does_not_watch_any_more_is_not_told() -> None:
         assert told == []
         with transport.watch(told.append):
             transport.close()
-            assert transport._readiness._callbacks == {}
     assert told in ([], [False])  # it may have been seen before it was closed
-
-
-async def test_what_is_no_socket_goes_through_its_stream() -> None:
-    """As in-memory streams do, of which the kernel knows nothing."""
-    client, server = trio.testing.memory_stream_pair()
-    server.socket = MemorySocket(server.send_stream, server.receive_stream)  # type: ignore[attr-defined]
-    with closing(Readiness()) as readiness:
-        transport = Transport(server, readiness)  # type: ignore[arg-type]
-        assert transport.client == ("192.0.2.7", 4711)
-        with transport.watch(lambda reset: None):
-            assert readiness._callbacks == {}
-        await client.send_all(b"hello")
-        assert await transport.receive() == b"hello"
-        await transport.send([b"he", b"llo"])
-        assert await client.receive_some() == b"hello"
-        transport.close()
-        assert await client.receive_some() == b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -85,6 +85,19 @@ async def tracked_server(
         config = Config()
         config.bind = "127.0.0.1:0"
     server = TrackedServer()
+    async with serving(server, serve, app, config, tracker):
+        yield server
+
+
+@asynccontextmanager
+async def serving(
+    server: TrackedServer,
+    serve: Callable[..., Awaitable[None]],
+    app: Framework,
+    config: Config,
+    tracker: Tracker | None,
+) -> AsyncIterator[None]:
+    """Run ``serve``, which is the worker's or stands in for it, while the block runs."""
     conn_state = getattr(config, "conn_state", None)
     given = () if tracker is None else (resolve(compose(tracker)),)
     tracked = compose(resolve(conn_state), *given, server._stats_tracker, server.conn_tracker)
@@ -105,5 +118,5 @@ async def tracked_server(
     with ungrouped(nurseries=1):
         async with trio.open_nursery() as nursery:
             server.urls = await nursery.start(run)
-            yield server
+            yield
             await server.shutdown()

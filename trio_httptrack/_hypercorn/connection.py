@@ -94,7 +94,7 @@ class Connection:
         self._config = config
         self._context = context
         self._lifespan_state = state
-        self._transport = Transport(stream, worker.readiness)
+        self._transport = Transport(stream, worker.kernel)
         self._unsent: list[bytes] = []
         self._corked = False
         self._conversation = trio.CancelScope()

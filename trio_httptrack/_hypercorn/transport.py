@@ -2,13 +2,11 @@
 
 A plain socket is read and written with system calls on its descriptor. Reading waits until
 the kernel has told that there is something; writing tries first, for there is nearly always
-room, and is no checkpoint if everything went out. TLS goes through its stream, and so does
-whatever else is no plain socket.
+room, and is no checkpoint if everything went out. TLS goes through its stream.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from socket import AF_INET, AF_INET6, SHUT_WR
@@ -17,8 +15,7 @@ from typing import Any
 import trio
 from hypercorn.utils import parse_socket_addr
 
-from . import readiness
-from .readiness import Readiness
+from .kernel import ENDED, HANGUP, READABLE, RESET, URGENT, Kernel
 
 MAX_RECEIVE = 2**16
 MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
@@ -32,9 +29,9 @@ class Transport:
         "_fileno",
         "_gaps",
         "_hung_up",
+        "_kernel",
         "_readable",
         "_reader",
-        "_readiness",
         "_registered",
         "_sending",
         "_socket",
@@ -46,14 +43,16 @@ class Transport:
     def __init__(
         self,
         stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream,
-        readiness: Readiness,
+        kernel: Kernel,
     ) -> None:
         self._stream = stream
-        self._readiness = readiness
-        self._socket = (
-            stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
-        )
-        self._fileno = self._socket.fileno() if isinstance(stream, trio.SocketStream) else -1
+        self._kernel = kernel
+        if isinstance(stream, trio.SSLStream):
+            self._socket = stream.transport_stream.socket
+            self._fileno = -1
+        else:
+            self._socket = stream.socket
+            self._fileno = self._socket.fileno()
         self._readable = True  # perhaps: the first request mostly comes with its connection
         # Whether a read may stop before the last byte: at TCP's urgent mark, or behind a
         # message that carries descriptors through a Unix socket.
@@ -101,7 +100,7 @@ class Transport:
             if self._fileno < 0:
                 raise trio.ClosedResourceError
             try:
-                data = os.read(self._fileno, MAX_RECEIVE)
+                data = self._kernel.read(self._fileno, MAX_RECEIVE)
             except BlockingIOError:
                 self._readable = False
             except OSError as error:
@@ -112,7 +111,7 @@ class Transport:
                 return data
 
     async def _wait_readable(self) -> None:
-        if not readiness.AVAILABLE:
+        if not self._kernel.tells:
             await trio.lowlevel.wait_readable(self._fileno)
             self._readable = True
             return
@@ -125,22 +124,22 @@ class Transport:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _register(self) -> None:
-        if not self._registered and readiness.AVAILABLE and self._socket.fileno() >= 0:
+        if not self._registered and self._kernel.tells and self._socket.fileno() >= 0:
             self._registered = True
-            events = readiness.HANGUP if self._fileno < 0 else readiness.READABLE
-            self._readiness.register(self._socket.fileno(), self._notice, events)
+            events = HANGUP if self._fileno < 0 else READABLE
+            self._kernel.register(self._socket.fileno(), self._notice, events)
 
     def _notice(self, events: int) -> None:
-        if events & readiness.URGENT:
+        if events & URGENT:
             self._gaps = True
-        if events & readiness.ENDED:
+        if events & ENDED:
             self._ended |= events
             self._tell_watcher()
         self._wake_reader()
 
     def _tell_watcher(self) -> None:
         if self._ended and self._hung_up is not None:
-            self._hung_up(bool(self._ended & readiness.RESET))
+            self._hung_up(bool(self._ended & RESET))
 
     def _wake_reader(self) -> None:
         self._readable = True
@@ -174,7 +173,7 @@ class Transport:
         sent = 0
         if self._fileno >= 0 and not self._sending.locked():
             try:
-                sent = os.writev(self._fileno, parts)
+                sent = self._kernel.writev(self._fileno, parts)
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -196,7 +195,7 @@ class Transport:
     def close(self) -> None:
         """Wakes whoever reads or writes."""
         self.send_eof()
-        self._readiness.forget(self._socket.fileno())
+        self._kernel.forget(self._socket.fileno())
         self._socket.close()
         self._fileno = -1
         self._wake_reader()

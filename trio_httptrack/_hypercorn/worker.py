@@ -1,9 +1,9 @@
 """A tracked server: Hypercorn's own worker, with every connection ours.
 
 Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext`` and ``Lifespan`` as
-globals of its module. :func:`serve` runs the very same code with these names bound to its
-own, for this one call: nothing global changes, and several servers in one process, tracked
-or not, do not meet.
+globals of its module. :meth:`Worker.serve` runs the very same code with these names bound to
+its own, for this one call: nothing global changes, and several servers in one process,
+tracked or not, do not meet.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from functools import partial
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import trio
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper
+from hypercorn.typing import AppWrapper, LifespanState
 
 from .._states import Conn
 from .._stats import StatsTracker
@@ -26,8 +26,8 @@ from .._trackers import Composed
 from .connection import Connection
 from .drain import drain
 from .errors import ungrouped
+from .kernel import Kernel, SystemKernel
 from .lifespan import Lifespan
-from .readiness import Readiness
 from .settings import once_per_second
 from .timeouts import Timeout
 
@@ -39,36 +39,46 @@ class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
     def __init__(
-        self, config: Config, tracker: Composed, nursery: trio.Nursery, readiness: Readiness
+        self, config: Config, tracker: Composed, nursery: trio.Nursery, kernel: Kernel
     ) -> None:
         self.config = once_per_second(config)
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.tracker = tracker
         self.connections: set[Connection] = set()
-        self.readiness = readiness
+        self.kernel = kernel
         self._nursery = nursery
         self._logged: set[object] = set()
-        for service in (readiness, self.handshake_timeout, self.keep_alive_timeout):
+        for service in (kernel, self.handshake_timeout, self.keep_alive_timeout):
             nursery.start_soon(service.run)
 
-    async def serve(self, app: AppWrapper, **kwargs: Any) -> None:
-        serve = FunctionType(
-            hypercorn_serve.__code__,
-            {
-                **hypercorn_serve.__globals__,
-                "TCPServer": partial(Connection, self),
-                "WorkerContext": self._make_context,
-                "Lifespan": Lifespan,
-            },
-        )
+    async def serve(
+        self, app: AppWrapper, *, listener: trio.abc.Listener[Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Run Hypercorn's ``worker_serve``, on its sockets or on a listener in their place."""
+        names: dict[str, object] = {
+            "TCPServer": self.make_connection,
+            "WorkerContext": self._make_context,
+            "Lifespan": self.make_lifespan,
+        }
+        if listener is not None:
+            serve_listeners = partial(_serve_listener, listener)
+            names["trio"] = SimpleNamespace(**{**vars(trio), "serve_listeners": serve_listeners})
+            kwargs["sockets"] = Sockets([], [], [])
+        serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
+
+    def make_connection(self, *args: Any) -> Connection:
+        return Connection(self, *args)
 
     def _make_context(self, max_requests: int | None) -> WorkerContext:
         context = WorkerContext(max_requests)
         self._nursery.start_soon(drain, self, context)
         return context
+
+    def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
+        return Lifespan(app, config, state)
 
     def abort(self) -> None:
         """End every connection now."""
@@ -102,15 +112,21 @@ class Worker:
         self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))
 
 
+async def _serve_listener(
+    listener: trio.abc.Listener[Any], handler: Any, none: list[Any], **kwargs: Any
+) -> None:
+    await trio.serve_listeners(handler, [listener], **kwargs)
+
+
 async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
     """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
 
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
     # The nurseries are ours, and the three of Hypercorn's worker_serve.
-    with closing(Readiness()) as readiness, ungrouped(nurseries=4):
+    with closing(SystemKernel()) as kernel, ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
-            await Worker(config, tracker, nursery, readiness).serve(app, **kwargs)
+            await Worker(config, tracker, nursery, kernel).serve(app, **kwargs)
             nursery.cancel_scope.cancel()
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:

@@ -1,0 +1,10 @@
+"""Deterministic tests: a real Hypercorn on an in-memory network, under Trio's mock clock."""
+
+from ._recording import RecordingTracker, Transition
+from ._server import ClientStream, MemoryServer, memory_server
+
+__all__ = ["ClientStream", "MemoryServer", "RecordingTracker", "Transition", "memory_server"]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # where users import it from
+del _name

@@ -1,0 +1,330 @@
+"""A network without an operating system: a connection is two buffers.
+
+It does what TCP does within one machine: what is sent has arrived, until a buffer is full.
+Where TCP leaves it to luck whether a client still reads what came before a reset, here it
+never does: a server that keeps its answers on this network keeps them on any.
+
+:class:`MemorySocket` never waits, as a non-blocking socket does not. :class:`MemoryStream`
+waits for it, and :class:`MemoryKernel` tells the server's connections when they need not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
+from socket import AF_INET, AF_INET6, SHUT_WR
+from typing import TypeVar
+
+import trio
+
+from .._hypercorn.kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, RESET
+from .._states import Conn
+
+T = TypeVar("T")
+Address = tuple[str, int]
+
+BUFFER_SIZE = 2**16  # bytes, each way
+
+
+class MemorySocket:
+    """One end of a connection, with as much of a socket's interface as a server asks for."""
+
+    def __init__(self, address: Address) -> None:
+        self.family = AF_INET6 if ":" in address[0] else AF_INET
+        self.changed = trio.lowlevel.ParkingLot()
+        self.closed = False
+        self.ended = False  # what we send
+        self._peer_ended = False
+        self._was_reset = False
+        self._received = bytearray()
+        self._address = address
+        self._peer = self  # until it is connected
+        self._kernel: MemoryKernel | None = None
+        self._fileno = -1
+
+    def connect(self, peer: MemorySocket) -> None:
+        self._peer, peer._peer = peer, self
+
+    def open(self, kernel: MemoryKernel) -> None:
+        """Get a file descriptor, as a server's end does when it is accepted."""
+        self._kernel = kernel
+        self._fileno = kernel.open(self)
+
+    def fileno(self) -> int:
+        return self._fileno
+
+    def getsockname(self) -> Address:
+        return self._address
+
+    def getpeername(self) -> Address:
+        return self._peer._address
+
+    def recv(self, size: int) -> bytes:
+        if self.closed:
+            raise _error(errno.EBADF)
+        if self._was_reset:
+            raise _error(errno.ECONNRESET)
+        if not self._received and not self._peer_ended:
+            raise _error(errno.EAGAIN)
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        self._peer._wake()  # for there is room
+        return data
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Returns for how many of the bytes there was room."""
+        if self.closed:
+            raise _error(errno.EBADF)
+        if self.ended or self._was_reset:
+            raise _error(errno.EPIPE)
+        if self._peer.closed:
+            self._be_reset()
+            return len(data)  # this once, as TCP, which does not know it yet
+        if data and not self.room():
+            raise _error(errno.EAGAIN)
+        data = data[: self.room()]
+        self._peer._received += data
+        self._peer._wake()
+        return len(data)
+
+    def room(self) -> int:
+        """How many bytes can be sent without waiting."""
+        return BUFFER_SIZE - len(self._peer._received)
+
+    def shutdown(self, how: int) -> None:
+        """End what we send. ``how`` must be ``SHUT_WR``."""
+        if self.closed or self._was_reset:
+            raise _error(errno.ENOTCONN)
+        self.ended = True
+        self._peer._peer_ended = True
+        self._peer._wake()
+        self._wake()
+
+    def close(self) -> None:
+        """End both ways; with a reset if something is left unread, as TCP does (RFC 2525)."""
+        if self._received:
+            self.reset()
+        elif not self.closed:
+            with suppress(OSError):
+                self.shutdown(SHUT_WR)
+            self._close()
+
+    def reset(self) -> None:
+        """End both ways. What the peer has not read yet, it never will."""
+        if not self.closed:
+            self._peer._be_reset()
+            self._received.clear()
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._kernel is not None:
+            self._kernel.close(self._fileno)
+        self._fileno = -1
+        self._wake()
+
+    def _be_reset(self) -> None:
+        self._was_reset = True
+        self._received.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        self.changed.unpark_all()
+        if self._kernel is not None:
+            self._kernel.notice(self._fileno)
+
+    @property
+    def events(self) -> int:
+        """What epoll would say of it now."""
+        events = EPOLLIN if self._received or self._peer_ended else 0
+        if self._peer_ended:
+            events |= EPOLLRDHUP | (EPOLLHUP if self.ended else 0)
+        if self._was_reset:
+            events |= EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+        return events
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))  # of the subclass that belongs to the number
+
+
+class MemoryKernel:
+    """What a worker asks of the operating system, for memory sockets."""
+
+    tells = True
+
+    def __init__(self) -> None:
+        self._filenos = count()
+        self._sockets: dict[int, MemorySocket] = {}
+        self._registered: dict[int, tuple[Callable[[int], None], int]] = {}
+        self._noticed: dict[int, None] = {}  # in this order
+        self._happened = trio.Event()
+
+    def open(self, socket: MemorySocket) -> int:
+        fileno = next(self._filenos)
+        self._sockets[fileno] = socket
+        return fileno
+
+    def close(self, fileno: int) -> None:
+        del self._sockets[fileno]
+
+    def read(self, fileno: int, size: int, /) -> bytes:
+        return self._sockets[fileno].recv(size)
+
+    def writev(self, fileno: int, parts: Sequence[bytes], /) -> int:
+        return self._sockets[fileno].send(b"".join(parts))
+
+    def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
+        self._registered[fileno] = callback, events | RESET
+        self.notice(fileno)
+
+    def forget(self, fileno: int) -> None:
+        self._registered.pop(fileno, None)
+
+    def notice(self, fileno: int) -> None:
+        """Something may have happened to the socket."""
+        if fileno in self._registered:
+            self._noticed[fileno] = None
+            self._happened.set()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        while True:
+            await self._happened.wait()
+            self._happened = trio.Event()
+            noticed, self._noticed = self._noticed, {}
+            for fileno in noticed:
+                if fileno in self._registered:  # else one of those before has closed it
+                    callback, wanted = self._registered[fileno]
+                    if events := self._sockets[fileno].events & wanted:
+                        callback(events)
+
+
+class MemoryStream(trio.abc.HalfCloseableStream):
+    """A memory socket as a stream, as ``trio.SocketStream`` is of a real one."""
+
+    def __init__(self, socket: MemorySocket) -> None:
+        self.socket = socket
+        self._busy: set[str] = set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._alone("sending"):
+            await trio.lowlevel.checkpoint()
+            self._refuse_after_eof()
+            rest = memoryview(data)
+            while True:
+                sent = await self._when_possible(partial(self.socket.send, rest))
+                rest = rest[sent:]
+                if not rest:
+                    return
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._alone("sending"):
+            await trio.lowlevel.checkpoint()
+            self._refuse_after_eof()
+            await self._when_possible(partial(self.socket.send, b""))
+            while not self.socket.room():
+                await self.socket.changed.park()
+                await self._when_possible(partial(self.socket.send, b""))
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is None:
+            max_bytes = BUFFER_SIZE
+        if not isinstance(max_bytes, int):
+            raise TypeError(f"max_bytes must be an int, not {max_bytes!r}")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
+        with self._alone("receiving"):
+            await trio.lowlevel.checkpoint()
+            return await self._when_possible(partial(self.socket.recv, max_bytes))
+
+    async def send_eof(self) -> None:
+        with self._alone("sending"):
+            await trio.lowlevel.checkpoint()
+            if self.socket.closed:
+                raise trio.ClosedResourceError
+            with suppress(OSError):  # as a real one, which is as good as ended if it was reset
+                self.socket.shutdown(SHUT_WR)
+
+    async def aclose(self) -> None:
+        self.socket.close()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self) -> None:
+        self.socket.reset()
+
+    async def _when_possible(self, operation: Callable[[], T]) -> T:
+        while True:
+            try:
+                return operation()
+            except BlockingIOError:
+                await self.socket.changed.park()
+            except OSError as error:
+                if self.socket.closed:
+                    raise trio.ClosedResourceError from None
+                raise trio.BrokenResourceError(f"{error}") from error
+
+    def _refuse_after_eof(self) -> None:
+        if self.socket.ended:
+            raise trio.ClosedResourceError("nothing can be sent after send_eof()")
+
+    @contextmanager
+    def _alone(self, doing: str) -> Iterator[None]:
+        if doing in self._busy:
+            raise trio.BusyResourceError(f"another task is already {doing} on this stream")
+        self._busy.add(doing)
+        try:
+            yield
+        finally:
+            self._busy.remove(doing)
+
+
+class ServerStream(MemoryStream):
+    """A server's end, before and after it is accepted."""
+
+    conn: Conn
+    """What the server has made of it; set before ``accepted``."""
+
+    def __init__(self, socket: MemorySocket) -> None:
+        super().__init__(socket)
+        self.accepted = trio.Event()
+
+
+Acceptable = ServerStream | trio.SSLStream[ServerStream]
+
+
+def beneath(stream: Acceptable) -> ServerStream:
+    """The stream without its TLS."""
+    return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+
+
+class MemoryListener(trio.abc.Listener[Acceptable]):
+    """Where a server accepts the streams that clients offer, each when it comes to it."""
+
+    def __init__(self, kernel: MemoryKernel) -> None:
+        self._kernel = kernel
+        self._offer, self._accept = trio.open_memory_channel[Acceptable](0)
+
+    async def offer(self, stream: Acceptable) -> None:
+        """Wait until the server accepts the stream.
+
+        Raises:
+          ConnectionRefusedError: it accepts none any more.
+        """
+        try:
+            await self._offer.send(stream)
+        except trio.BrokenResourceError:
+            raise _error(errno.ECONNREFUSED) from None
+
+    async def accept(self) -> Acceptable:
+        stream = await self._accept.receive()
+        beneath(stream).socket.open(self._kernel)
+        return stream
+
+    async def aclose(self) -> None:
+        self._accept.close()
+        await trio.lowlevel.checkpoint()

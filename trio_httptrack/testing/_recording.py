@@ -1,0 +1,108 @@
+"""A tracker for tests: it keeps every transition, and waits for one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import trio
+
+from .._local import ProcessLocal
+from .._states import Conn, ConnState
+
+
+class Transition(NamedTuple):
+    """One change of a connection's state."""
+
+    conn: Conn
+    """The connection."""
+
+    state: ConnState
+    """The state that began."""
+
+    time: float
+    """When, in seconds on Trio's clock; a mock clock starts at 0."""
+
+
+class RecordingTracker(ProcessLocal):
+    """Keeps every transition and its time, for tests.
+
+    Its ``repr()``, which pytest shows where an assertion fails, has a line for each connection:
+
+    >>> import trio, trio.testing
+    >>> from trio_httptrack import Conn, ConnState
+    >>> async def main():
+    ...     tracker, conn = RecordingTracker(), Conn(("192.0.2.7", 4711))
+    ...     tracker.track(conn, ConnState.NEW)
+    ...     await trio.sleep(5)
+    ...     tracker.track(conn, ConnState.CLOSED)
+    ...     print(*tracker.states(conn))
+    ...     print(f"{tracker!r}".replace(str(conn.id), "1", 1))
+    >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    new closed
+    Conn 1 192.0.2.7:4711: NEW 0.0 > CLOSED 5.0
+    """
+
+    def __init__(self) -> None:
+        self.events: list[Transition] = []
+        """Every transition, in the order in which they were reported."""
+
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        """Keep one transition. Called by the server; must be called within Trio."""
+        self.events.append(Transition(conn, state, trio.current_time()))
+        self._changed.unpark_all()
+
+    @property
+    def conns(self) -> list[Conn]:
+        """Every connection, in the order of their first transitions."""
+        return list(dict.fromkeys(event.conn for event in self.events))
+
+    def states(self, conn: Conn) -> list[ConnState]:
+        """The states of one connection, first to last; empty if it reported none."""
+        return [event.state for event in self.events if event.conn == conn]
+
+    async def wait_for(
+        self, state: ConnState, *, conn: Conn | None = None, times: int = 1
+    ) -> Transition:
+        """Wait until a state has been reported, and return that transition.
+
+        What was reported before counts, so nothing can be missed: two requests on one connection
+        are over ``wait_for(ConnState.IDLE, times=2)``. A checkpoint. It waits for ever for what
+        never comes; put ``trio.fail_after()`` around it where that may be.
+
+        Args:
+          state: the state.
+          conn: the connection; None for any.
+          times: how often it must have been reported, at least 1.
+
+        Raises:
+          ValueError: ``times`` is less.
+        """
+        if times < 1:
+            raise ValueError(f"times must be at least 1, not {times}")
+        await trio.lowlevel.checkpoint()
+        while True:
+            found = [
+                event
+                for event in self.events
+                if event.state is state and (conn is None or event.conn == conn)
+            ]
+            if len(found) >= times:
+                return found[times - 1]
+            await self._changed.park()
+
+    def __repr__(self) -> str:
+        """One line for each connection."""
+        lines = [self._line(conn) for conn in self.conns]
+        return "\n".join(lines) or "RecordingTracker: no connection"
+
+    def _line(self, conn: Conn) -> str:
+        name = str(conn)
+        transitions = " > ".join(
+            f"{event.state.name} {round(event.time, 3)}"
+            for event in self.events
+            if event.conn == conn
+        )
+        reason = getattr(conn, "close_reason", None)
+        return f"{name[:1].upper()}{name[1:]}: {transitions}" + (f" ({reason})" if reason else "")

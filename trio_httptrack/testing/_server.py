@@ -1,0 +1,320 @@
+"""memory_server: a tracked Hypercorn whose clients connect in memory.
+
+It is Hypercorn's own worker with the connections of every tracked server. Only the listener
+is another, and what the connections ask of the operating system. And where a server in
+production logs an error and goes on, this one ends, and the test gets the error.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from copy import copy
+from functools import cached_property
+from inspect import isroutine
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.typing import AppWrapper, Framework, LifespanState
+from hypercorn.utils import LifespanFailureError
+
+from .._hypercorn.connection import Connection
+from .._hypercorn.errors import ungrouped
+from .._hypercorn.lifespan import Lifespan
+from .._hypercorn.worker import Worker
+from .._server import TrackedServer, serving
+from .._states import Conn
+from .._trackers import Composed, Tracker
+from ._extra import needed
+from ._network import (
+    Address,
+    MemoryKernel,
+    MemoryListener,
+    MemorySocket,
+    MemoryStream,
+    ServerStream,
+    beneath,
+)
+from ._tls import Tls
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class ClientStream(trio.abc.HalfCloseableStream):
+    """A client's end of a connection, as :meth:`MemoryServer.connect` returns it.
+
+    It holds 64 KiB each way that were sent and are not read yet; then sending waits.
+    """
+
+    conn: Conn
+    """The connection as the server sees it, and as its trackers are told of it."""
+
+    def __init__(self, transport: MemoryStream, conn: Conn) -> None:
+        self.conn = conn
+        self._transport = transport
+        self._tls: trio.SSLStream[MemoryStream] | None = None
+        self._stream: trio.abc.Stream = transport
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that the TLS handshake has agreed on; None if on none."""
+        return self._tls.selected_alpn_protocol() if self._tls is not None else None
+
+    @property
+    def readable(self) -> bool:
+        """Whether something has come that was not read yet: bytes, the end or a reset."""
+        return bool(self._transport.socket.events)
+
+    async def _start_tls(self, context: ssl.SSLContext) -> None:
+        self._stream = self._tls = trio.SSLStream(
+            self._transport, context, server_hostname="localhost", https_compatible=True
+        )
+        await self._tls.do_handshake()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, and wait while there is no room. As any Trio stream, as are its errors."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive what is there, or wait for it; ``b""`` at the server's end.
+
+        Raises:
+          trio.BrokenResourceError: the server has reset the connection. What came before and
+            was not read is lost, as with TCP it may be.
+        """
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        """Send no more, and go on receiving: a half-close.
+
+        With TLS the connection ends so beneath it, without a ``close_notify``.
+        """
+        await self._transport.send_eof()
+
+    async def aclose(self) -> None:
+        """Close as a client does that is done: with a reset if it has not read everything."""
+        await self._stream.aclose()
+
+    def reset(self) -> None:
+        """Close as a client does that crashes: with a reset. Not a checkpoint."""
+        self._transport.reset()
+
+    def __repr__(self) -> str:
+        return f"<ClientStream of {self.conn}>"
+
+
+class MemoryServer(TrackedServer):
+    """A running server; what ``async with memory_server(...)`` gives you.
+
+    It has all that a :class:`TrackedServer` has. Its ``urls`` lead to it from its
+    :meth:`httpx_transport` only, as does any other URL.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+        self._kernel = MemoryKernel()
+        self._listener = MemoryListener(self._kernel)
+        self._client_ports = count(40001)
+
+    @cached_property
+    def _tls(self) -> Tls:
+        return Tls(self._config)
+
+    async def connect(
+        self,
+        *,
+        tls: bool = False,
+        alpn: Sequence[str] = (),
+        handshake: bool = True,
+        client: Address | None = None,
+    ) -> ClientStream:
+        """Open a connection; return the client's end of it when the server has accepted it.
+
+        NEW is reported by then. A stream that is left open ends with the server.
+
+        Args:
+          tls: whether the server expects TLS. Its certificate is that of the config; without
+            one it is made for the occasion, which needs the extra ``testing``.
+          alpn: the protocols that the client offers, such as ``["h2"]``, best first.
+          handshake: False for a client that does no TLS handshake, or does it itself.
+          client: the client's address and port, IPv4 or IPv6; by default 127.0.0.1 and a port
+            that no other connection of this server has.
+
+        Raises:
+          ConnectionRefusedError: the server does not accept any more.
+          trio.BrokenResourceError: the TLS handshake failed.
+          ValueError: ``alpn`` is given for a connection that does no handshake here.
+        """
+        if alpn and not (tls and handshake):
+            raise ValueError(f"alpn={alpn!r} is part of the TLS handshake, and there is none")
+        theirs = MemorySocket(client or ("127.0.0.1", next(self._client_ports)))
+        ours = MemorySocket(("127.0.0.1", 443 if tls else 80))
+        ours.connect(theirs)
+        server_end = ServerStream(ours)
+        with ExitStack() as undo:
+            undo.callback(theirs.close)
+            await self._listener.offer(
+                trio.SSLStream(
+                    server_end, self._tls.server, server_side=True, https_compatible=True
+                )
+                if tls
+                else server_end
+            )
+            await server_end.accepted.wait()
+            stream = ClientStream(MemoryStream(theirs), server_end.conn)
+            if tls and handshake:
+                await stream._start_tls(self._tls.client(alpn))
+            undo.pop_all()
+        return stream
+
+    def httpx_transport(
+        self, *, http1: bool = True, http2: bool = False
+    ) -> httpx.AsyncBaseTransport:
+        """A transport for ``httpx.AsyncClient`` whose connections all lead to this server.
+
+        Whatever the URL's host and port are. ``https`` means TLS, and HTTP/2 if both ends want
+        it; with ``http1=False``, ``http`` means HTTP/2 by prior knowledge. Needs the extra
+        ``testing``.
+
+        Args:
+          http1: whether HTTP/1.1 may be spoken.
+          http2: whether HTTP/2 may be spoken.
+        """
+        with needed("httpx_transport()"):
+            from ._httpx import MemoryTransport
+        return MemoryTransport(self, http1=http1, http2=http2)
+
+
+LIFESPAN = (
+    'Raised by the application in its lifespan, a call with scope["type"] == "lifespan". '
+    "An application that has none raises, or returns, before it receives anything."
+)
+
+
+class MemoryWorker(Worker):
+    """A worker that does not survive what a worker in production has to survive."""
+
+    _failed = False
+
+    def make_connection(self, *args: Any) -> Connection:
+        connection = super().make_connection(*args)
+        *_, stream = args
+        server_end = beneath(stream)
+        server_end.conn = connection.conn
+        server_end.accepted.set()  # NEW is reported before anybody notices
+        return connection
+
+    def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
+        async def watched(scope: Any, receive: Any, send: Any, *others: Any) -> None:
+            supported = False
+
+            async def received() -> Any:
+                nonlocal supported
+                event = await receive()
+                supported = True
+                return event
+
+            async def sent(message: Any) -> None:
+                nonlocal supported
+                supported = message["type"].startswith("lifespan.")
+                await send(message)
+
+            try:
+                await app(scope, received, sent, *others)
+            except LifespanFailureError:
+                raise  # which ends any worker
+            except Exception as error:
+                if supported:  # else that is how it says that it has no lifespan
+                    if sys.version_info >= (3, 11):
+                        error.add_note(LIFESPAN)
+                    self._fail(error)
+                raise
+
+        return super().make_lifespan(cast(AppWrapper, watched), config, state)
+
+    async def log_contained(self, error: BaseException, conn: Conn) -> None:
+        self._fail(error)
+        await super().log_contained(error, conn)
+
+    def log_error(self, error: BaseException, message: str, *args: object) -> None:
+        self._fail(error)
+        super().log_error(error, message, *args)
+
+    def _fail(self, error: BaseException) -> None:
+        """Raise the first error, which may be the cause of all others."""
+        if not self._failed:
+            self._failed = True
+            self._nursery.start_soon(_raise, error)
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def memory_server(
+    app: Framework,
+    config: Config | None = None,
+    *,
+    tracker: Tracker | None = None,
+    **settings: Any,
+) -> AsyncIterator[MemoryServer]:
+    """Serve ``app`` with Hypercorn in memory, tracked, while the block runs.
+
+    All that :func:`trio_httptrack.tracked_server` does, and by the same code, but without
+    sockets: time passes as Trio's clock says. With pytest-trio's ``autojump_clock`` a timeout
+    of minutes is over at once, and everything happens at the same time in each run.
+
+    Leaving the block drains, and then ends the application's lifespan. Two things are made
+    for tests. An error that in production is logged and survived ends the block and is raised
+    in its place: one of a tracker, of a lifespan that has begun, or of the server itself.
+    (A handler's error is answered with a 500, as ever.) And clients connect by
+    :meth:`MemoryServer.connect` or :meth:`MemoryServer.httpx_transport` only.
+
+    Args:
+      app: an ASGI application. (A WSGI application runs in threads, which know no mock clock.)
+      config: Hypercorn's; it is not changed, and its addresses are not used.
+      tracker: called for each transition, after ``config.conn_state`` if that is set.
+      settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
+
+    Raises:
+      TypeError: there is no such setting.
+      ValueError: ``config.conn_state`` does not lead to a tracker.
+
+    >>> import trio, trio.testing
+    >>> async def app(scope, receive, send):
+    ...     assert scope["type"] == "http"
+    >>> async def main():
+    ...     async with memory_server(app, keep_alive_timeout=300) as server:
+    ...         stream = await server.connect()
+    ...         print(await stream.receive_some(), trio.current_time())
+    >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    b'' 300.0
+    """
+    config = copy(config) if config is not None else Config()
+    for name, value in settings.items():
+        if name != "conn_state" and isroutine(getattr(Config, name, isroutine)):
+            raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
+        setattr(config, name, value)
+    server = MemoryServer(config)
+
+    async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
+        with ungrouped(nurseries=4):  # as the worker's own
+            async with trio.open_nursery() as nursery:
+                worker = MemoryWorker(config, tracker, nursery, server._kernel)
+                await worker.serve(app, listener=server._listener, **kwargs)
+                nursery.cancel_scope.cancel()
+
+    async with serving(server, serve, app, config, tracker):
+        server.urls = ["http://localhost", "https://localhost"]
+        yield server
