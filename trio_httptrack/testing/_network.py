@@ -81,10 +81,12 @@ class MemorySocket:
             raise _error(errno.EBADF)
         if self.ended or self._was_reset:
             raise _error(errno.EPIPE)
+        if not data:
+            return 0
         if self._peer.closed:
             self._be_reset()
             return len(data)  # this once, as TCP, which does not know it yet
-        if data and not self.room():
+        if not self.room():
             raise _error(errno.EAGAIN)
         data = data[: self.room()]
         self._peer._received += data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from copy import copy
 from functools import cached_property
@@ -24,6 +24,7 @@ from hypercorn.utils import LifespanFailureError
 
 from .._hypercorn.connection import Connection
 from .._hypercorn.errors import ungrouped
+from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
 from .._hypercorn.worker import Worker
 from .._server import TrackedServer, serving
@@ -40,6 +41,9 @@ from ._network import (
     beneath,
 )
 from ._tls import Tls
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
     import httpx
@@ -157,8 +161,10 @@ class MemoryServer(TrackedServer):
         """
         if alpn and not (tls and handshake):
             raise ValueError(f"alpn={alpn!r} is part of the TLS handshake, and there is none")
-        theirs = MemorySocket(client or ("127.0.0.1", next(self._client_ports)))
-        ours = MemorySocket(("127.0.0.1", 443 if tls else 80))
+        if client is None:
+            client = ("127.0.0.1", next(self._client_ports))
+        theirs = MemorySocket(client)
+        ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
         ours.connect(theirs)
         server_end = ServerStream(ours)
         with ExitStack() as undo:
@@ -202,9 +208,18 @@ LIFESPAN = (
 
 
 class MemoryWorker(Worker):
-    """A worker that does not survive what a worker in production has to survive."""
+    """A worker whose first error, which in production it would have to survive, is ``fail``'s."""
 
-    _failed = False
+    def __init__(
+        self,
+        config: Config,
+        tracker: Composed,
+        nursery: trio.Nursery,
+        kernel: Kernel,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(config, tracker, nursery, kernel)
+        self._fail = fail
 
     def make_connection(self, *args: Any) -> Connection:
         connection = super().make_connection(*args)
@@ -247,18 +262,9 @@ class MemoryWorker(Worker):
         await super().log_contained(error, conn)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
-        self._fail(error)
+        errors = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        self._fail(errors[0] if len(errors) == 1 else error)  # composed trackers raise a group
         super().log_error(error, message, *args)
-
-    def _fail(self, error: BaseException) -> None:
-        """Raise the first error, which may be the cause of all others."""
-        if not self._failed:
-            self._failed = True
-            self._nursery.start_soon(_raise, error)
-
-
-async def _raise(error: BaseException) -> None:
-    raise error
 
 
 @asynccontextmanager
@@ -307,14 +313,30 @@ async def memory_server(
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
         setattr(config, name, value)
     server = MemoryServer(config)
+    block = trio.CancelScope()
+    errors: list[BaseException] = []
+
+    def fail(error: BaseException) -> None:
+        errors.append(error)
+        block.cancel()
 
     async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
         with ungrouped(nurseries=4):  # as the worker's own
             async with trio.open_nursery() as nursery:
-                worker = MemoryWorker(config, tracker, nursery, server._kernel)
+                worker = MemoryWorker(config, tracker, nursery, server._kernel, fail)
                 await worker.serve(app, listener=server._listener, **kwargs)
                 nursery.cancel_scope.cancel()
 
-    async with serving(server, serve, app, config, tracker):
-        server.urls = ["http://localhost", "https://localhost"]
-        yield server
+    try:
+        async with serving(server, serve, app, config, tracker):
+            server.urls = ["http://localhost", "https://localhost"]
+            with block:
+                yield server
+            if errors:
+                raise errors[0]  # the others are in the log
+    except Exception as error:
+        if not errors or error is errors[0]:
+            raise
+        raise errors[0] from error  # which is mostly what a client saw of it
+    if errors:
+        raise errors[0]

@@ -1,0 +1,184 @@
+"""The network of a memory server: what TCP promises, and where it does worse than TCP may.
+
+``test_transport.py`` has what a server's connections make of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from trio.testing import MockClock, check_half_closeable_stream
+
+from trio_httptrack.testing._network import BUFFER_SIZE, MemorySocket, MemoryStream
+
+
+def socket_pair() -> tuple[MemorySocket, MemorySocket]:
+    one, other = MemorySocket(("192.0.2.1", 80)), MemorySocket(("192.0.2.7", 4711))
+    one.connect(other)
+    return one, other
+
+
+async def stream_pair() -> tuple[MemoryStream, MemoryStream]:
+    one, other = socket_pair()
+    return MemoryStream(one), MemoryStream(other)
+
+
+async def clogged_pair() -> tuple[MemoryStream, MemoryStream]:
+    one, other = await stream_pair()
+    for stream in (one, other):
+        await stream.send_all(bytes(BUFFER_SIZE))
+    return one, other
+
+
+async def test_it_does_what_any_trio_stream_does() -> None:
+    """By Trio's own list of what that is."""
+    await check_half_closeable_stream(stream_pair, clogged_pair)
+
+
+async def test_who_sends_more_than_is_read_waits(autojump_clock: MockClock) -> None:
+    """64 KiB are on their way at most, each way."""
+    one, other = await stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.send_all, bytes(BUFFER_SIZE + 1))
+        nursery.start_soon(other.send_all, bytes(BUFFER_SIZE))
+        await trio.sleep(1)
+        assert len(nursery.child_tasks) == 1
+        assert await other.receive_some(1) == b"\0"
+        await trio.sleep(1)
+        assert len(nursery.child_tasks) == 0
+
+
+async def test_a_reset_destroys_what_was_not_read() -> None:
+    """And breaks the connection for who reads as for who writes."""
+    one, other = await stream_pair()
+    await one.send_all(b"answer")
+    one.socket.reset()
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await other.receive_some()
+        with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
+            await other.send_all(b"x")
+
+
+async def test_closing_with_something_unread_is_a_reset() -> None:
+    """As RFC 2525 asks of TCP: the peer must learn that it was not heard."""
+    one, other = await stream_pair()
+    await one.send_all(b"unheard")
+    await other.send_all(b"answer")
+    await other.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await one.receive_some()
+
+
+async def test_what_was_sent_before_a_close_is_read_before_the_end() -> None:
+    """A close that leaves nothing unread is no reset."""
+    one, other = await stream_pair()
+    await one.send_all(b"answer")
+    await one.aclose()
+    assert [await other.receive_some() for _ in range(3)] == [b"answer", b"", b""]
+
+
+async def test_sending_to_who_has_closed_is_answered_with_a_reset() -> None:
+    """Which the first to send does not know yet, and which destroys what it has not read."""
+    one, other = await stream_pair()
+    await one.send_all(b"answer")
+    await one.aclose()
+    await other.send_all(b"one more thing")
+    for use in (other.send_all(b"another"), other.receive_some()):
+        with pytest.raises(trio.BrokenResourceError):
+            await use
+
+
+async def test_an_end_can_still_be_sent_after_a_reset() -> None:
+    """It goes nowhere, as with any socket."""
+    one, other = await stream_pair()
+    other.socket.reset()
+    await one.send_eof()
+
+
+class BothEnds(RuleBasedStateMachine):
+    """Any sequence of what two peers can do, beside two strings and what is known of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets = socket_pair()
+        self.unread = [b"", b""]  # by who is to read it
+        self.ended = [False, False]
+        self.closed = [False, False]
+        self.was_reset = [False, False]
+
+    @rule(end=st.sampled_from([0, 1]), data=st.binary(min_size=1), times=st.sampled_from([1, 2000]))
+    def send(self, end: int, data: bytes, times: int) -> None:
+        data *= times
+        if self.closed[end] or self.ended[end] or self.was_reset[end]:
+            with pytest.raises(OSError, match=r"Bad file descriptor|Broken pipe"):
+                self.sockets[end].send(data)
+        elif self.closed[1 - end]:
+            assert self.sockets[end].send(data) == len(data)
+            self._reset(end)
+        elif len(self.unread[1 - end]) == BUFFER_SIZE:
+            with pytest.raises(BlockingIOError):
+                self.sockets[end].send(data)
+        else:
+            sent = self.sockets[end].send(data)
+            assert sent == min(len(data), BUFFER_SIZE - len(self.unread[1 - end]))
+            self.unread[1 - end] += data[:sent]
+
+    @rule(end=st.sampled_from([0, 1]), size=st.integers(1, BUFFER_SIZE))
+    def recv(self, end: int, size: int) -> None:
+        if self.closed[end] or self.was_reset[end]:
+            with pytest.raises(OSError, match=r"Bad file descriptor|reset by peer"):
+                self.sockets[end].recv(size)
+        elif not self.unread[end] and not self.ended[1 - end]:
+            with pytest.raises(BlockingIOError):
+                self.sockets[end].recv(size)
+        else:
+            assert self.sockets[end].recv(size) == self.unread[end][:size]
+            self.unread[end] = self.unread[end][size:]
+
+    @rule(end=st.sampled_from([0, 1]))
+    def end(self, end: int) -> None:
+        if self.closed[end] or self.was_reset[end]:
+            with pytest.raises(OSError, match="not connected"):
+                self.sockets[end].shutdown(1)
+        else:
+            self.sockets[end].shutdown(1)
+            self.ended[end] = True
+
+    @rule(end=st.sampled_from([0, 1]))
+    def close(self, end: int) -> None:
+        self.sockets[end].close()
+        self._close(end, reset=bool(self.unread[end]))
+
+    @rule(end=st.sampled_from([0, 1]))
+    def reset(self, end: int) -> None:
+        self.sockets[end].reset()
+        self._close(end, reset=True)
+
+    def _close(self, end: int, *, reset: bool) -> None:
+        if not self.closed[end]:
+            self.closed[end] = True
+            self.ended[end] = self.ended[end] or not self.was_reset[end]
+            self.unread[end] = b""
+            if reset:
+                self._reset(1 - end)
+
+    def _reset(self, end: int) -> None:
+        self.was_reset[end] = True
+        self.unread[end] = b""
+
+    @invariant()
+    def says_what_can_be_read(self) -> None:
+        for end, socket in enumerate(self.sockets):
+            readable = self.unread[end] or self.ended[1 - end] or self.was_reset[end]
+            if not self.closed[end]:
+                assert bool(socket.events) == bool(readable)
+
+
+TestBothEnds: Any = BothEnds.TestCase
+TestBothEnds.settings = settings(deadline=None, max_examples=100)
