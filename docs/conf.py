@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
-import trio_httptrack
+import trio_httptrack.testing
 
 project = "trio-httptrack"
 version = release = installed_version(project)
@@ -23,15 +23,17 @@ autodoc_type_aliases = {  # by what a reader can use instead of private or very 
     "Hook": "Tracker",
 }
 
-# The public classes say that they are trio_httptrack's own, so autodoc looks there for the
+# The public classes say that they are the public package's own, so autodoc looks there for the
 # docstrings of their attributes. Show it those of the modules where they are written.
-public = ModuleAnalyzer.for_module("trio_httptrack")
-public.analyze()
-for module in iter_modules(trio_httptrack.__path__, "trio_httptrack."):
-    private = ModuleAnalyzer.for_module(module.name)
-    private.analyze()
-    public.attr_docs |= private.attr_docs
-    public.tagorder |= private.tagorder
+for package in trio_httptrack, trio_httptrack.testing:
+    public = ModuleAnalyzer.for_module(package.__name__)
+    public.analyze()
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        if module.name != "trio_httptrack.testing._httpx":  # which needs httpx and shows nothing
+            private = ModuleAnalyzer.for_module(module.name)
+            private.analyze()
+            public.attr_docs |= private.attr_docs
+            public.tagorder |= private.tagorder
 
 nitpicky = True
 if os.environ.get("DOCS_INTERSPHINX"):  # needs the network, which a build must not
@@ -40,9 +42,11 @@ if os.environ.get("DOCS_INTERSPHINX"):  # needs the network, which a build must 
         "python": ("https://docs.python.org/3", None),
         "trio": ("https://trio.readthedocs.io/en/stable", None),
     }
-    nitpick_ignore_regex = [("py:.*", r"hypercorn\..*")]  # whose documentation has no such index
+    nitpick_ignore_regex = [
+        ("py:.*", r"(httpx|hypercorn)\..*")
+    ]  # whose documentation has no such index
 else:
-    nitpick_ignore_regex = [("py:.*", r"(collections|hypercorn|logging|trio)(\..*)?")]
+    nitpick_ignore_regex = [("py:.*", r"(collections|httpx|hypercorn|logging|trio)(\..*)?")]
 
 
 def setup(app):
@@ -51,3 +55,10 @@ def setup(app):
         lines[:] = GoogleDocstring(lines).lines()
 
     app.connect("autodoc-process-docstring", read_sections)
+
+    def hide_constructors(_app, _what, _name, documented, *_):
+        # Of what a context manager makes, and users do not.
+        made = trio_httptrack.testing.ClientStream, trio_httptrack.testing.MemoryServer
+        return ("", None) if documented in made else None
+
+    app.connect("autodoc-process-signature", hide_constructors)

@@ -6,7 +6,7 @@ import ast
 import sys
 from pathlib import Path
 
-import trio_httptrack
+import trio_httptrack.testing
 
 PACKAGE = Path(trio_httptrack.__file__).parent
 CORE = {"_states", "_trackers", "_conns", "_stats", "_logs", "_local"}
@@ -38,7 +38,7 @@ def test_the_core_imports_trio_and_the_standard_library_only() -> None:
 def test_only_the_hypercorn_room_knows_hypercorns_internals() -> None:
     """Outside of it, Hypercorn's Config, its types and wrap_app are all that is imported."""
     allowed = {"hypercorn.config", "hypercorn.typing", "hypercorn.utils"}
-    for path in PACKAGE.glob("*.py"):
+    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("testing/*.py")]:
         assert {m for m in imports(path) if m.startswith("hypercorn")} <= allowed, path.name
 
 
@@ -51,7 +51,15 @@ def test_the_hypercorn_room_knows_the_core_only() -> None:
         assert {m for m in ours if not m.startswith("_hypercorn")} <= CORE, path.name
 
 
+def test_nothing_needs_what_is_for_tests() -> None:
+    """A server in production never imports trio_httptrack.testing."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "testing":
+            assert not {m for m in imports(path) if m.startswith("testing")}, path.name
+
+
 def test_every_public_name_says_where_it_is_imported_from() -> None:
     """Tracebacks and documentation show the public path, not the private module."""
-    for name in trio_httptrack.__all__:
-        assert getattr(trio_httptrack, name).__module__ == "trio_httptrack"
+    for package in (trio_httptrack, trio_httptrack.testing):
+        for name in package.__all__:
+            assert getattr(package, name).__module__ == package.__name__

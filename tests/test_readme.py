@@ -68,6 +68,7 @@ def test_there_are_five_ways_in() -> None:
         "installed.py",
         "myapp.py",
         "serve.py",
+        "test_timeout.py",
     ]
     assert len(COMMANDS) == 3
     for content in FILES.values():
@@ -99,6 +100,13 @@ def test_the_block_prints_its_numbers(folder: Path) -> None:
         [sys.executable, "block.py"], cwd=folder, check=True, capture_output=True, text=True
     )
     assert "in all: accepted 1, active 1" in script.stdout
+
+
+def test_the_test_passes(folder: Path) -> None:
+    """With pytest-trio's trio_mode."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "trio_mode=true", "test_timeout.py"]
+    tested = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    assert "1 passed" in tested.stdout
 
 
 def test_every_guarantee_is_the_name_of_a_test() -> None:

@@ -32,7 +32,6 @@ from .._states import Conn
 from .._trackers import Composed, Tracker
 from ._extra import needed
 from ._network import (
-    Address,
     MemoryKernel,
     MemoryListener,
     MemorySocket,
@@ -119,7 +118,7 @@ class ClientStream(trio.abc.HalfCloseableStream):
 class MemoryServer(TrackedServer):
     """A running server; what ``async with memory_server(...)`` gives you.
 
-    It has all that a :class:`TrackedServer` has. Its ``urls`` lead to it from its
+    It has all that a :class:`trio_httptrack.TrackedServer` has. Its ``urls`` lead to it from its
     :meth:`httpx_transport` only, as does any other URL.
     """
 
@@ -140,7 +139,7 @@ class MemoryServer(TrackedServer):
         tls: bool = False,
         alpn: Sequence[str] = (),
         handshake: bool = True,
-        client: Address | None = None,
+        client: tuple[str, int] | None = None,
     ) -> ClientStream:
         """Open a connection; return the client's end of it when the server has accepted it.
 
