@@ -94,11 +94,13 @@ async def test_sending_to_who_has_closed_is_answered_with_a_reset() -> None:
             await use
 
 
-async def test_an_end_can_still_be_sent_after_a_reset() -> None:
+async def test_an_end_can_be_sent_after_a_reset_but_not_after_a_close() -> None:
     """It goes nowhere, as with any socket."""
     one, other = await stream_pair()
     other.socket.reset()
     await one.send_eof()
+    with pytest.raises(trio.ClosedResourceError):
+        await other.send_eof()
 
 
 class BothEnds(RuleBasedStateMachine):

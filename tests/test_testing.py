@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -727,3 +727,33 @@ async def test_what_is_not_installed_is_named(
         with pytest.raises(ModuleNotFoundError, match=words):
             server.httpx_transport() if package != "trustme" else await server.connect(tls=True)
         assert await http1(await server.connect()) == (200, b"/")
+
+
+async def test_httpx_says_that_a_handshake_failed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a connection that could not be made, of which nothing is left."""
+    async with (
+        memory_server(app) as server,
+        httpx.AsyncClient(transport=server.httpx_transport()) as client,
+    ):
+        monkeypatch.setattr(server._tls, "client", lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        with pytest.raises(httpx.ConnectError):
+            await client.get("https://app/")
+        await wait_all_tasks_blocked()
+        assert server.connections() == {}
+
+
+async def test_an_error_of_the_tests_own_passes_httpx_as_it_is(autojump_clock: MockClock) -> None:
+    """Such as one in a body that it makes as it goes."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise ZeroDivisionError
+
+    async with (
+        memory_server(app) as server,
+        httpx.AsyncClient(transport=server.httpx_transport()) as client,
+    ):
+        with pytest.raises(ZeroDivisionError):
+            await client.post("http://app/body", content=body())
