@@ -114,12 +114,14 @@ class BothEnds(RuleBasedStateMachine):
         self.closed = [False, False]
         self.was_reset = [False, False]
 
-    @rule(end=st.sampled_from([0, 1]), data=st.binary(min_size=1), times=st.sampled_from([1, 2000]))
+    @rule(end=st.sampled_from([0, 1]), data=st.binary(), times=st.sampled_from([1, 2000]))
     def send(self, end: int, data: bytes, times: int) -> None:
         data *= times
         if self.closed[end] or self.ended[end] or self.was_reset[end]:
             with pytest.raises(OSError, match=r"Bad file descriptor|Broken pipe"):
                 self.sockets[end].send(data)
+        elif not data:
+            assert self.sockets[end].send(data) == 0
         elif self.closed[1 - end]:
             assert self.sockets[end].send(data) == len(data)
             self._reset(end)

@@ -337,6 +337,26 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
 
 
 @telling
+@pytest.mark.parametrize("first", ["client", "server"])
+async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: str) -> None:
+    """The kernel does not tell such an end from a reset, whoever was the first."""
+    told = list[bool]()
+    async with pair() as (client, transport):
+        with transport.watch(told.append):
+            if first == "server":
+                transport.send_eof()
+                await wait_all_tasks_blocked()
+                assert told == []
+            await client.send_eof()
+            await wait_all_tasks_blocked()
+            if first == "client":
+                assert told == [False]
+                transport.send_eof()
+            while not told or not told[-1]:
+                await trio.lowlevel.checkpoint()
+
+
+@telling
 async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()

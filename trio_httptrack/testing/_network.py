@@ -119,7 +119,6 @@ class MemorySocket:
         """End both ways. What the peer has not read yet, it never will."""
         if not self.closed:
             self._peer._be_reset()
-            self._received.clear()
             self._close()
 
     def _close(self) -> None:
@@ -131,7 +130,6 @@ class MemorySocket:
 
     def _be_reset(self) -> None:
         self._was_reset = True
-        self._received.clear()
         self._wake()
 
     def _wake(self) -> None:

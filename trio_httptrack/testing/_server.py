@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, Framework, LifespanState
-from hypercorn.utils import LifespanFailureError
 
 from .._hypercorn.connection import Connection
 from .._hypercorn.errors import ungrouped
@@ -245,8 +244,6 @@ class MemoryWorker(Worker):
 
             try:
                 await app(scope, received, sent, *others)
-            except LifespanFailureError:
-                raise  # which ends any worker
             except Exception as error:
                 if supported:  # else that is how it says that it has no lifespan
                     if sys.version_info >= (3, 11):
