@@ -23,7 +23,7 @@ from trio_httptrack.testing import MemoryServer, RecordingTracker, memory_server
 from trio_httptrack.testing._tls import _certificate
 
 from .clients import Http2, http1, read_response, read_to_end
-from .support import Recorder, app, respond, without_lifespan
+from .support import CERT, Recorder, app, respond, without_lifespan
 
 NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -141,6 +141,14 @@ async def test_a_config_is_not_changed_by_the_settings(autojump_clock: MockClock
     assert config.root_path == ""
 
 
+async def test_a_tracker_can_be_a_setting(autojump_clock: MockClock) -> None:
+    """As it is in a config file."""
+    tracker = RecordingTracker()
+    async with memory_server(app, conn_state=tracker) as server:
+        stream = await server.connect()
+        assert tracker.states(stream.conn) == [NEW]
+
+
 @pytest.mark.parametrize("name", ["keepalive_timeout", "from_mapping", "create_sockets"])
 async def test_a_setting_that_hypercorn_does_not_have_is_refused(name: str) -> None:
     """So that a spelling mistake is not a test of something else."""
@@ -219,6 +227,24 @@ async def test_a_trackers_error_ends_the_test(autojump_clock: MockClock) -> None
 
     with pytest.raises(ValueError, match="own error at new"):
         await serve(app, connect, tracker=TrackerFunc(fail))
+    assert trio.current_time() == 0
+
+
+async def test_a_trackers_error_waits_for_no_request(autojump_clock: MockClock) -> None:
+    """What is in flight then is cut off, however long it might have taken."""
+
+    def fail(conn: Conn, state: ConnState) -> None:
+        if state is ACTIVE:
+            raise ValueError("a tracker's own error")
+
+    async def ask(server: MemoryServer) -> None:
+        await (await server.connect()).send_all(
+            b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        await trio.sleep_forever()
+
+    with pytest.raises(ValueError, match="own error"):
+        await serve(app, ask, tracker=TrackerFunc(fail), graceful_timeout=60)
     assert trio.current_time() == 0
 
 
@@ -451,10 +477,9 @@ async def test_alpn_without_a_handshake_is_refused(arguments: Any) -> None:
 async def test_a_failed_handshake_is_raised_and_leaves_nothing_behind(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As trio.SSLStream raises it."""
+    """As trio.SSLStream raises it, such as for a certificate that is another's."""
     async with memory_server(app) as server:
-        trusting_nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        monkeypatch.setattr(server._tls, "client", lambda alpn: trusting_nobody)
+        monkeypatch.setattr(server._tls, "_trusted", CERT.cert_chain_pems[0].bytes().decode())
         with pytest.raises(trio.BrokenResourceError):
             await server.connect(tls=True)
         await wait_all_tasks_blocked()
@@ -550,6 +575,11 @@ async def test_waiting_for_a_state_misses_none(autojump_clock: MockClock) -> Non
     with assert_checkpoints():
         assert await tracker.wait_for(NEW) == (one, NEW, 0)
 
+    times = []
+
+    async def wait() -> None:
+        times.append((await tracker.wait_for(IDLE)).time)
+
     async def report() -> None:
         for time, conn in enumerate([one, other, one]):
             await trio.sleep_until(time + 1)
@@ -557,7 +587,10 @@ async def test_waiting_for_a_state_misses_none(autojump_clock: MockClock) -> Non
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(report)
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
         assert (await tracker.wait_for(IDLE, conn=other)).time == 2
+        assert times == [1, 1]
         assert (await tracker.wait_for(IDLE)).time == 1
         assert (await tracker.wait_for(IDLE, conn=one, times=2)).time == 3
         assert (await tracker.wait_for(IDLE, times=3)).time == 3
