@@ -29,10 +29,6 @@ NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-async def wait_for_ever(server: MemoryServer) -> None:
-    await trio.sleep_forever()
-
-
 async def do_nothing(server: MemoryServer) -> None:
     pass
 
@@ -147,6 +143,12 @@ async def test_a_tracker_can_be_a_setting(autojump_clock: MockClock) -> None:
     async with memory_server(app, conn_state=tracker) as server:
         stream = await server.connect()
         assert tracker.states(stream.conn) == [NEW]
+
+
+async def test_a_tracker_in_the_place_of_the_config_is_refused() -> None:
+    """With a word about where it belongs."""
+    with pytest.raises(TypeError, match=r"config must be Hypercorn's Config, .* tracker="):
+        await serve(app, config=RecordingTracker())
 
 
 @pytest.mark.parametrize("name", ["keepalive_timeout", "from_mapping", "create_sockets"])
@@ -305,6 +307,31 @@ async def test_a_handlers_error_is_answered_and_no_error_of_the_test(
     assert "the application's own error" in caplog.text
 
 
+@pytest.mark.parametrize("in_a_nursery", [False, True])
+async def test_pytest_fail_in_a_handler_ends_the_test(
+    in_a_nursery: bool, autojump_clock: MockClock
+) -> None:
+    """As does what else is no Exception, such as a skip or a timeout of the test's."""
+
+    @without_lifespan
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if in_a_nursery:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+        pytest.fail("should not be called")
+
+    async def fail() -> None:
+        pytest.fail("should not be called")
+
+    async def ask(server: MemoryServer) -> None:
+        await http1(await server.connect())
+
+    with pytest.raises(BaseException, match=r"should not be called|nursery") as raised:
+        await serve(app, ask)
+    failed = raised.value.exceptions[0] if in_a_nursery else raised.value  # type: ignore[attr-defined]
+    assert isinstance(failed, pytest.fail.Exception)
+
+
 @pytest.mark.parametrize("when", ["startup", "running", "shutdown"])
 async def test_an_error_in_the_lifespan_ends_the_test(when: str, autojump_clock: MockClock) -> None:
     """As itself, whenever it happens; production goes on without a lifespan."""
@@ -320,8 +347,17 @@ async def test_an_error_in_the_lifespan_ends_the_test(when: str, autojump_clock:
         await receive()
         raise ZeroDivisionError
 
+    begun = []
+
+    async def test(server: MemoryServer) -> None:
+        begun.append(server)
+        if when == "running":
+            await trio.sleep_forever()
+
     with pytest.raises(ZeroDivisionError) as raised:
-        await serve(app, do_nothing if when == "shutdown" else wait_for_ever)
+        await serve(app, test)
+    assert len(begun) == (0 if when == "startup" else 1)
+    assert raised.value.__cause__ is None
     assert trio.current_time() == (5 if when == "running" else 0)
     if sys.version_info >= (3, 11):
         assert "in its lifespan" in raised.value.__notes__[0]
@@ -374,10 +410,13 @@ async def answers_anything(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("app", [returns, asserts, answers_anything])
-async def test_an_application_needs_no_lifespan(app: Any, autojump_clock: MockClock) -> None:
-    """However it comes to say so."""
+async def test_an_application_needs_no_lifespan(
+    app: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it comes to say so, and without a word in the log."""
     async with memory_server(app) as server:
         assert await http1(await server.connect()) == (200, b"hello")
+    assert not caplog.records
 
 
 # Connections
@@ -596,6 +635,8 @@ async def test_waiting_for_a_state_misses_none(autojump_clock: MockClock) -> Non
         assert (await tracker.wait_for(IDLE, times=3)).time == 3
     with pytest.raises(ValueError, match="times must be at least 1, not 0"):
         await tracker.wait_for(IDLE, times=0)
+    with pytest.raises(ValueError, match="'idle' is not a valid ConnState"):
+        await tracker.wait_for("idle")  # type: ignore[arg-type]
     assert tracker.states(one) == [NEW, IDLE, IDLE]
     assert tracker.states(Conn()) == []
 

@@ -68,6 +68,7 @@ async def tracked_server(
       tracker: called for each transition, after ``config.conn_state`` if that is set.
 
     Raises:
+      TypeError: ``config`` or ``tracker`` is something else.
       ValueError: ``config.conn_state`` does not lead to a tracker.
       OSError: the address cannot be bound.
 
@@ -84,6 +85,7 @@ async def tracked_server(
     if config is None:
         config = Config()
         config.bind = "127.0.0.1:0"
+    check_config(config)
     server = TrackedServer()
     async with serving(server, serve, app, config, tracker):
         yield server
@@ -120,3 +122,10 @@ async def serving(
             server.urls = await nursery.start(run)
             yield
             await server.shutdown()
+
+
+def check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"config must be Hypercorn's Config, not {config!r} (a tracker is tracker=)"
+        )

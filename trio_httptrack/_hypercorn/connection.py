@@ -301,6 +301,9 @@ class Connection:
         self._handlers.discard(handler)
         self._leave_if_done()
 
+    async def log_application_error(self, error: BaseException) -> None:
+        await self._worker.log_application_error(error, self.conn)
+
     # States and the end
 
     def _enter(self, state: ConnState) -> None:

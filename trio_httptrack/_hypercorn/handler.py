@@ -183,9 +183,7 @@ class Handler:
             if rest is not None:
                 _, rest = split(rest, PeerGone)
             if rest is not None:
-                await self._config.log.error(
-                    "Error in ASGI Framework (%s)", self._connection.conn, exc_info=rest
-                )
+                await self._connection.log_application_error(rest)
             if travels is not None:
                 raise travels from None
         try:

@@ -17,10 +17,10 @@ class Lifespan(HypercornLifespan):
     lifespan.
     """
 
-    _failed = False
+    failed = False
 
     async def asgi_send(self, message: Any) -> None:
-        self._failed = message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.failed")
+        self.failed = message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.failed")
         await super().asgi_send(message)
 
     async def wait_for_startup(self) -> None:
@@ -34,5 +34,5 @@ class Lifespan(HypercornLifespan):
         await self._wait_for_failure()
 
     async def _wait_for_failure(self) -> None:
-        if self._failed:
+        if self.failed:
             await trio.sleep_forever()  # it is about to cancel this

@@ -107,6 +107,10 @@ class Worker:
             exc_info=error if first else None,
         )
 
+    async def log_application_error(self, error: BaseException, conn: Conn) -> None:
+        """Log what a handler raised; its client is answered with a 500."""
+        await self.config.log.error("Error in ASGI Framework (%s)", conn, exc_info=error)
+
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""
         self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))

@@ -26,7 +26,8 @@ class Transition(NamedTuple):
 class RecordingTracker(ProcessLocal):
     """Keeps every transition and its time, for tests.
 
-    Its ``repr()``, which pytest shows where an assertion fails, has a line for each connection:
+    Its ``repr()`` has a line for each connection. Make it the message of an assertion, and it
+    says what has happened where that fails: ``assert conn.state is ConnState.IDLE, tracker``.
 
     >>> import trio, trio.testing
     >>> from trio_httptrack import Conn, ConnState
@@ -77,8 +78,9 @@ class RecordingTracker(ProcessLocal):
           times: how often it must have been reported, at least 1.
 
         Raises:
-          ValueError: ``times`` is less.
+          ValueError: ``times`` is less, or ``state`` is none.
         """
+        state = ConnState(state)
         if times < 1:
             raise ValueError(f"times must be at least 1, not {times}")
         await trio.lowlevel.checkpoint()

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, Framework, LifespanState
+from hypercorn.utils import LifespanFailureError
 
 from .._hypercorn.connection import Connection
 from .._hypercorn.errors import ungrouped
 from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
 from .._hypercorn.worker import Worker
-from .._server import TrackedServer, serving
+from .._server import TrackedServer, check_config, serving
 from .._states import Conn
 from .._trackers import Composed, Tracker
 from ._extra import needed
@@ -245,13 +246,21 @@ class MemoryWorker(Worker):
             try:
                 await app(scope, received, sent, *others)
             except Exception as error:
-                if supported:  # else that is how it says that it has no lifespan
-                    if sys.version_info >= (3, 11):
-                        error.add_note(LIFESPAN)
-                    self._fail(error)
-                raise
+                if not supported:
+                    return  # that is how it says that it has no lifespan
+                if sys.version_info >= (3, 11):
+                    error.add_note(LIFESPAN)
+                self._fail(error)
+                lifespan.failed = True
+                raise LifespanFailureError("the application", str(error)) from error
 
-        return super().make_lifespan(cast(AppWrapper, watched), config, state)
+        lifespan = super().make_lifespan(cast(AppWrapper, watched), config, state)
+        return lifespan
+
+    async def log_application_error(self, error: BaseException, conn: Conn) -> None:
+        if not isinstance(error, Exception):
+            self._fail(error)  # such as pytest.fail's
+        await super().log_application_error(error, conn)
 
     async def log_contained(self, error: BaseException, conn: Conn) -> None:
         self._fail(error)
@@ -279,8 +288,9 @@ async def memory_server(
 
     Leaving the block drains, and then ends the application's lifespan. Two things are made
     for tests. An error that in production is logged and survived ends the block and is raised
-    in its place: one of a tracker, of a lifespan that has begun, or of the server itself.
-    (A handler's error is answered with a 500, as ever.) And clients connect by
+    in its place: one of a tracker, of a lifespan that has received its first event, or of the
+    server itself. (A handler's exception is answered with a 500, as ever; but ``pytest.fail()``
+    in one ends the test.) And clients connect by
     :meth:`MemoryServer.connect` or :meth:`MemoryServer.httpx_transport` only.
 
     Args:
@@ -290,7 +300,7 @@ async def memory_server(
       settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
 
     Raises:
-      TypeError: there is no such setting.
+      TypeError: there is no such setting, or ``config`` or ``tracker`` is something else.
       ValueError: ``config.conn_state`` does not lead to a tracker.
 
     >>> import trio, trio.testing
@@ -303,7 +313,10 @@ async def memory_server(
     >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     b'' 300.0
     """
-    config = copy(config) if config is not None else Config()
+    if config is None:
+        config = Config()
+    check_config(config)
+    config = copy(config)
     for name, value in settings.items():
         if name != "conn_state" and isroutine(getattr(Config, name, isroutine)):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
@@ -333,6 +346,8 @@ async def memory_server(
     except Exception as error:
         if not errors or error is errors[0]:
             raise
+        if error.__cause__ is errors[0]:
+            raise errors[0] from None
         raise errors[0] from error  # which is mostly what a client saw of it
     if errors:
         raise errors[0]
