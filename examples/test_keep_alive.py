@@ -28,4 +28,4 @@ async def test_an_idle_connection_is_closed_after_five_minutes(autojump_clock):
         ConnState.IDLE,
         ConnState.CLOSED,
     ]
-    assert client.conn.close_reason == "keep_alive_timeout", tracker
+    assert client.conn.close_reason == "keep_alive_timeout", str(tracker)

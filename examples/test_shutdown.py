@@ -24,4 +24,4 @@ async def test_a_shutdown_waits_for_the_request_in_flight(autojump_clock):
         assert trio.current_time() == 20  # not 60: the request took 20
         assert b"the report" in await client.receive_some()
         assert await client.receive_some() == b""
-    assert client.conn.close_reason is None, tracker
+    assert client.conn.close_reason is None, str(tracker)

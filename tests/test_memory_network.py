@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from trio_httptrack.testing._network import BUFFER_SIZE, MemorySocket, MemoryStr
 
 
 def socket_pair() -> tuple[MemorySocket, MemorySocket]:
-    one, other = MemorySocket(("192.0.2.1", 80)), MemorySocket(("192.0.2.7", 4711))
-    one.connect(other)
-    return one, other
+    """A server's and a client's."""
+    server = MemorySocket(("192.0.2.1", 80))
+    client = MemorySocket(("192.0.2.7", 4711), client=True)
+    server.connect(client)
+    return server, client
 
 
 async def stream_pair() -> tuple[MemoryStream, MemoryStream]:
@@ -53,54 +56,89 @@ async def test_who_sends_more_than_is_read_waits(autojump_clock: MockClock) -> N
         assert len(nursery.child_tasks) == 0
 
 
-async def test_a_reset_destroys_what_was_not_read() -> None:
+async def test_a_reset_destroys_what_a_client_has_not_read() -> None:
     """And breaks the connection for who reads as for who writes."""
-    one, other = await stream_pair()
-    await one.send_all(b"answer")
-    one.socket.reset()
+    server, client = await stream_pair()
+    await server.send_all(b"answer")
+    server.reset()
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
-            await other.receive_some()
+            await client.receive_some()
         with pytest.raises(trio.BrokenResourceError, match="Broken pipe"):
-            await other.send_all(b"x")
+            await client.send_all(b"x")
+
+
+async def test_a_server_reads_what_came_before_a_reset() -> None:
+    """As on Linux."""
+    server, client = await stream_pair()
+    await client.send_all(b"request")
+    client.reset()
+    assert await server.receive_some() == b"request"
+    with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+        await server.receive_some()
 
 
 async def test_closing_with_something_unread_is_a_reset() -> None:
     """As RFC 2525 asks of TCP: the peer must learn that it was not heard."""
-    one, other = await stream_pair()
-    await one.send_all(b"unheard")
-    await other.send_all(b"answer")
-    await other.aclose()
+    server, client = await stream_pair()
+    await client.send_all(b"unheard")
+    await server.send_all(b"answer")
+    await server.aclose()
     with pytest.raises(trio.BrokenResourceError):
-        await one.receive_some()
+        await client.receive_some()
 
 
 async def test_what_was_sent_before_a_close_is_read_before_the_end() -> None:
     """A close that leaves nothing unread is no reset."""
-    one, other = await stream_pair()
-    await one.send_all(b"answer")
-    await one.aclose()
-    assert [await other.receive_some() for _ in range(3)] == [b"answer", b"", b""]
+    server, client = await stream_pair()
+    await server.send_all(b"answer")
+    await server.aclose()
+    assert [await client.receive_some() for _ in range(3)] == [b"answer", b"", b""]
 
 
 async def test_sending_to_who_has_closed_is_answered_with_a_reset() -> None:
     """Which the first to send does not know yet, and which destroys what it has not read."""
-    one, other = await stream_pair()
-    await one.send_all(b"answer")
-    await one.aclose()
-    await other.send_all(b"one more thing")
-    for use in (other.send_all(b"another"), other.receive_some()):
+    server, client = await stream_pair()
+    await server.send_all(b"answer")
+    await server.aclose()
+    await client.send_all(b"one more thing")
+    for use in (client.send_all(b"another"), client.receive_some()):
         with pytest.raises(trio.BrokenResourceError):
             await use
 
 
-async def test_an_end_can_be_sent_after_a_reset_but_not_after_a_close() -> None:
-    """It goes nowhere, as with any socket."""
-    one, other = await stream_pair()
-    other.socket.reset()
-    await one.send_eof()
+async def test_who_has_read_to_the_end_reads_no_reset() -> None:
+    """As on Linux: the end came first."""
+    server, client = await stream_pair()
+    await server.aclose()
+    await client.send_all(b"a request that comes too late")
+    assert await client.receive_some() == b""
+    with pytest.raises(trio.BrokenResourceError):
+        await client.send_all(b"x")
+
+
+async def test_after_a_reset_or_a_close_no_end_can_be_sent() -> None:
+    """As with any socket; but twice it can."""
+    server, client = await stream_pair()
+    await client.send_eof()
+    await client.send_eof()
+    await client.aclose()
     with pytest.raises(trio.ClosedResourceError):
-        await other.send_eof()
+        await client.send_eof()
+    server, client = await stream_pair()
+    client.reset()
+    with pytest.raises(trio.BrokenResourceError):
+        await server.send_eof()
+
+
+async def test_any_buffer_can_be_sent() -> None:
+    """Whatever its items are; what counts are its bytes."""
+    server, client = await stream_pair()
+    await client.send_all(memoryview(array("I", [1, 2])))
+    assert await server.receive_some() == array("I", [1, 2]).tobytes()
+
+
+CLIENT = 1
 
 
 class BothEnds(RuleBasedStateMachine):
@@ -112,12 +150,13 @@ class BothEnds(RuleBasedStateMachine):
         self.unread = [b"", b""]  # by who is to read it
         self.ended = [False, False]
         self.closed = [False, False]
+        self.broken = [False, False]
         self.was_reset = [False, False]
 
     @rule(end=st.sampled_from([0, 1]), data=st.binary(), times=st.sampled_from([1, 2000]))
     def send(self, end: int, data: bytes, times: int) -> None:
         data *= times
-        if self.closed[end] or self.ended[end] or self.was_reset[end]:
+        if self.closed[end] or self.ended[end] or self.broken[end]:
             with pytest.raises(OSError, match=r"Bad file descriptor|Broken pipe"):
                 self.sockets[end].send(data)
         elif not data:
@@ -135,7 +174,7 @@ class BothEnds(RuleBasedStateMachine):
 
     @rule(end=st.sampled_from([0, 1]), size=st.integers(1, BUFFER_SIZE))
     def recv(self, end: int, size: int) -> None:
-        if self.closed[end] or self.was_reset[end]:
+        if self.closed[end] or (self.was_reset[end] and not self.unread[end]):
             with pytest.raises(OSError, match=r"Bad file descriptor|reset by peer"):
                 self.sockets[end].recv(size)
         elif not self.unread[end] and not self.ended[1 - end]:
@@ -147,7 +186,7 @@ class BothEnds(RuleBasedStateMachine):
 
     @rule(end=st.sampled_from([0, 1]))
     def end(self, end: int) -> None:
-        if self.closed[end] or self.was_reset[end]:
+        if self.closed[end] or self.broken[end]:
             with pytest.raises(OSError, match="not connected"):
                 self.sockets[end].shutdown(1)
         else:
@@ -167,19 +206,23 @@ class BothEnds(RuleBasedStateMachine):
     def _close(self, end: int, *, reset: bool) -> None:
         if not self.closed[end]:
             self.closed[end] = True
-            self.ended[end] = self.ended[end] or not self.was_reset[end]
+            self.ended[end] = self.ended[end] or not (self.broken[end] or reset)
             self.unread[end] = b""
             if reset:
                 self._reset(1 - end)
 
     def _reset(self, end: int) -> None:
-        self.was_reset[end] = True
-        self.unread[end] = b""
+        self.broken[end] = True
+        destroyed = end == CLIENT and self.unread[end] != b""
+        if destroyed or not self.ended[1 - end]:
+            self.was_reset[end] = True
+        if destroyed:
+            self.unread[end] = b""
 
     @invariant()
     def says_what_can_be_read(self) -> None:
         for end, socket in enumerate(self.sockets):
-            readable = self.unread[end] or self.ended[1 - end] or self.was_reset[end]
+            readable = self.unread[end] or self.ended[1 - end] or self.broken[end]
             if not self.closed[end]:
                 assert bool(socket.events) == bool(readable)
 

@@ -6,6 +6,7 @@ import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import trio
 import trio_websocket
 from hypercorn.config import Config
+from hypercorn.logging import Logger
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
@@ -24,6 +26,12 @@ from trio_httptrack.testing._tls import _certificate
 
 from .clients import Http2, http1, read_response, read_to_end
 from .support import CERT, Recorder, app, respond, without_lifespan
+
+if sys.version_info < (3, 11):
+    pass
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -151,7 +159,32 @@ async def test_a_tracker_in_the_place_of_the_config_is_refused() -> None:
         await serve(app, config=RecordingTracker())
 
 
-@pytest.mark.parametrize("name", ["keepalive_timeout", "from_mapping", "create_sockets"])
+async def test_a_setting_of_the_log_holds_also_where_there_is_a_log_already(
+    autojump_clock: MockClock,
+) -> None:
+    """It is made once, from the settings as they are then."""
+    config = Config()
+    log = config.log
+
+    class Silent(Logger):
+        async def warning(self, *args: Any, **kwargs: Any) -> None:
+            silenced.append(args)
+
+    silenced: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await respond(send, b"")  # and not in a lifespan
+
+    async with memory_server(app, config, logger_class=Silent) as server:
+        await server._config.log.warning("hello")
+    assert silenced == [("hello",)]
+    assert config.log is log
+
+
+@pytest.mark.parametrize(
+    "name", ["keepalive_timeout", "from_mapping", "create_sockets", "log", "_log", "ssl_enabled"]
+)
 async def test_a_setting_that_hypercorn_does_not_have_is_refused(name: str) -> None:
     """So that a spelling mistake is not a test of something else."""
     with pytest.raises(TypeError, match=f"Config has no setting '{name}'"):
@@ -251,7 +284,7 @@ async def test_a_trackers_error_waits_for_no_request(autojump_clock: MockClock) 
 
 
 async def test_a_test_that_failed_first_is_not_forgotten(autojump_clock: MockClock) -> None:
-    """Where a tracker fails because of it, its error is that one's cause."""
+    """Where a tracker fails because of it, its error shows in what context."""
 
     def fail(conn: Conn, state: ConnState) -> None:
         if state is CLOSED:
@@ -263,7 +296,42 @@ async def test_a_test_that_failed_first_is_not_forgotten(autojump_clock: MockClo
 
     with pytest.raises(ValueError, match="tracker's own") as raised:
         await serve(app, test, tracker=TrackerFunc(fail))
-    assert repr(raised.value.__cause__) == 'KeyError("the test\'s own")'
+    assert repr(raised.value.__context__) == 'KeyError("the test\'s own")'
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_an_error_keeps_its_own_cause(grouped: bool, autojump_clock: MockClock) -> None:
+    """And a group is not its own."""
+    original = KeyError("the cause")
+
+    def fail(conn: Conn, state: ConnState) -> None:
+        error = ValueError("a tracker's own error")
+        raise (ExceptionGroup("two", [error, error]) if grouped else error) from original
+
+    async def connect(server: MemoryServer) -> None:
+        await server.connect()
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises((ValueError, ExceptionGroup)) as raised:
+        await serve(app, connect, tracker=TrackerFunc(fail))
+    assert raised.value.__cause__ is original
+    assert isinstance(raised.value, ExceptionGroup) == grouped
+
+
+async def test_an_error_is_not_lost_in_a_cancellation(autojump_clock: MockClock) -> None:
+    """Of whatever is around the server."""
+
+    def fail(conn: Conn, state: ConnState) -> None:
+        if state is CLOSED:
+            raise ValueError("a tracker's own error")
+
+    async def connect(server: MemoryServer) -> None:
+        await server.connect()
+        scope.cancel()
+        await trio.sleep_forever()
+
+    with pytest.raises(ValueError, match="own error"), trio.CancelScope() as scope:
+        await serve(app, connect, tracker=TrackerFunc(fail))
 
 
 async def test_a_trackers_error_at_the_end_is_not_lost(autojump_clock: MockClock) -> None:
@@ -376,6 +444,29 @@ async def test_a_lifespan_that_says_it_has_failed_ends_the_test(
 
     with pytest.raises(LifespanFailureError, match=f"{when}.*no database"):
         await serve(app)
+
+
+@pytest.mark.parametrize("manner", ["keeps it to itself", "in a nursery"])
+@pytest.mark.parametrize("when", ["startup", "shutdown"])
+async def test_a_failed_lifespan_reaches_the_test_however_it_leaves_the_application(
+    when: str, manner: str, autojump_clock: MockClock
+) -> None:
+    """Or does not: the server ends in any case."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (event := await receive())["type"] != f"lifespan.{when}":
+            await send({"type": f"{event['type']}.complete"})
+        failed = {"type": f"lifespan.{when}.failed", "message": "no database"}
+        if manner == "in a nursery":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, failed)
+        else:
+            with suppress(LifespanFailureError):
+                await send(failed)
+
+    with pytest.raises(LifespanFailureError, match="no database"):
+        await serve(app)
+    assert trio.current_time() == 0
 
 
 @pytest.mark.parametrize("when", ["startup", "shutdown"])

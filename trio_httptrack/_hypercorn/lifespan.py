@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import trio
+from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan as HypercornLifespan
+from hypercorn.typing import AppWrapper, LifespanState
+from hypercorn.utils import LifespanFailureError
 
 
 class Lifespan(HypercornLifespan):
@@ -17,22 +20,36 @@ class Lifespan(HypercornLifespan):
     lifespan.
     """
 
-    failed = False
+    failure: LifespanFailureError | None = None
+
+    def __init__(self, app: AppWrapper, config: Config, state: LifespanState) -> None:
+        super().__init__(app, config, state)
+        self._over = trio.Event()
+
+    async def handle_lifespan(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await super().handle_lifespan(task_status=task_status)
+        self._over.set()
 
     async def asgi_send(self, message: Any) -> None:
-        self.failed = message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.failed")
-        await super().asgi_send(message)
+        try:
+            await super().asgi_send(message)
+        except LifespanFailureError as failure:
+            self.failure = failure
+            raise
 
     async def wait_for_startup(self) -> None:
         if not self.startup.is_set():  # else it has returned, and nobody would read
             await super().wait_for_startup()
-        await self._wait_for_failure()
+        await self._raise_failure()
 
     async def wait_for_shutdown(self) -> None:
         if not self.shutdown.is_set():
             await super().wait_for_shutdown()
-        await self._wait_for_failure()
+        await self._raise_failure()
 
-    async def _wait_for_failure(self) -> None:
-        if self.failed:
-            await trio.sleep_forever()  # it is about to cancel this
+    async def _raise_failure(self) -> None:
+        if self.failure is not None:
+            await self._over.wait()  # as a rule it comes from there, and cancels this
+            raise self.failure  # which the application has kept to itself

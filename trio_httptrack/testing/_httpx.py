@@ -146,7 +146,7 @@ class Stream(httpcore.AsyncNetworkStream):
             "ssl_object": self._tls,  # which has its methods
             "client_addr": conn.client,
             "server_addr": conn.server,
-            "is_readable": self._client.readable,
+            "is_readable": self._client._readable,
         }.get(info)
 
 
@@ -171,7 +171,7 @@ WRITING: Errors = {
     trio.BrokenResourceError: httpcore.WriteError,
     trio.ClosedResourceError: httpcore.WriteError,
 }
-# httpx has the same names, and the most special ones come first.
+# httpx has the same names.
 HTTPX: Errors = {
     getattr(httpcore, name): getattr(httpx, name)
     for name in (

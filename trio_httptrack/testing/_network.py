@@ -2,7 +2,8 @@
 
 It does what TCP does within one machine: what is sent has arrived, until a buffer is full.
 Where TCP leaves it to luck whether a client still reads what came before a reset, here it
-never does: a server that keeps its answers on this network keeps them on any.
+never does: a server that keeps its answers on this network keeps them on any. What a server
+still reads, it reads as on Linux.
 
 :class:`MemorySocket` never waits, as a non-blocking socket does not. :class:`MemoryStream`
 waits for it, and :class:`MemoryKernel` tells the server's connections when they need not.
@@ -33,15 +34,17 @@ BUFFER_SIZE = 2**16  # bytes, each way
 class MemorySocket:
     """One end of a connection, with as much of a socket's interface as a server asks for."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, client: bool = False) -> None:
         self.family = AF_INET6 if ":" in address[0] else AF_INET
         self.changed = trio.lowlevel.ParkingLot()
         self.closed = False
         self.ended = False  # what we send
         self._peer_ended = False
-        self._was_reset = False
+        self._broken = False  # nothing can be sent any more
+        self._was_reset = False  # and nothing more is to be received
         self._received = bytearray()
         self._address = address
+        self._client = client
         self._peer = self  # until it is connected
         self._kernel: MemoryKernel | None = None
         self._fileno = -1
@@ -52,7 +55,7 @@ class MemorySocket:
     def open(self, kernel: MemoryKernel) -> None:
         """Get a file descriptor, as a server's end does when it is accepted."""
         self._kernel = kernel
-        self._fileno = kernel.open(self)
+        self._fileno = kernel.add(self)
 
     def fileno(self) -> int:
         return self._fileno
@@ -66,7 +69,7 @@ class MemorySocket:
     def recv(self, size: int) -> bytes:
         if self.closed:
             raise _error(errno.EBADF)
-        if self._was_reset:
+        if not self._received and self._was_reset:
             raise _error(errno.ECONNRESET)
         if not self._received and not self._peer_ended:
             raise _error(errno.EAGAIN)
@@ -79,7 +82,7 @@ class MemorySocket:
         """Returns for how many of the bytes there was room."""
         if self.closed:
             raise _error(errno.EBADF)
-        if self.ended or self._was_reset:
+        if self.ended or self._broken:
             raise _error(errno.EPIPE)
         if not data:
             return 0
@@ -99,7 +102,7 @@ class MemorySocket:
 
     def shutdown(self, how: int) -> None:
         """End what we send. ``how`` must be ``SHUT_WR``."""
-        if self.closed or self._was_reset:
+        if self.closed or self._broken:
             raise _error(errno.ENOTCONN)
         self.ended = True
         self._peer._peer_ended = True
@@ -116,7 +119,7 @@ class MemorySocket:
             self._close()
 
     def reset(self) -> None:
-        """End both ways. What the peer has not read yet, it never will."""
+        """End both ways. What a client has not read yet, it never will."""
         if not self.closed:
             self._peer._be_reset()
             self._close()
@@ -124,12 +127,17 @@ class MemorySocket:
     def _close(self) -> None:
         self.closed = True
         if self._kernel is not None:
-            self._kernel.close(self._fileno)
+            self._kernel.remove(self._fileno)
         self._fileno = -1
         self._wake()
 
     def _be_reset(self) -> None:
-        self._was_reset = True
+        self._broken = True
+        if self._client and self._received:
+            self._received.clear()
+            self._was_reset = True
+        elif not self._peer_ended:
+            self._was_reset = True
         self._wake()
 
     def _wake(self) -> None:
@@ -143,7 +151,7 @@ class MemorySocket:
         events = EPOLLIN if self._received or self._peer_ended else 0
         if self._peer_ended:
             events |= EPOLLRDHUP | (EPOLLHUP if self.ended else 0)
-        if self._was_reset:
+        if self._broken:
             events |= EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
         return events
 
@@ -164,12 +172,12 @@ class MemoryKernel:
         self._noticed: dict[int, None] = {}  # in this order
         self._happened = trio.Event()
 
-    def open(self, socket: MemorySocket) -> int:
+    def add(self, socket: MemorySocket) -> int:
         fileno = next(self._filenos)
         self._sockets[fileno] = socket
         return fileno
 
-    def close(self, fileno: int) -> None:
+    def remove(self, fileno: int) -> None:
         del self._sockets[fileno]
 
     def read(self, fileno: int, size: int, /) -> bytes:
@@ -215,7 +223,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         with self._alone("sending"):
             await trio.lowlevel.checkpoint()
             self._refuse_after_eof()
-            rest = memoryview(data)
+            rest = memoryview(data).cast("B")
             while True:
                 sent = await self._when_possible(partial(self.socket.send, rest))
                 rest = rest[sent:]
@@ -247,8 +255,8 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self.socket.closed:
                 raise trio.ClosedResourceError
-            with suppress(OSError):  # as a real one, which is as good as ended if it was reset
-                self.socket.shutdown(SHUT_WR)
+            if self.socket.closed or not self.socket.ended:
+                await self._when_possible(partial(self.socket.shutdown, SHUT_WR))
 
     async def aclose(self) -> None:
         self.socket.close()

@@ -27,7 +27,7 @@ class RecordingTracker(ProcessLocal):
     """Keeps every transition and its time, for tests.
 
     Its ``repr()`` has a line for each connection. Make it the message of an assertion, and it
-    says what has happened where that fails: ``assert conn.state is ConnState.IDLE, tracker``.
+    says what has happened where that fails: ``assert conn.state is ConnState.IDLE, str(tracker)``.
 
     >>> import trio, trio.testing
     >>> from trio_httptrack import Conn, ConnState

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from copy import copy
 from functools import cached_property
@@ -23,7 +23,7 @@ from hypercorn.typing import AppWrapper, Framework, LifespanState
 from hypercorn.utils import LifespanFailureError
 
 from .._hypercorn.connection import Connection
-from .._hypercorn.errors import ungrouped
+from .._hypercorn.errors import split, ungrouped
 from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
 from .._hypercorn.worker import Worker
@@ -69,8 +69,8 @@ class ClientStream(trio.abc.HalfCloseableStream):
         return self._tls.selected_alpn_protocol() if self._tls is not None else None
 
     @property
-    def readable(self) -> bool:
-        """Whether something has come that was not read yet: bytes, the end or a reset."""
+    def _readable(self) -> bool:
+        """Whether something has come that was not read yet, beneath the TLS if there is any."""
         return bool(self._transport.socket.events)
 
     async def _start_tls(self, context: ssl.SSLContext) -> None:
@@ -162,7 +162,7 @@ class MemoryServer(TrackedServer):
             raise ValueError(f"alpn={alpn!r} is part of the TLS handshake, and there is none")
         if client is None:
             client = ("127.0.0.1", next(self._client_ports))
-        theirs = MemorySocket(client)
+        theirs = MemorySocket(client, client=True)
         ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
         ours.connect(theirs)
         server_end = ServerStream(ours)
@@ -200,6 +200,7 @@ class MemoryServer(TrackedServer):
         return MemoryTransport(self, http1=http1, http2=http2)
 
 
+OURS = {"conn_state"}  # settings that Hypercorn's Config does not have by itself
 LIFESPAN = (
     'Raised by the application in its lifespan, a call with scope["type"] == "lifespan". '
     "An application that has none raises, or returns, before it receives anything."
@@ -222,8 +223,7 @@ class MemoryWorker(Worker):
 
     def make_connection(self, *args: Any) -> Connection:
         connection = super().make_connection(*args)
-        *_, stream = args
-        server_end = beneath(stream)
+        server_end = beneath(args[-1])
         server_end.conn = connection.conn
         server_end.accepted.set()  # NEW is reported before anybody notices
         return connection
@@ -246,13 +246,16 @@ class MemoryWorker(Worker):
             try:
                 await app(scope, received, sent, *others)
             except Exception as error:
+                said_so, _ = split(error, LifespanFailureError)
+                if said_so is not None:
+                    raise
                 if not supported:
                     return  # that is how it says that it has no lifespan
                 if sys.version_info >= (3, 11):
                     error.add_note(LIFESPAN)
                 self._fail(error)
-                lifespan.failed = True
-                raise LifespanFailureError("the application", str(error)) from error
+                lifespan.failure = LifespanFailureError("the application", repr(error))
+                raise lifespan.failure from error
 
         lifespan = super().make_lifespan(cast(AppWrapper, watched), config, state)
         return lifespan
@@ -284,7 +287,10 @@ async def memory_server(
 
     All that :func:`trio_httptrack.tracked_server` does, and by the same code, but without
     sockets: time passes as Trio's clock says. With pytest-trio's ``autojump_clock`` a timeout
-    of minutes is over at once, and everything happens at the same time in each run.
+    of minutes is over at once, and everything happens at the same time in each run, and on
+    each connection in the same order. Only where a test does several things in one instant,
+    or with several connections, does Trio's scheduler choose which is seen first: let it wait
+    for an answer, or for ``trio.testing.wait_all_tasks_blocked()``, in between.
 
     Leaving the block drains, and then ends the application's lifespan. Two things are made
     for tests. An error that in production is logged and survived ends the block and is raised
@@ -317,8 +323,9 @@ async def memory_server(
         config = Config()
     check_config(config)
     config = copy(config)
+    config._log = None  # which is made of the settings as they are
     for name, value in settings.items():
-        if name != "conn_state" and isroutine(getattr(Config, name, isroutine)):
+        if not is_setting(name):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
         setattr(config, name, value)
     server = MemoryServer(config)
@@ -343,11 +350,31 @@ async def memory_server(
                 yield server
             if errors:
                 raise errors[0]  # the others are in the log
-    except Exception as error:
-        if not errors or error is errors[0]:
+    except BaseException as error:
+        ends_all, _ = split(error, (KeyboardInterrupt, SystemExit))
+        if not errors or ends_all is not None:
             raise
-        if error.__cause__ is errors[0]:
-            raise errors[0] from None
-        raise errors[0] from error  # which is mostly what a client saw of it
+        if not set(leaves(error)) <= set(leaves(errors[0])):
+            raise errors[0]  # noqa: B904  # whose context is now what the block made of it
     if errors:
         raise errors[0]
+
+
+def is_setting(name: str) -> bool:
+    """Whether Hypercorn's Config, or we, know a setting of this name."""
+    if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__, *OURS}:
+        return False
+    attribute = getattr(Config, name, None)
+    return not isroutine(attribute) and getattr(attribute, "fset", True) is not None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group, of which one that passed a nursery is a copy; but what only
+    carries others is left out."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    elif isinstance(error, LifespanFailureError) and error.__cause__ is not None:
+        yield from leaves(error.__cause__)
+    elif not isinstance(error, trio.Cancelled):
+        yield error
