@@ -83,6 +83,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def reload(session: nox.Session) -> None:
+    """Reloads under load, beside plain Hypercorn: ``nox -s reload -- --reloads 50``"""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.reload", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The table of the documentation: ``nox -s bench -- --quick --output /tmp/bench``"""
     session.install(".[bench]")

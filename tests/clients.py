@@ -9,6 +9,7 @@ import h2.connection
 import h2.events
 import h11
 import trio
+from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 
 async def read_response(stream: Any, connection: h11.Connection) -> tuple[int, bytes]:
@@ -84,17 +85,20 @@ class Http2:
         """Handle what the server sends next; false at its end."""
         data = await self.stream.receive_some()
         for event in self.h2.receive_data(data):
-            if isinstance(event, h2.events.ResponseReceived):
-                self.statuses[event.stream_id] = dict(event.headers)[b":status"].decode()
-            elif isinstance(event, h2.events.DataReceived):
-                self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
-                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            elif isinstance(event, h2.events.StreamEnded):
-                self.ended.add(event.stream_id)
-            elif isinstance(event, h2.events.StreamReset):
-                self.reset.add(event.stream_id)
+            self.note(event)
         await self.flush()
         return bool(data)
+
+    def note(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.ResponseReceived):
+            self.statuses[event.stream_id] = dict(event.headers)[b":status"].decode()
+        elif isinstance(event, h2.events.DataReceived):
+            self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
+            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.StreamEnded):
+            self.ended.add(event.stream_id)
+        elif isinstance(event, h2.events.StreamReset):
+            self.reset.add(event.stream_id)
 
     async def get(self, path: str = "/") -> tuple[str, bytes]:
         stream_id = self.request(path)
@@ -137,3 +141,39 @@ class Http2:
         while accepted and stream_id not in self.statuses:
             await self.pump()
         return stream_id
+
+
+class GoAwayHttp2(Http2):
+    """An HTTP/2 client that reads on after a GOAWAY, as h2 by itself cannot."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.seen: list[tuple[float, str, int]] = []  # what ends streams, or the connection
+        self.last: int | None = None  # the last stream that is served, as far as it is known
+        self._unread = b""
+
+    async def pump(self) -> bool:
+        data = bytes(await self.stream.receive_some())
+        self._unread += data
+        while len(self._unread) >= 9:
+            frame, length = Frame.parse_frame_header(memoryview(self._unread[:9]))
+            if len(self._unread) < 9 + length:
+                break
+            whole, self._unread = self._unread[: 9 + length], self._unread[9 + length :]
+            frame.parse_body(memoryview(whole[9:]))
+            if isinstance(frame, GoAwayFrame):
+                self.last = frame.last_stream_id
+                self.seen.append((trio.current_time(), "goaway", frame.last_stream_id))
+                continue
+            if isinstance(frame, RstStreamFrame):
+                self.seen.append((trio.current_time(), "reset", frame.error_code))
+            for event in self.h2.receive_data(whole):
+                self.note(event)
+        await self.flush()
+        return bool(data)
+
+    async def run(self) -> None:
+        while await self.pump():
+            pass
+        self.seen.append((trio.current_time(), "end", 0))
+        await self.stream.aclose()

@@ -332,7 +332,7 @@ class Fuzz:
                 async with self.in_time("websocket"):
                     assert await next_message(stream, client) == f"good {n}"
 
-    async def _be_good(self, client: Callable[[], Awaitable[None]]) -> None:
+    async def _be_good(self, client: Callable[[], Awaitable[object]]) -> None:
         while not self._attacked.is_set():
             try:
                 await client()
@@ -393,7 +393,7 @@ class Fuzz:
         for index in shared:
             await self.attack(index)
 
-    async def _shut_down(self, shutdown: Callable[[], Awaitable[None]], stay: range) -> None:
+    async def _shut_down(self, shutdown: Callable[[], Awaitable[object]], stay: range) -> None:
         """Shut down while some connections stay."""
         async with trio.open_nursery() as nursery:
             for index in stay:

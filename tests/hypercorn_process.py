@@ -29,22 +29,37 @@ class HypercornProcess:
     """A running ``hypercorn``; what it leaves behind is known after the block."""
 
     url: str
+    tls_url: str
     process: trio.Process
     returncode: int
     stderr: str
 
 
 @asynccontextmanager
-async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
-    """Run ``hypercorn`` while the block runs, and end it with SIGTERM."""
+async def hypercorn(
+    *arguments: str, certificate: Path | None = None, seconds: float = SECONDS
+) -> AsyncIterator[HypercornProcess]:
+    """Run ``hypercorn`` while the block runs, and end it with SIGTERM.
+
+    With a certificate it listens with TLS, too.
+    """
     server = HypercornProcess()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_server(("127.0.0.1", 0)) as tls_listener,
+    ):
         server.url = "http://{}:{}".format(*listener.getsockname())
+        server.tls_url = "https://{}:{}".format(*tls_listener.getsockname())
+        plain, tls = f"fd://{listener.fileno()}", f"fd://{tls_listener.fileno()}"
+        binds = ["-b", plain]
+        if certificate is not None:
+            binds = ["-b", tls, "--insecure-bind", plain]
+            binds += ["--certfile", str(certificate), "--keyfile", str(certificate)]
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "hypercorn", "-b", f"fd://{listener.fileno()}", *arguments],
+            [sys.executable, "-m", "hypercorn", *binds, *arguments],
             cwd=TESTS,
             stderr=subprocess.PIPE,
-            pass_fds=[listener.fileno()],
+            pass_fds=[listener.fileno(), tls_listener.fileno()],
             start_new_session=True,
         )
     server.process = process
@@ -56,7 +71,7 @@ async def hypercorn(*arguments: str) -> AsyncIterator[HypercornProcess]:
             written.extend(chunk)
 
     try:
-        with trio.fail_after(SECONDS), ungrouped(nurseries=1):
+        with trio.fail_after(seconds), ungrouped(nurseries=1):
             async with process.stderr, trio.open_nursery() as nursery:
                 nursery.start_soon(read_log, process.stderr)
                 yield server

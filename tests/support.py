@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import struct
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trustme
 from hypercorn.config import Config
@@ -83,6 +85,11 @@ async def respond(send: Any, body: bytes, status: int = 200) -> None:
     headers = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log has beside the progress of a shutdown."""
+    return [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
 
 
 def without_lifespan(app: Any) -> Any:
@@ -160,7 +167,7 @@ async def socket_server(
         **settings,
     )
     async with (
-        AsyncExitStack() as clients,
         tracked_server(app, config, tracker=tracker) as server,
+        AsyncExitStack() as clients,
     ):
         yield SocketServer(server, clients)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
@@ -84,3 +86,9 @@ async def test_wait_closed_of_a_closed_conn_is_a_checkpoint() -> None:
     conn._mark_closed()
     with assert_checkpoints():
         await conn.wait_closed()
+
+
+def test_a_copy_of_a_scope_has_the_same_connection() -> None:
+    """A middleware may copy it as deeply as it likes."""
+    conn = Conn()
+    assert deepcopy({"extensions": {"httptrack": conn}})["extensions"]["httptrack"] is conn

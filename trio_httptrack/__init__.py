@@ -1,7 +1,9 @@
 """Connection states for Hypercorn's trio worker: graceful shutdown, statistics, logs."""
 
 from ._conns import ConnTracker
+from ._hijacks import HijackTracker
 from ._hypercorn.config import hook, install, wrap
+from ._hypercorn.drain import ShutdownReport
 from ._logs import LogTracker
 from ._server import TrackedServer, tracked_server
 from ._states import Conn, ConnState
@@ -12,7 +14,9 @@ __all__ = [
     "Conn",
     "ConnState",
     "ConnTracker",
+    "HijackTracker",
     "LogTracker",
+    "ShutdownReport",
     "Stats",
     "StatsTracker",
     "TrackedServer",

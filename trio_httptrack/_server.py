@@ -12,6 +12,7 @@ from hypercorn.utils import wrap_app
 
 from ._conns import ConnTracker
 from ._hypercorn.config import resolve
+from ._hypercorn.drain import ShutdownReport
 from ._hypercorn.errors import ungrouped
 from ._hypercorn.worker import serve
 from ._states import Conn, ConnState
@@ -32,6 +33,7 @@ class TrackedServer:
         self._stats_tracker = StatsTracker()
         self._shutdown = trio.Event()
         self._ended = trio.Event()
+        self._report: ShutdownReport | None = None
 
     def stats(self) -> Stats:
         """This server's counts at this instant."""
@@ -41,15 +43,21 @@ class TrackedServer:
         """This server's open connections and their states at this instant."""
         return self._stats_tracker.connections()  # type: ignore[return-value]
 
-    async def shutdown(self) -> None:
+    async def shutdown(self) -> ShutdownReport:
         """Stop accepting, drain, and return when the server has ended.
 
-        Requests in flight are answered; what is not done ``config.graceful_timeout``
-        seconds later is cut off. Then the application's lifespan ends. A checkpoint;
-        calling it again waits for the same end.
+        Requests in flight are answered, and so are those on their way; what is not done
+        ``config.graceful_timeout`` seconds later is cut off. Then the application's lifespan
+        ends. A checkpoint; calling it again waits for the same end.
+
+        Raises:
+          RuntimeError: the server was cancelled, or has failed, before it had drained.
         """
         self._shutdown.set()
         await self._ended.wait()
+        if self._report is None:
+            raise RuntimeError("the server has ended without a drain")
+        return self._report
 
 
 @asynccontextmanager
@@ -94,7 +102,7 @@ async def tracked_server(
 @asynccontextmanager
 async def serving(
     server: TrackedServer,
-    serve: Callable[..., Awaitable[None]],
+    serve: Callable[..., Awaitable[ShutdownReport]],
     app: Framework,
     config: Config,
     tracker: Tracker | None,
@@ -107,7 +115,7 @@ async def serving(
 
     async def run(task_status: trio.TaskStatus[list[str]]) -> None:
         try:
-            await serve(
+            server._report = await serve(
                 wrapped_app,
                 config,
                 tracked,
@@ -121,7 +129,8 @@ async def serving(
         async with trio.open_nursery() as nursery:
             server.urls = await nursery.start(run)
             yield
-            await server.shutdown()
+            server._shutdown.set()
+            await server._ended.wait()
 
 
 def check_config(config: object) -> None:

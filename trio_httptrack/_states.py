@@ -8,7 +8,7 @@ follows a terminal state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from itertools import count
 
@@ -82,7 +82,10 @@ class Conn:
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_draining",
         "_is_closed",
+        "_is_draining",
+        "_when_closed",
         "client",
         "close_reason",
         "id",
@@ -147,7 +150,34 @@ class Conn:
         self.state = ConnState.NEW
         self.close_reason = None
         self._is_closed = False
-        self._closed: trio.Event | None = None  # made by the first who waits: most never do
+        self._is_draining = False
+        # Made by the first who waits: most never do.
+        self._closed: trio.Event | None = None
+        self._draining: trio.Event | None = None
+        self._when_closed: tuple[Callable[[Conn], None], ...] = ()
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set when the connection is to end soon, because its server shuts down, or, over
+        HTTP/2, because it has had its share of requests.
+
+        For a handler that would run for ever, such as one of server-sent events:
+        ``await scope["extensions"]["httptrack"].draining.wait()``, and finish. It has until
+        ``graceful_timeout`` seconds after the shutdown began.
+
+        >>> Conn().draining.is_set()
+        False
+        """
+        if self._draining is None:
+            self._draining = trio.Event()
+            if self._is_draining:
+                self._draining.set()
+        return self._draining
+
+    def _mark_draining(self) -> None:
+        self._is_draining = True
+        if self._draining is not None:
+            self._draining.set()
 
     async def wait_closed(self) -> None:
         """Wait until the connection's socket is closed, hijacked or not.
@@ -161,10 +191,18 @@ class Conn:
             self._closed = trio.Event()
         await self._closed.wait()
 
+    def _call_when_closed(self, callback: Callable[[Conn], None]) -> None:
+        self._when_closed += (callback,)
+
     def _mark_closed(self) -> None:
         self._is_closed = True
         if self._closed is not None:
             self._closed.set()
+        for callback in self._when_closed:
+            callback(self)
+
+    def __deepcopy__(self, memo: object) -> Conn:
+        return self  # whoever copies an ASGI scope has it in there
 
     def __str__(self) -> str:
         if self.client is None:

@@ -33,7 +33,7 @@ from hypercorn.typing import AppWrapper
 
 from .._states import Conn, ConnState
 from .._trackers import Composed, Tracker, check_tracker, compose
-from .errors import ungrouped
+from .errors import SettingError, ungrouped
 from .worker import serve
 
 Trigger = Callable[[], Awaitable[object]]
@@ -41,7 +41,7 @@ Trigger = Callable[[], Awaitable[object]]
 SUPPORTED = "0.17.3 to 0.18"
 
 
-class HookError(ValueError):
+class HookError(SettingError):
     """A Config's ``conn_state`` does not lead to a tracker."""
 
 
@@ -256,7 +256,7 @@ def _asyncio_serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> Aw
 def _exit_in_one_line() -> Iterator[None]:
     try:
         yield
-    except HookError as error:
+    except SettingError as error:
         sys.exit(f"trio_httptrack: {error}")  # on stderr, with status 1 and no traceback
 
 

@@ -26,6 +26,7 @@ own code can be interrupted as ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,12 @@ from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, TRANSITIONS, Conn, ConnState
-from . import websockets
 from .errors import TRAVELLING, split
 from .handler import Handler
 from .protocol import Protocol
 from .timeouts import Timeout
 from .transport import Transport
+from .websockets import WebSocket
 
 if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
@@ -74,6 +75,7 @@ class Connection:
         "_worker",
         "closed",
         "conn",
+        "draining",
         "gone",
         "upgrading",
     )
@@ -101,9 +103,10 @@ class Connection:
         self._timeout: Timeout | None = None
         self._expiry: str | None = None
         self._protocol: Protocol | None = None
-        self._handlers: set[Handler] = set()
+        self._handlers: dict[Handler, None] = {}  # in this order
         self._talking = True
         self._lingering = False
+        self.draining = False  # no request is to follow those that are on their way
         self.closed = False
         self.gone = False  # nothing can be written any more
         self.upgrading = False  # a handler is accepting a WebSocket over HTTP/1.1
@@ -121,6 +124,8 @@ class Connection:
     async def _run(self) -> None:
         self._worker.connections.add(self)
         self._report(NEW)
+        if self._context.terminated.is_set():
+            self.drain()
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._contain(self._talk)
@@ -128,7 +133,7 @@ class Connection:
                 self._leave_if_done()
         finally:
             self.close()
-            self._worker.connections.discard(self)
+            self._worker.forget(self)
 
     # The conversation
 
@@ -138,7 +143,7 @@ class Connection:
             if not self.closed:
                 await self._converse(alpn)
         if conversation.cancelled_caught:
-            self.close(None if self._context.terminated.is_set() else self._expiry)
+            self.close(None if self.draining else self._expiry)
         await self._hang_up()
 
     async def _handshake(self) -> str | None:
@@ -186,7 +191,7 @@ class Connection:
             self,
             self._app,
             self._config,
-            self._context,
+            self._worker.context,
             ConnectionState(self._lifespan_state),
             protocol,
         )
@@ -196,7 +201,7 @@ class Connection:
         assert self._protocol is not None
         await self._protocol.handle(RawData(data))
         if self._protocol.idle:
-            self._enter(IDLE)
+            await self._rest()
         elif self._protocol.over:
             self.close()
 
@@ -245,11 +250,14 @@ class Connection:
             if not self._corked:
                 await self.flush()
         elif isinstance(event, Updated):
-            self._enter(IDLE if event.idle else ACTIVE)
+            if event.idle:
+                await self._rest()
+            else:
+                self._enter(ACTIVE)
         elif isinstance(event, Closed):
             assert self._protocol is not None
             if self._protocol.still_receiving:
-                self._linger()
+                self.linger()
             else:
                 self.close()
 
@@ -282,11 +290,14 @@ class Connection:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         self.conn.protocol = "h2" if scope["http_version"] == "2" else "http/1.1"
+        scope["extensions"]["httptrack"] = self.conn
+        handler = Handler(self, config, scope, send)
         stream = getattr(send, "__self__", None)
         if isinstance(stream, WSStream):
-            websockets.adopt(stream)
-        handler = Handler(self, config, scope, send)
-        self._handlers.add(handler)
+            handler.websocket = WebSocket(stream, self._worker.grace.websocket_code)
+            if self.draining:
+                self.spawn(handler.websocket.drain)
+        self._handlers[handler] = None
         if self.gone:  # an HTTP/2 push, of an answer that came too late
             handler.hang_up()
         self._nursery.start_soon(self._run_handler, handler, app)
@@ -298,7 +309,7 @@ class Connection:
     @trio.lowlevel.enable_ki_protection
     async def _run_handler(self, handler: Handler, app: AppWrapper) -> None:
         await self._contain(handler.run, app)
-        self._handlers.discard(handler)
+        del self._handlers[handler]
         self._leave_if_done()
 
     async def log_application_error(self, error: BaseException) -> None:
@@ -317,7 +328,18 @@ class Connection:
         elif state is ACTIVE:
             self._wait_for(None)
             conn.protocol = conn.protocol or "http/1.1"  # HTTP/2 is known from its preface
+            if self.draining:
+                self._conversation.deadline = math.inf
+                self._drain_protocol()
         self._report(state)
+
+    async def _rest(self) -> None:
+        """Every request has been answered."""
+        if self.conn.state is ACTIVE:
+            self._enter(IDLE)
+            if self.draining:
+                assert self._protocol is not None
+                await self._protocol.say_goodbye()
 
     def _report(self, state: ConnState) -> None:
         try:
@@ -325,13 +347,15 @@ class Connection:
         except Exception as error:
             self._worker.log_error(error, "A tracker failed (%s %s)", self.conn, state)
 
-    def _expire_after(self, timeout: Timeout, reason: str) -> None:
-        """End the conversation unless something happens in time; at once in a shutdown."""
+    def _expire_after(self, timeout: Timeout, reason: str | None) -> None:
+        """End the conversation unless something happens in time."""
         self._expiry = reason
-        if self._context.terminated.is_set():
-            self.expire()
-        else:
+        if not self.draining:
             self._wait_for(timeout)
+        elif self.conn.state is NEW:
+            self._conversation.deadline = self.conn.opened_at + self._worker.grace.new
+        elif self._lingering or self.conn.protocol != "h2":  # which ends by its own rules
+            self._conversation.deadline = trio.current_time() + self._worker.grace.idle
 
     def _wait_for(self, timeout: Timeout | None) -> None:
         if self._timeout is not None:
@@ -345,27 +369,49 @@ class Connection:
         self._conversation.cancel()
 
     def drain(self) -> None:
-        """The server shuts down: end now if no request is in flight, else after the answer."""
+        """Begin to end: no request is to follow those that are on their way."""
+        if self.draining or self.closed:
+            return
+        self.draining = True
+        self.conn._mark_draining()
         if self.conn.state in (NEW, IDLE):
-            self.expire()
+            self._expire_after(self._worker.keep_alive_timeout, None)
+        if self.conn.state in (ACTIVE, IDLE):
+            self._drain_protocol()
+        for handler in self._handlers:
+            if handler.websocket is not None:
+                self.spawn(handler.websocket.drain)
+
+    def _drain_protocol(self) -> None:
+        assert self._protocol is not None
+        self._protocol.drain()
+
+    @property
+    def grace(self) -> float:
+        """For how many seconds it may rest in a drain."""
+        return self._worker.grace.idle
+
+    @property
+    def path(self) -> str | None:
+        """That of the oldest request in work, if there is one."""
+        return next((handler.path for handler in self._handlers), None)
 
     def abort(self) -> None:
         """End now, whatever is in flight."""
         late = self._context.terminated.is_set()
         self.close("app_shutdown_timeout" if late else "aborted_by_app")
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """End our side, and read on to nothing until the client ends its own.
 
-        It has its answer before it finished asking. Were the socket closed now, the kernel
+        It has its answer before it finished speaking. Were the socket closed now, the kernel
         would answer what is still on its way with a reset, and that can reach the client
         before the answer does, and destroy it (RFC 9112, 9.6).
         """
         self._lingering = self.gone = True
         self._transport.send_eof()
         self._tell_handlers()
-        self._expiry = None
-        self._wait_for(self._worker.keep_alive_timeout)
+        self._expire_after(self._worker.keep_alive_timeout, None)
 
     def close(self, reason: str | None = None) -> None:
         """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""

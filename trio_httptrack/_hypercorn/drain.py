@@ -1,15 +1,92 @@
-"""What a shutdown does to the connections that are still there."""
+"""What a shutdown does to the connections that are still there.
+
+A worker drains when it has stopped accepting: on SIGTERM, SIGINT, a SIGHUP reload, at
+``max_requests``, and when a ``tracked_server`` block is left. No client that does as its protocol
+says loses anything by it:
+
+* HTTP/1.1 is answered with ``Connection: close``, whether the request was in flight when the
+  drain began or came later, and the connection ends after it;
+* an idle connection ends after ``drain_idle_timeout`` seconds, in which a request that was
+  already on its way is still answered;
+* a new connection may send its first request until it is ``drain_new_timeout`` seconds old;
+* HTTP/2 is said goodbye by a GOAWAY (``http2.drain``);
+* a WebSocket gets a close frame with ``drain_websocket_code`` and time to answer it;
+* an application may wait for ``conn.draining``;
+* ``graceful_timeout`` seconds after the drain began, what is left is closed by force.
+
+The log says at once, and then every second, what is waited for.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import trio
+from hypercorn.config import Config
+
+from .errors import SettingError
 
 if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
 
+    from .connection import Connection
     from .worker import Worker
+
+# New ones are given as long as Go's http.Server.Shutdown gives them.
+DEFAULTS: dict[str, float] = {
+    "drain_idle_timeout": 0.5,
+    "drain_new_timeout": 5.0,
+    "drain_websocket_code": 1012,
+}
+WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
+
+
+class Grace:
+    """What a Config grants its connections in a drain."""
+
+    def __init__(self, config: Config) -> None:
+        self.idle = self._seconds(config, "drain_idle_timeout")
+        self.new = self._seconds(config, "drain_new_timeout")
+        code: Any = getattr(config, "drain_websocket_code", DEFAULTS["drain_websocket_code"])
+        if code not in WEBSOCKET_CODES:
+            raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
+        self.websocket_code: int = code
+
+    @staticmethod
+    def _seconds(config: Config, name: str) -> float:
+        seconds: Any = getattr(config, name, DEFAULTS[name])
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+            raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+        return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownReport:
+    """How a server's connections ended when it shut down.
+
+    >>> print(ShutdownReport(finished=40, forced=2, seconds=3.0))
+    42 connections, of which 40 ended by themselves and 2 by force, in 3.0 s
+    """
+
+    finished: int
+    """Connections that were open when the drain began and ended in time, ``>= 0``."""
+
+    forced: int
+    """Connections that were cut off at the end of ``graceful_timeout``, ``>= 0``. Where it is
+    seldom zero, requests take longer than that, or handlers that run for ever do not wait for
+    ``conn.draining``."""
+
+    seconds: float
+    """How long the drain took."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.finished + self.forced} connections, of which {self.finished} ended by "
+            f"themselves and {self.forced} by force, in {self.seconds:.1f} s"
+        )
 
 
 @trio.lowlevel.enable_ki_protection
@@ -22,8 +99,35 @@ async def drain(worker: Worker, context: WorkerContext) -> None:
     """
     try:
         await context.terminated.wait()
-        for connection in tuple(worker.connections):
+        begun = trio.current_time()
+        connections = list(worker.connections)
+        for connection in connections:
             connection.drain()
-        await trio.sleep(worker.config.graceful_timeout)
+        with trio.move_on_at(begun + worker.config.graceful_timeout):
+            while worker.connections:
+                await worker.config.log.info("Shutting down: %s", progress(worker.connections))
+                with trio.move_on_after(1):
+                    await worker.wait_for_none()
     finally:
         worker.abort()
+    forced = sum(each.conn.close_reason == "app_shutdown_timeout" for each in connections)
+    worker.report = ShutdownReport(
+        finished=len(connections) - forced,
+        forced=forced,
+        seconds=trio.current_time() - begun,
+    )
+    if connections:
+        await worker.config.log.info("Shut down: %s", worker.report)
+
+
+def progress(connections: Collection[Connection]) -> str:
+    """How many are left in which state, and which of them is the oldest."""
+    states = Counter(each.conn.state for each in connections)
+    oldest = min(connections, key=lambda each: each.conn.opened_at)
+    age = trio.current_time() - oldest.conn.opened_at
+    path = "" if oldest.path is None else f" {oldest.path!r}"
+    return (
+        f"{len(connections)} connection{'s' * (len(connections) > 1)} left "
+        f"({', '.join(f'{state} {states[state]}' for state in sorted(states))}); "
+        f"the oldest is {oldest.conn} {oldest.conn.state}{path}, {age:.1f} s old"
+    )

@@ -21,6 +21,10 @@ if sys.version_info < (3, 11):
 TRAVELLING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
 
 
+class SettingError(ValueError):
+    """A setting of ours on a Config cannot be used."""
+
+
 class PeerGone(BrokenPipeError):
     """An application's ``send`` came after its peer had gone (ASGI asks for an OSError).
 

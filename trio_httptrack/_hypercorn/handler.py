@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .connection import Connection
+    from .websockets import WebSocket
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
@@ -52,6 +53,7 @@ class Handler:
         "_scope",
         "_start",
         "_upgrades",
+        "websocket",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Handler:
         self._start: Any = None  # the head, while it waits
         self._begun = False
         self._answered = False
+        self.websocket: WebSocket | None = None  # if it is one
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
         # The connection is this request's alone: its bytes may be held back for a moment, and
@@ -91,6 +94,11 @@ class Handler:
         if self._disconnect is None:
             self._events.append(event)
             self._has_changed()
+
+    @property
+    def path(self) -> str:
+        path: str = self._scope["path"]
+        return path
 
     @property
     def full(self) -> bool:

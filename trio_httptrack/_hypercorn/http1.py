@@ -95,3 +95,8 @@ def adopt(protocol: H11Protocol, connection: Connection) -> None:
     """Give a new protocol our h11, and make its waiting reader known."""
     protocol.connection = Server(connection, protocol.config.h11_max_incomplete_size)
     protocol.can_read = Turn(connection)
+
+
+def drain(protocol: H11Protocol) -> None:
+    """Let Hypercorn say ``Connection: close`` with each answer that begins from now on."""
+    protocol.keep_alive_requests = protocol.config.keep_alive_max_requests

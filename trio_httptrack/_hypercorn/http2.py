@@ -10,6 +10,8 @@
 * What several streams have to say at the same time is written at once, by :func:`send`.
 * What arrives for a stream that was already answered is dropped, and a stream whose
   handler left its answer unfinished is reset, so that the client knows.
+* A connection that drains answers its streams before it ends, and says so with GOAWAY
+  (:meth:`Frames.drain`).
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ import h2.events
 import h2.exceptions
 import hyperframe.exceptions
 import trio
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol import h2 as hypercorn_h2
 from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
+from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
+from .._states import ACTIVE, IDLE
 from .handler import Handler
 from .http1 import headers_are_decodable
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 WRITE_SIZE = 2**16  # write at least so much at once, if there is so much
+MAX_STREAM_ID = 2**31 - 1
 WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
 
 
@@ -162,7 +167,7 @@ async def _send_frame(protocol: H2Protocol, stream_id: int) -> int:
 
 
 def _forget(protocol: H2Protocol, stream_id: int) -> None:
-    protocol.stream_buffers.pop(stream_id, None)
+    protocol.stream_buffers.forget(stream_id)  # type: ignore[attr-defined]
     protocol.priority.remove_stream(stream_id)
 
 
@@ -172,8 +177,20 @@ class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
     def __init__(self, protocol: H2Protocol) -> None:
         self._protocol = protocol
 
+        self._none_left = trio.lowlevel.ParkingLot()
+
     def __setitem__(self, stream_id: int, buffer: hypercorn_h2.StreamBuffer) -> None:
         super().__setitem__(stream_id, StreamBuffer(self._protocol))
+
+    def forget(self, stream_id: int) -> None:
+        self.pop(stream_id, None)
+        if not self:
+            self._none_left.unpark_all()
+
+    async def wait_for_none(self) -> None:
+        """Wait until every answer has been written to its end."""
+        while self:
+            await self._none_left.park()
 
 
 class Stream:
@@ -292,9 +309,13 @@ class Streams(dict[int, Any]):
 class Frames:
     """h2's connection, as Hypercorn's protocol sees it."""
 
-    def __init__(self, connection: h2.connection.H2Connection, streams: Streams) -> None:
-        self._h2 = connection
+    def __init__(self, protocol: H2Protocol, streams: Streams, connection: Connection) -> None:
+        self._h2 = protocol.connection
+        self._protocol = protocol
         self._streams = streams
+        self._connection = connection
+        self._draining = False
+        self._last: int | None = None  # the last stream that is served, once that is certain
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._h2, name)
@@ -303,11 +324,18 @@ class Frames:
         return [event for event in self._h2.receive_data(data) if self._is_for_hypercorn(event)]
 
     def _is_for_hypercorn(self, event: h2.events.Event) -> bool:
-        if isinstance(event, h2.events.RequestReceived) and not _understood(event):
-            with suppress(h2.exceptions.ProtocolError):
-                self._h2.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
-            return False
+        if isinstance(event, h2.events.RequestReceived):
+            if self._last is not None and event.stream_id > self._last:
+                self._refuse(event, h2.errors.ErrorCodes.REFUSED_STREAM)
+                return False
+            if not _understood(event):
+                self._refuse(event, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+                return False
         return not isinstance(event, h2.events.PriorityUpdated)
+
+    def _refuse(self, request: h2.events.RequestReceived, code: h2.errors.ErrorCodes) -> None:
+        with suppress(h2.exceptions.ProtocolError):
+            self._h2.reset_stream(request.stream_id, code)
 
     def acknowledge_received_data(self, length: int, stream_id: int) -> None:
         if length:
@@ -315,6 +343,49 @@ class Frames:
                 self._h2.increment_flow_control_window(length)
         if stream_id in self._streams:
             self._streams[stream_id].took(length)
+
+    def close_connection(self) -> None:
+        """Called by Hypercorn's protocol: there have been ``keep_alive_max_requests``."""
+        self._connection.drain()
+
+    def drain(self) -> None:
+        """End the connection as soon as every stream is answered.
+
+        RFC 9113 (6.8) has a server send two GOAWAYs: one that forbids new streams, and later
+        one that says which was the last. But many a client fails what is in flight, or what
+        it asks next, at the first (h2, and with it httpx, cannot read on), and loses nothing
+        if both come when nothing is. So the goodbye waits for a moment of rest: it follows
+        the end of the last answer at once. Only who still has streams open after the grace
+        is told to open no more, and after another grace refused what it opens.
+        """
+        if not self._draining:
+            self._draining = True
+            self._connection.spawn(self._drain)
+
+    async def _drain(self) -> None:
+        await trio.sleep(self._connection.grace)
+        if self._connection.conn.state is ACTIVE:
+            await self._go_away(MAX_STREAM_ID)
+            await trio.sleep(self._connection.grace)
+        await self.say_goodbye()
+
+    async def say_goodbye(self) -> None:
+        """Refuse what comes from now on, and end the connection if it rests."""
+        if self._last is None:
+            self._last = self._h2.highest_inbound_stream_id
+            await self._go_away(self._last)
+        if self._connection.conn.state is IDLE:
+            self._connection.spawn(self._end)
+
+    async def _end(self) -> None:
+        await self._protocol.stream_buffers.wait_for_none()  # type: ignore[attr-defined]
+        self._connection.linger()
+
+    async def _go_away(self, last_stream_id: int) -> None:
+        # h2 would take its own GOAWAY for the end of the connection.
+        await self._protocol._flush()
+        frame = GoAwayFrame(last_stream_id=last_stream_id)
+        await self._protocol.send(RawData(frame.serialize()))
 
 
 def _understood(request: h2.events.RequestReceived) -> bool:
@@ -368,4 +439,6 @@ def adopt(protocol: H2Protocol, connection: Connection) -> None:
     protocol.priority = Turns()  # type: ignore[assignment]
     protocol.streams = Streams(protocol)
     protocol.stream_buffers = StreamBuffers(protocol)
-    protocol.connection = Frames(protocol.connection, protocol.streams)  # type: ignore[assignment]
+    protocol.connection = Frames(protocol, protocol.streams, connection)  # type: ignore[assignment]
+    # Hypercorn allows one request more than over HTTP/1.
+    protocol.keep_alive_requests = 1

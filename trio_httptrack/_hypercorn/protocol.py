@@ -12,6 +12,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import AppWrapper, ConnectionState
 
+from .._states import ACTIVE
 from . import http1, http2
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Protocol(ProtocolWrapper):
         else:
             http1.adopt(protocol, self._connection)
         self._protocol = protocol
+        if self._connection.draining and self._connection.conn.state is ACTIVE:
+            self.drain()  # it is HTTP/2 from now on (h2c)
 
     @property
     def idle(self) -> bool:
@@ -76,14 +79,31 @@ class Protocol(ProtocolWrapper):
 
     @property
     def still_receiving(self) -> bool:
-        """Whether an HTTP/1 client has not finished asking, or is not understood."""
-        their_state = getattr(self._protocol.connection, "their_state", None)
-        return their_state in (h11.SEND_BODY, h11.ERROR)
+        """Whether an HTTP/1 client has not finished asking, has asked more than it will be
+        answered, or is not understood."""
+        connection = self._protocol.connection
+        if not isinstance(connection, h11.Connection):
+            return False
+        return connection.their_state in (h11.SEND_BODY, h11.ERROR) or bool(
+            connection.trailing_data[0]
+        )
 
     @property
     def may_still_answer(self) -> bool:
         """Whether a client that has ended its side may still read: in HTTP/1, if not upgraded."""
         return isinstance(self._protocol.connection, h11.Connection)
+
+    def drain(self) -> None:
+        """Answer no request but those that are on their way. May be called again."""
+        if isinstance(self._protocol, H2Protocol):
+            self._protocol.connection.drain()  # type: ignore[attr-defined]
+        else:
+            http1.drain(self._protocol)
+
+    async def say_goodbye(self) -> None:
+        """In a drain, when every request has been answered."""
+        if isinstance(self._protocol, H2Protocol):
+            await self._protocol.connection.say_goodbye()  # type: ignore[attr-defined]
 
     async def hang_up(self) -> None:
         """Nothing more is read, and nobody waits any longer for what was to be written."""

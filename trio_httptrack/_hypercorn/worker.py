@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from copy import copy
 from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from .._states import Conn
 from .._stats import StatsTracker
 from .._trackers import Composed
 from .connection import Connection
-from .drain import drain
+from .drain import Grace, ShutdownReport, drain
 from .errors import ungrouped
 from .kernel import Kernel, SystemKernel
 from .lifespan import Lifespan
@@ -38,17 +39,26 @@ if sys.version_info < (3, 11):
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
+    context: WorkerContext
+    """Hypercorn's, as its protocols see it: for them the worker never terminates, because what
+    that means for a connection is said by its drain."""
+
+    report: ShutdownReport
+    """Of the drain, when it is over."""
+
     def __init__(
         self, config: Config, tracker: Composed, nursery: trio.Nursery, kernel: Kernel
     ) -> None:
         self.config = once_per_second(config)
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
+        self.grace = Grace(config)
         self.tracker = tracker
         self.connections: set[Connection] = set()
         self.kernel = kernel
         self._nursery = nursery
         self._logged: set[object] = set()
+        self._none_left = trio.lowlevel.ParkingLot()
         for service in (kernel, self.handshake_timeout, self.keep_alive_timeout):
             nursery.start_soon(service.run)
 
@@ -74,11 +84,22 @@ class Worker:
 
     def _make_context(self, max_requests: int | None) -> WorkerContext:
         context = WorkerContext(max_requests)
+        self.context = copy(context)
+        self.context.terminated = context.event_class()
         self._nursery.start_soon(drain, self, context)
         return context
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         return Lifespan(app, config, state)
+
+    def forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._none_left.unpark_all()
+
+    async def wait_for_none(self) -> None:
+        """Wait for the next moment in which no connection is left."""
+        await self._none_left.park()
 
     def abort(self) -> None:
         """End every connection now."""
@@ -122,7 +143,9 @@ async def _serve_listener(
     await trio.serve_listeners(handler, [listener], **kwargs)
 
 
-async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
+async def serve(
+    app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
+) -> ShutdownReport:
     """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
 
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
@@ -130,8 +153,10 @@ async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: An
     # The nurseries are ours, and the three of Hypercorn's worker_serve.
     with closing(SystemKernel()) as kernel, ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
-            await Worker(config, tracker, nursery, kernel).serve(app, **kwargs)
+            worker = Worker(config, tracker, nursery, kernel)
+            await worker.serve(app, **kwargs)
             nursery.cancel_scope.cancel()
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:
         await config.log.info("Connections: %s", stats[0])
+    return worker.report

@@ -23,6 +23,7 @@ from hypercorn.typing import AppWrapper, Framework, LifespanState
 from hypercorn.utils import LifespanFailureError
 
 from .._hypercorn.connection import Connection
+from .._hypercorn.drain import DEFAULTS, ShutdownReport
 from .._hypercorn.errors import split, ungrouped
 from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
@@ -200,7 +201,7 @@ class MemoryServer(TrackedServer):
         return MemoryTransport(self, http1=http1, http2=http2)
 
 
-OURS = {"conn_state"}  # settings that Hypercorn's Config does not have by itself
+OURS = {"conn_state", *DEFAULTS}  # settings that Hypercorn's Config does not have by itself
 LIFESPAN = (
     'Raised by the application in its lifespan, a call with scope["type"] == "lifespan". '
     "An application that has none raises, or returns, before it receives anything."
@@ -336,12 +337,15 @@ async def memory_server(
         errors.append(error)
         block.cancel()
 
-    async def serve(app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any) -> None:
+    async def serve(
+        app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
+    ) -> ShutdownReport:
         with ungrouped(nurseries=4):  # as the worker's own
             async with trio.open_nursery() as nursery:
                 worker = MemoryWorker(config, tracker, nursery, server._kernel, fail)
                 await worker.serve(app, listener=server._listener, **kwargs)
                 nursery.cancel_scope.cancel()
+        return worker.report
 
     try:
         async with serving(server, serve, app, config, tracker):

@@ -1,0 +1,222 @@
+"""Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
+
+``python -m tests.reload`` prints what a tracked and a plain Hypercorn lose under the same
+load. The clients do what their protocols say at ``Connection: close``, a GOAWAY and a close
+frame, and nothing else: none of them asks again for what was not answered, but for what an
+HTTP/2 server has refused unheard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import h2.exceptions
+import httpx
+import trio
+import trio_websocket
+
+from .clients import GoAwayHttp2
+from .hypercorn_process import HypercornProcess, connect, get, hypercorn
+from .support import CERT, client_ssl, tls_client
+
+APP = "ways_in.reload_app"
+
+
+@dataclass
+class Load:
+    """Clients that ask one thing after the other until they are told to stop."""
+
+    server: HypercornProcess
+    answered: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    refused: int = 0  # by HTTP/2, and asked again on another connection
+    closed: Counter[int] = field(default_factory=Counter)  # WebSockets, by code
+    seconds: list[float] = field(default_factory=list)  # of each reload
+    stopping: bool = False
+
+    def __str__(self) -> str:
+        lost = ", ".join(f"{count} {what}" for what, count in sorted(self.lost.items()))
+        return (
+            f"{len(self.seconds)} reloads, {statistics.median(self.seconds):.1f} s each (median); "
+            f"lost {self.lost.total()} of {self.answered.total() + self.lost.total()} requests"
+            f"{' (' * bool(lost)}{lost}{')' * bool(lost)}; "
+            f"{self.refused} refused by HTTP/2 and answered elsewhere; "
+            f"WebSockets closed by code: {dict(sorted(self.closed.items()))}"
+        )
+
+    async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
+        """Ask once more and more."""
+        while not self.stopping:
+            try:
+                text = await request()
+            except (httpx.HTTPError, OSError, trio.BrokenResourceError, ValueError) as error:
+                self.lost[f"{name}: {type(error).__name__}"] += 1
+            else:
+                self.check(name, text)
+
+    def check(self, name: str, text: str) -> None:
+        whole = text.startswith("worker ") and text.removeprefix("worker ").isdigit()
+        (self.answered if whole else self.lost)[name] += 1
+
+    async def httpx_http1(self) -> None:
+        async with httpx.AsyncClient(timeout=20) as client:
+
+            async def request() -> str:
+                return (await client.get(self.server.url)).text
+
+            await self.ask("keep-alive", request)
+
+    async def httpx_http2(self) -> None:
+        async with httpx.AsyncClient(http2=True, verify=client_ssl("h2"), timeout=20) as client:
+
+            async def request() -> str:
+                return (await client.get(self.server.tls_url)).text
+
+            await self.ask("httpx HTTP/2", request)
+
+    async def one_shot(self) -> None:
+        async def request() -> str:
+            return (await get(self.server.url)).decode()
+
+        await self.ask("one-shot", request)
+
+    async def http2(self) -> None:
+        """Three requests at a time on one connection, and on another what that refuses."""
+        open_ = 0
+        while not self.stopping:
+            client = GoAwayHttp2(await tls_client(await connect(self.server.tls_url), "h2"))
+            await client.start()
+            streams = {client.request() for _ in range(open_ or 3)}
+            try:
+                await client.flush()
+                open_ = await self._http2(client, streams)
+            except (OSError, trio.BrokenResourceError, h2.exceptions.ProtocolError) as error:
+                self.lost[f"HTTP/2: {type(error).__name__}"] += len(streams - client.ended)
+                open_ = 0
+            await trio.aclose_forcefully(client.stream)
+
+    async def _http2(self, client: GoAwayHttp2, streams: set[int]) -> int:
+        """Returns how many have been refused."""
+        counted: set[int] = set()
+        while True:
+            alive = await client.pump()
+            for stream in (client.ended & streams) - counted:
+                counted.add(stream)
+                self.check("HTTP/2", client.bodies.pop(stream, b"").decode())
+                if client.last is None and not self.stopping:
+                    streams.add(client.request())
+            await client.flush()
+            left = streams - counted
+            refused = {
+                stream
+                for stream in left
+                if stream in client.reset or (client.last is not None and stream > client.last)
+            }
+            if left == refused:
+                self.refused += len(refused)
+                return len(refused)
+            if not alive:
+                self.lost["HTTP/2: end"] += len(left - refused)
+                return len(refused)
+
+    async def websocket(self) -> None:
+        """Echoes until the server says goodbye; then anew."""
+        url = self.server.url.replace("http", "ws")
+        while not self.stopping:
+            async with trio_websocket.open_websocket_url(url, disconnect_timeout=5) as websocket:
+                try:
+                    while True:
+                        await websocket.send_message("hello")
+                        assert await websocket.get_message() == "hello"
+                        await trio.sleep(0.01)
+                except trio_websocket.ConnectionClosed as closed:
+                    self.closed[closed.reason.code if closed.reason else 1006] += 1
+
+    async def workers(self, count: int, *, other_than: Collection[bytes] = ()) -> set[bytes]:
+        """Ask until so many workers have answered."""
+        found: set[bytes] = set()
+        while len(found) < count:
+            found |= {await get(self.server.url)} - set(other_than)
+        return found
+
+    async def reload(self, workers: set[bytes]) -> set[bytes]:
+        """SIGHUP, and wait until every worker is a new one; return these."""
+        begun = trio.current_time()
+        self.server.process.send_signal(signal.SIGHUP)
+        new = await self.workers(len(workers), other_than=workers)
+        self.seconds.append(trio.current_time() - begun)
+        return new
+
+
+async def run(
+    certificate: Path, *, workers: int, reloads: int, tracked: bool, scale: int = 1
+) -> tuple[Load, HypercornProcess]:
+    """Reload so many times under load, and then end with SIGTERM."""
+    arguments = ["-k", "trio", "-w", str(workers), "--graceful-timeout", "5"]
+    if tracked:
+        config = certificate.with_name("reload_conf.py")
+        config.write_text(
+            f"from trio_httptrack import hook\n\nconn_state = hook('{APP}:tracker')\n"
+        )
+        arguments += ["-c", f"file:{config}"]
+    seconds = 30 + 15 * reloads
+    async with hypercorn(
+        *arguments, f"{APP}:app", certificate=certificate, seconds=seconds
+    ) as server:
+        load = Load(server)
+        current = await load.workers(workers)
+        async with trio.open_nursery() as nursery:
+            for client, count in (
+                (load.httpx_http1, 6),
+                (load.one_shot, 3),
+                (load.httpx_http2, 4),
+                (load.http2, 2),
+                (load.websocket, 4),
+            ):
+                for _ in range(count * scale):
+                    nursery.start_soon(client)
+            for _ in range(reloads):
+                await trio.sleep(0.3)
+                current = await load.reload(current)
+            await trio.sleep(0.3)
+            load.stopping = True
+            server.process.terminate()
+    return load, server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.reload", description=__doc__)
+    parser.add_argument("--reloads", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--scale", type=int, default=1, help="how many times the clients")
+    arguments = parser.parse_args()
+    failed = False
+    with TemporaryDirectory() as folder:
+        certificate = Path(folder, "localhost.pem")
+        CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        for workers in (1, 2):
+            for tracked in (True, False):
+                load, server = trio.run(
+                    lambda: run(
+                        certificate,
+                        workers=workers,  # noqa: B023
+                        reloads=arguments.reloads,
+                        tracked=tracked,  # noqa: B023
+                        scale=arguments.scale,
+                    )
+                )
+                name = "tracked" if tracked else "plain"
+                print(f"{name}, {workers} worker(s): {load}; exit {server.returncode}", flush=True)  # noqa: T201
+                failed = failed or (tracked and bool(load.lost))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

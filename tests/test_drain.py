@@ -1,0 +1,739 @@
+"""What happens between "stop" and "gone", each rule at its exact time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h2.errors
+import httpx
+import pytest
+import trio
+import trio_websocket
+import wsproto
+import wsproto.events
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_httptrack import ConnState, HijackTracker, ShutdownReport
+from trio_httptrack.testing import ClientStream, MemoryServer, RecordingTracker, memory_server
+
+from .clients import GoAwayHttp2, http1, read_to_end
+from .support import Recorder, problems, respond, without_lifespan
+
+NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
+SECONDS_IN = 10  # the drain begins
+
+
+@without_lifespan
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Takes as many seconds for its answer as its path says."""
+    if scope["type"] == "websocket":
+        await websocket(scope, receive, send)
+        return
+    name, _, seconds = scope["path"].strip("/").partition("/")
+    if name == "late":  # after the head
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"some, ", "more_body": True})
+        await trio.sleep(float(seconds))
+        await send({"type": "http.response.body", "body": b"and more"})
+    elif name == "events":
+        draining = scope["extensions"]["httptrack"].draining
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello, ", "more_body": True})
+        await draining.wait()
+        await send({"type": "http.response.body", "body": b"goodbye"})
+    else:
+        await trio.sleep(float(seconds or 0))
+        await respond(send, b"done")
+
+
+async def websocket(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await trio.sleep(float(scope["path"].strip("/") or 0))
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
+    SEEN.append((trio.current_time(), event["code"]))
+
+
+SEEN: list[tuple[float, int]] = []
+
+
+def request(path: str = "/") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+
+
+@asynccontextmanager
+async def drained(
+    server: MemoryServer, *, at: float = SECONDS_IN
+) -> AsyncIterator[list[ShutdownReport]]:
+    """Begin the shutdown at a time, while the block goes on; then hold its report."""
+    report: list[ShutdownReport] = []
+
+    async def shut_down() -> None:
+        await trio.sleep_until(at)
+        report.append(await server.shutdown())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shut_down)
+        yield report
+
+
+class Timed:
+    """What a client reads, and when."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[float, bytes]] = []
+
+    async def read(self, stream: ClientStream) -> None:
+        try:
+            while data := await stream.receive_some():
+                self.parts.append((trio.current_time(), bytes(data)))
+            self.parts.append((trio.current_time(), b""))
+        except trio.BrokenResourceError:
+            self.parts.append((trio.current_time(), b"reset"))
+        await stream.aclose()
+
+    @property
+    def end(self) -> tuple[float, bytes]:
+        return self.parts[-1]
+
+    @property
+    def all(self) -> bytes:
+        return b"".join(data for _, data in self.parts)
+
+
+# HTTP/1.1
+
+
+async def test_a_request_in_flight_is_answered_with_connection_close(
+    autojump_clock: MockClock,
+) -> None:
+    """And the connection ends behind its answer."""
+    tracker = RecordingTracker()
+    async with memory_server(app, tracker=tracker, graceful_timeout=60) as server:
+        stream = await server.connect()
+        await stream.send_all(request("/slow/15"))
+        timed = Timed()
+        async with drained(server) as reports, trio.open_nursery() as nursery:
+            nursery.start_soon(timed.read, stream)
+    assert timed.end == (15, b"")
+    assert b"\r\nconnection: close\r\n" in timed.all.lower()
+    assert timed.all.endswith(b"done")
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=5)]
+    assert tracker.states(stream.conn) == [NEW, ACTIVE, CLOSED]
+    assert stream.conn.close_reason is None
+
+
+async def test_a_request_that_comes_later_is_answered_with_connection_close(
+    autojump_clock: MockClock,
+) -> None:
+    """On a connection that rested, and on one that was new."""
+    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+        idle = await server.connect()
+        await http1(idle)
+        await trio.sleep_until(9)
+        new = await server.connect()
+        async with drained(server) as reports:
+            for stream, time in ((idle, 10.375), (new, 13.875)):
+                await trio.sleep_until(time)
+                await stream.send_all(request())
+                answer = await read_to_end(stream)
+                assert b"\r\nconnection: close\r\n" in answer.lower()
+                assert answer.endswith(b"done")
+                assert trio.current_time() == time
+                await stream.aclose()
+    assert reports == [ShutdownReport(finished=2, forced=0, seconds=3.875)]
+
+
+@pytest.mark.parametrize(("settings", "seconds"), [({}, 0.5), ({"drain_idle_timeout": 2}, 2)])
+async def test_an_idle_connection_ends_after_a_short_grace(
+    settings: Any, seconds: float, autojump_clock: MockClock
+) -> None:
+    """Also where its own keep-alive timeout would let it rest for longer."""
+    async with memory_server(app, keep_alive_timeout=60, **settings) as server:
+        stream = await server.connect()
+        await http1(stream)
+        async with drained(server):
+            assert await stream.receive_some() == b""
+            assert trio.current_time() == 10 + seconds
+    assert stream.conn.close_reason is None
+
+
+async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
+    autojump_clock: MockClock,
+) -> None:
+    """Its client was not told to close, and may have asked again when it was answered."""
+    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+        again, silent = await server.connect(), await server.connect()
+        for stream in (again, silent):
+            await stream.send_all(request("/late/15"))
+        async with drained(server):
+            for stream in (again, silent):
+                answer = b""
+                while not answer.endswith(b"0\r\n\r\n"):
+                    answer += await stream.receive_some()
+                assert b"connection: close" not in answer.lower()
+            assert trio.current_time() == 15
+            await again.send_all(request())
+            assert b"connection: close" in (await read_to_end(again)).lower()
+            assert trio.current_time() == 15
+            assert await silent.receive_some() == b""
+            assert trio.current_time() == 15.5
+
+
+@pytest.mark.parametrize(
+    ("opened", "settings", "end"),
+    [
+        (8, {}, 13),
+        (4, {}, 10),
+        (9, {"drain_new_timeout": 1.5}, 10.5),
+        (9, {"graceful_timeout": 2}, 12),  # neither grace exceeds it
+    ],
+)
+async def test_a_new_connection_may_ask_until_it_is_five_seconds_old(
+    opened: float, settings: Any, end: float, autojump_clock: MockClock
+) -> None:
+    """As Go's http.Server.Shutdown has it; older ones end at once."""
+    settings = {"graceful_timeout": 60, "keep_alive_timeout": 60, **settings}
+    async with memory_server(app, **settings) as server:
+        await trio.sleep_until(opened)
+        streams = [await server.connect(), await server.connect(tls=True, handshake=False)]
+        await streams[0].send_all(b"GET / HT")
+        async with drained(server):
+            for stream in streams:
+                assert await stream.receive_some() == b""
+                assert trio.current_time() == end
+
+
+async def test_what_a_client_had_pipelined_does_not_cost_its_answer(
+    autojump_clock: MockClock,
+) -> None:
+    """It is not answered, which Connection: close tells, and the connection is not reset."""
+    async with memory_server(app, graceful_timeout=60) as server:
+        stream = await server.connect()
+        await stream.send_all(request("/slow/12") + request("/slow/12"))
+        await wait_all_tasks_blocked()
+        timed = Timed()
+        async with drained(server), trio.open_nursery() as nursery:
+            nursery.start_soon(timed.read, stream)
+            await trio.sleep_until(11)
+            await stream.send_all(request() * 10)
+        assert timed.end == (12, b"")
+        assert timed.all.count(b"HTTP/1.1 200") == 1
+
+
+# HTTP/2
+
+
+@asynccontextmanager
+async def http2(server: MemoryServer, *, tls: bool = False) -> AsyncIterator[GoAwayHttp2]:
+    """A client that reads while the block runs."""
+    client = GoAwayHttp2(await server.connect(tls=tls, alpn=["h2"] if tls else []))
+    await client.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        yield client
+
+
+ANY = 2**31 - 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_open_streams_are_answered_whole_and_then_the_connection_says_goodbye(
+    tls: bool, autojump_clock: MockClock
+) -> None:
+    """The GOAWAY follows the last answer's end, so that no client fails what is in flight."""
+    tracker = RecordingTracker()
+    async with (
+        memory_server(app, tracker=tracker, graceful_timeout=60, keep_alive_timeout=60) as server,
+        http2(server, tls=tls) as client,
+        drained(server) as reports,
+    ):
+        await trio.sleep_until(9.875)
+        streams = [client.request(path) for path in ("/late/0.25", "/slow/0.375")]
+        await client.flush()
+    assert [client.bodies[stream] for stream in streams] == [b"some, and more", b"done"]
+    assert client.ended == set(streams)
+    assert client.seen == [(10.25, "goaway", 3), (10.25, "end", 0)]
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=0.25)]
+    assert tracker.conns[0].close_reason is None
+
+
+async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
+    autojump_clock: MockClock,
+) -> None:
+    """What it had opened until it knew is served; after another grace it is refused, to be
+    asked elsewhere; and the connection ends with the last stream."""
+    async with (
+        memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
+        http2(server) as client,
+        drained(server),
+    ):
+        await trio.sleep_until(9)
+        first = client.request("/slow/5")
+        await client.flush()
+        await trio.sleep_until(10.75)
+        second = client.request("/slow/5")
+        await client.flush()
+        await trio.sleep_until(11.25)
+        third = client.request()
+        await client.flush()
+    assert client.ended == {first, second}
+    assert client.reset == {third}
+    assert client.seen == [
+        (10.5, "goaway", ANY),
+        (11, "goaway", second),
+        (11.25, "reset", h2.errors.ErrorCodes.REFUSED_STREAM),
+        (15.75, "end", 0),
+    ]
+
+
+async def test_an_idle_http2_connection_says_goodbye_after_the_grace(
+    autojump_clock: MockClock,
+) -> None:
+    """A request that was on its way until then is answered."""
+    async with (
+        memory_server(app, keep_alive_timeout=60) as server,
+        http2(server) as silent,
+        http2(server) as late,
+        drained(server),
+    ):
+        await trio.sleep_until(10.375)
+        late.request()
+        await late.flush()
+    assert silent.seen == [(10.5, "goaway", 0), (10.5, "end", 0)]
+    assert late.seen == [(10.375, "goaway", 1), (10.375, "end", 0)]
+    assert late.bodies == {1: b"done"}
+
+
+async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> None:
+    """Its preface, and its first request within the grace."""
+    async with memory_server(app, graceful_timeout=60) as server:
+        await trio.sleep_until(9)
+        stream = await server.connect()
+        async with drained(server):
+            await trio.sleep_until(13)
+            client = GoAwayHttp2(stream)
+            await client.start()
+            await trio.sleep_until(13.375)
+            client.request()
+            await client.flush()
+            await client.run()
+    assert client.bodies == {1: b"done"}
+    assert client.seen == [(13.375, "goaway", 1), (13.375, "end", 0)]
+
+
+async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """HTTP/2 by an upgrade from HTTP/1.1, whose first request is its last."""
+    async with memory_server(app, graceful_timeout=60) as server:
+        await trio.sleep_until(9)
+        stream = await server.connect()
+        async with drained(server):
+            await trio.sleep_until(11)
+            client = GoAwayHttp2(stream)
+            settings = client.h2.initiate_upgrade_connection() or b""
+            await stream.send_all(
+                b"GET /slow/0.25 HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+                b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"
+            )
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += await stream.receive_some(1)
+            await client.flush()
+            await client.run()
+    assert client.bodies == {1: b"done"}
+    assert client.seen == [(11.25, "goaway", 1), (11.25, "end", 0)]
+
+
+async def test_data_and_resets_in_a_drain_harm_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upload goes on, a stream that is reset is forgotten."""
+
+    @without_lifespan
+    async def upload(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (event := await receive())["type"] == "http.request":
+            body += event["body"]
+            if not event["more_body"]:
+                await respond(send, body)
+                break
+
+    async with (
+        memory_server(upload, graceful_timeout=60) as server,
+        http2(server) as client,
+        drained(server),
+    ):
+        one = client.request(method="POST", end=False)
+        other = client.request(method="POST", end=False)
+        await client.flush()
+        await trio.sleep_until(10.25)
+        client.h2.send_data(one, b"hello", end_stream=True)
+        await client.flush()
+        await trio.sleep_until(10.375)
+        client.h2.reset_stream(other)
+        await client.flush()
+    assert client.bodies == {one: b"hello"}
+    assert client.seen == [(10.375, "goaway", other), (10.375, "end", 0)]
+    assert not problems(caplog)
+
+
+async def test_too_many_requests_drain_their_own_connection(autojump_clock: MockClock) -> None:
+    """The last one allowed is answered, and so is what was in flight with it."""
+    tracker = RecordingTracker()
+    async with memory_server(app, tracker=tracker, keep_alive_max_requests=3) as server:
+        async with http2(server) as client:
+            streams = [client.request(path) for path in ("/slow/2", "/", "/slow/3")]
+            await client.flush()
+        assert client.ended == set(streams)
+        assert client.seen == [(0.5, "goaway", ANY), (1, "goaway", 5), (3, "end", 0)]
+        async with http2(server) as client:
+            for _ in range(3):
+                stream = client.request()
+                await client.flush()
+                while stream not in client.ended:
+                    await trio.lowlevel.checkpoint()
+        assert client.seen == [(3, "goaway", 5), (3, "end", 0)]
+        assert [conn.draining.is_set() for conn in tracker.conns] == [True, True]
+        assert await http1(await server.connect()) == (200, b"done")
+
+
+async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
+    """Over HTTP/2 too: it asks on another connection what was refused on the old one."""
+    async with (
+        memory_server(app, graceful_timeout=60) as old,
+        memory_server(app, graceful_timeout=60) as new,
+    ):
+        servers = [old]
+        connect = old.connect
+        old.connect = lambda **kwargs: (connect if servers[-1] is old else new.connect)(**kwargs)  # type: ignore[method-assign]
+        transport = old.httpx_transport(http2=True)
+        answers = 0
+
+        async def ask(client: httpx.AsyncClient, pause: float) -> None:
+            nonlocal answers
+            while trio.current_time() < 12:
+                assert (await client.get("https://app/slow/0.01")).text == "done"
+                answers += 1
+                await trio.sleep(pause)
+
+        async with (
+            httpx.AsyncClient(transport=transport) as client,
+            drained(old),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(ask, client, 0.007)
+            await trio.sleep_until(SECONDS_IN)
+            servers.append(new)
+        assert answers > 500
+        assert new.stats().accepted_total == 1
+
+
+# WebSockets
+
+
+class Peer:
+    """A WebSocket client over either protocol, that notes what it is told and when."""
+
+    def __init__(self, stream: ClientStream, http2: GoAwayHttp2 | None, path: str) -> None:
+        self.stream = stream
+        self.http2 = http2
+        self.path = path
+        self.websocket = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
+        self.seen: list[tuple[float, int]] = []
+
+    async def open(self) -> None:
+        if self.http2 is not None:
+            await self.http2.start()
+            self.id = await self.http2.websocket(self.path)
+            return
+        await self.stream.send_all(
+            f"GET {self.path} HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\n"
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await self.stream.receive_some(1)
+        assert head.startswith(b"HTTP/1.1 101 ")
+
+    async def send(self, event: wsproto.events.Event) -> None:
+        data = self.websocket.send(event)
+        if self.http2 is None:
+            await self.stream.send_all(data)
+        else:
+            self.http2.h2.send_data(self.id, data)
+            await self.http2.flush()
+
+    async def read_close(self) -> wsproto.events.CloseConnection:
+        while True:
+            if self.http2 is None:
+                self.websocket.receive_data(bytes(await self.stream.receive_some()))
+            else:
+                while not self.http2.bodies.get(self.id):
+                    await self.http2.pump()
+                self.websocket.receive_data(self.http2.bodies.pop(self.id))
+            for event in self.websocket.events():
+                if isinstance(event, wsproto.events.CloseConnection):
+                    return event
+
+    async def read_end(self) -> float:
+        """When the connection ended."""
+        if self.http2 is not None:
+            await self.http2.run()
+        else:
+            await read_to_end(self.stream)
+            await self.stream.aclose()
+        return trio.current_time()
+
+
+async def open_websocket(server: MemoryServer, over: str, path: str = "/") -> Peer:
+    stream = await server.connect()
+    peer = Peer(stream, GoAwayHttp2(stream) if over == "h2" else None, path)
+    await peer.open()
+    return peer
+
+
+over_each = pytest.mark.parametrize("over", ["http1", "h2"])
+
+
+@over_each
+@pytest.mark.parametrize(("settings", "code"), [({}, 1012), ({"drain_websocket_code": 1001}, 1001)])
+async def test_a_websocket_is_closed_as_its_protocol_has_it(
+    over: str, settings: Any, code: int, autojump_clock: MockClock
+) -> None:
+    """A close frame at once, which application and client learn of, and time to answer it."""
+    SEEN.clear()
+    async with memory_server(app, graceful_timeout=60, **settings) as server:
+        peer = await open_websocket(server, over)
+        async with drained(server) as reports:
+            close = await peer.read_close()
+            assert (trio.current_time(), close.code) == (10, code)
+            await trio.sleep_until(12)
+            await peer.send(close.response())
+            assert await peer.read_end() == 12
+    assert [(10, code)] == SEEN
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=2)]
+    if peer.http2 is not None:
+        assert peer.id in peer.http2.ended
+        goodbye = [(what, stream) for _, what, stream in peer.http2.seen]  # read at 12
+        assert goodbye == [("goaway", ANY), ("goaway", 1), ("end", 0)]
+
+
+@over_each
+async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """It was said goodbye to, and what it still says is not heard."""
+    tracker = RecordingTracker()
+    async with memory_server(app, tracker=tracker, graceful_timeout=7) as server:
+        peer = await open_websocket(server, over)
+        async with drained(server) as reports:
+            await trio.sleep_until(11)
+            await peer.send(wsproto.events.TextMessage("hello?"))
+            assert (await peer.read_close()).code == 1012
+            assert await peer.read_end() == 17
+    assert reports == [ShutdownReport(finished=0, forced=1, seconds=7)]
+    assert tracker.conns[0].close_reason == "app_shutdown_timeout"
+
+
+@over_each
+async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """Its request was on its way, and so it is answered."""
+    async with memory_server(app, graceful_timeout=60) as server:
+        await trio.sleep_until(9)
+        async with drained(server):
+            peer = await open_websocket(server, over, "/3")
+            assert trio.current_time() == 12
+            assert (await peer.read_close()).code == 1012
+            assert trio.current_time() == 12
+            await peer.send(wsproto.events.CloseConnection(1012))
+            assert await peer.read_end() == 12
+
+
+async def test_trio_websocket_sees_a_restart(autojump_clock: MockClock) -> None:
+    """A client library that answers by itself."""
+    async with (
+        memory_server(app) as server,
+        drained(server) as reports,
+        trio.open_nursery() as nursery,
+    ):
+        stream: Any = await server.connect()
+        websocket = await trio_websocket.wrap_client_stream(nursery, stream, "here", "/")
+        with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+            await websocket.get_message()
+        assert closed.value.reason is not None
+        assert closed.value.reason.code == 1012
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=0)]
+
+
+async def test_upgraded_connections_are_followed_until_their_sockets_close(
+    autojump_clock: MockClock,
+) -> None:
+    """By a HijackTracker, and by wait_closed()."""
+    hijacks = HijackTracker()
+    async with memory_server(app, tracker=hijacks) as server:
+        await http1(await server.connect())
+        await hijacks.wait()
+        peers = [await open_websocket(server, "http1") for _ in range(2)]
+        conns = [peer.stream.conn for peer in peers]
+        assert (hijacks.count, hijacks.connections()) == (2, conns)
+        ended: list[float] = []
+
+        async def wait() -> None:
+            await hijacks.wait()
+            ended.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            for time, peer in enumerate(peers, 1):
+                await trio.sleep_until(time)
+                await peer.stream.aclose()
+                await peer.stream.conn.wait_closed()
+                assert trio.current_time() == time
+                assert hijacks.connections() == conns[time:]
+        assert ended == [2]
+
+
+# Handlers, the deadline, and what is said of it
+
+
+async def test_a_handler_that_would_run_for_ever_can_finish(autojump_clock: MockClock) -> None:
+    """It reaches its connection by its scope, and waits for the drain."""
+    async with memory_server(app) as server:
+        stream = await server.connect()
+        await stream.send_all(request("/events"))
+        async with http2(server) as client, drained(server) as reports:
+            events = client.request("/events")
+            await client.flush()
+            answer = b""
+            while not answer.endswith(b"goodbye\r\n0\r\n\r\n"):
+                answer += await stream.receive_some()
+            assert trio.current_time() == 10
+            await stream.aclose()
+    assert client.bodies[events] == b"hello, goodbye"
+    assert reports == [ShutdownReport(finished=2, forced=0, seconds=0)]
+
+
+async def test_what_is_left_at_the_deadline_is_closed_by_force(
+    autojump_clock: MockClock,
+) -> None:
+    """And says so; what has ended by then does not."""
+    tracker = RecordingTracker()
+    async with memory_server(app, tracker=tracker, graceful_timeout=4) as server:
+        streams = [await server.connect() for _ in range(3)]
+        for stream, seconds in zip(streams, (12, 60, 60), strict=True):
+            await stream.send_all(request(f"/slow/{seconds}"))
+        async with drained(server) as reports:
+            assert await read_to_end(streams[2]) == b""
+            assert trio.current_time() == 14
+    assert reports == [ShutdownReport(finished=1, forced=2, seconds=4)]
+    assert [stream.conn.close_reason for stream in streams] == [
+        None,
+        "app_shutdown_timeout",
+        "app_shutdown_timeout",
+    ]
+
+
+async def test_the_log_says_what_a_shutdown_waits_for(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, and every second while anything is left; and at the end, how it ended."""
+    caplog.set_level(logging.INFO)
+    async with memory_server(app, graceful_timeout=3.5, keep_alive_timeout=60) as server:
+        idle, oldest, hijacked = await server.connect(), await server.connect(), None
+        await http1(idle)
+        await idle.aclose()
+        await trio.sleep_until(5)
+        await oldest.send_all(request("/slow/60?password=secret"))
+        await trio.sleep_until(8)
+        hijacked = await open_websocket(server, "http1")
+        new = await server.connect()
+        async with drained(server):
+            assert (await hijacked.read_close()).code == 1012
+            await trio.sleep_until(11.5)
+            await new.aclose()
+            await hijacked.stream.aclose()
+    lines = [record.getMessage() for record in caplog.records]
+    name = f"{oldest.conn} active '/slow/60'"
+    states = "new 1, active 1, hijacked 1"
+    assert lines == [
+        f"Shutting down: 3 connections left ({states}); the oldest is {name}, 10.0 s old",
+        f"Shutting down: 3 connections left ({states}); the oldest is {name}, 11.0 s old",
+        f"Shutting down: 1 connection left (active 1); the oldest is {name}, 12.0 s old",
+        f"Shutting down: 1 connection left (active 1); the oldest is {name}, 13.0 s old",
+        "Shut down: 3 connections, of which 2 ended by themselves and 1 by force, in 3.5 s",
+    ]
+
+
+async def test_a_shutdown_without_connections_is_over_at_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And has nothing to say."""
+    caplog.set_level(logging.INFO)
+    async with memory_server(app) as server:
+        report = ShutdownReport(finished=0, forced=0, seconds=0)
+        assert await server.shutdown() == report
+        assert await server.shutdown() == report  # and once more
+    assert not caplog.records
+
+
+async def test_the_report_of_a_server_that_was_cancelled_is_an_error() -> None:
+    """It has not drained."""
+    with trio.CancelScope() as scope:
+        async with memory_server(app) as server:
+            scope.cancel()
+            await trio.sleep_forever()
+    with pytest.raises(RuntimeError, match="without a drain"):
+        await server.shutdown()
+
+
+async def test_max_requests_end_the_server_as_a_shutdown_does(autojump_clock: MockClock) -> None:
+    """What is in flight is answered."""
+    async with memory_server(app, max_requests=1, graceful_timeout=60) as server:
+        first, second = await server.connect(), await server.connect()
+        await first.send_all(request("/slow/5"))
+        await wait_all_tasks_blocked()
+        assert await http1(second) == (200, b"done")
+        assert b"connection: close" in (await read_to_end(first)).lower()
+        assert trio.current_time() == 5
+        with pytest.raises(ConnectionRefusedError):
+            await server.connect()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("drain_idle_timeout", -1),
+        ("drain_idle_timeout", float("nan")),
+        ("drain_new_timeout", "5"),
+        ("drain_new_timeout", None),
+        ("drain_websocket_code", 1000),
+    ],
+)
+async def test_a_setting_that_cannot_be_is_refused(name: str, value: Any) -> None:
+    """Before anything is bound."""
+    with pytest.raises(ValueError, match=f"{name} must be .*, not "):
+        async with memory_server(app, **{name: value}):
+            raise AssertionError
+
+
+async def test_every_state_can_be_drained(autojump_clock: MockClock) -> None:
+    """And none reports more than it would have without."""
+    recorder = Recorder()
+    async with memory_server(app, tracker=recorder, keep_alive_timeout=60) as server:
+        await trio.sleep_until(9)
+        streams = [await server.connect() for _ in range(3)]
+        await http1(streams[1])
+        await streams[2].send_all(request("/slow/2"))
+        await open_websocket(server, "http1")
+        async with drained(server):
+            pass
+    assert recorder.sequences() == ["NC", "NAIC", "NAC", "NAH"]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from .hypercorn_process import GET, connect, get, hypercorn, read_all
+from .reload import APP, run
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_ten_reloads_and_a_shutdown_under_load_lose_nothing(
+    workers: int, certificate: Path
+) -> None:
+    """Every request is answered, and every WebSocket is said goodbye to."""
+    load, server = await run(certificate, workers=workers, reloads=10, tracked=True)
+    assert not load.lost, load
+    assert set(load.closed) == {1012}, load
+    assert load.closed.total() >= 4 * 11  # one each for each worker that ended
+    assert load.answered.keys() == {"keep-alive", "one-shot", "httpx HTTP/2", "HTTP/2"}
+    assert server.returncode == 0
+    assert server.stderr.count("Shut down: ") == workers * 11
+    assert "and 0 by force" in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+async def test_a_connection_that_was_not_accepted_yet_is_the_next_workers(
+    certificate: Path,
+) -> None:
+    """The kernel has completed it while the old worker drains; nothing of it is lost."""
+    config = certificate.with_name("one_conf.py")
+    config.write_text(f"from trio_httptrack import hook\n\nconn_state = hook('{APP}:tracker')\n")
+    arguments = ("-k", "trio", "-w", "1", "-c", f"file:{config}", f"{APP}:app")
+    async with hypercorn(*arguments) as server:
+        old = await get(server.url)
+        async with await connect(server.url) as held:
+            await held.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n")  # which keeps it draining
+            server.process.send_signal(signal.SIGHUP)
+            while True:
+                async with await connect(server.url) as client:
+                    await client.send_all(GET)
+                    with trio.move_on_after(0.3) as scope:
+                        await read_all(client)
+                    if scope.cancelled_caught:  # the old one does not accept any more
+                        await held.send_all(b"\r\n")
+                        assert old in await read_all(held)
+                        answer = await read_all(client)
+                        break
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert not answer.endswith(old)
