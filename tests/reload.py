@@ -90,18 +90,20 @@ class Load:
 
     async def http2(self) -> None:
         """Three requests at a time on one connection, and on another what that refuses."""
-        open_ = 0
+        refused = 0
         while not self.stopping:
-            client = GoAwayHttp2(await tls_client(await connect(self.server.tls_url), "h2"))
-            await client.start()
-            streams = {client.request() for _ in range(open_ or 3)}
-            try:
-                await client.flush()
-                open_ = await self._http2(client, streams)
-            except (OSError, trio.BrokenResourceError, h2.exceptions.ProtocolError) as error:
-                self.lost[f"HTTP/2: {type(error).__name__}"] += len(streams - client.ended)
-                open_ = 0
-            await trio.aclose_forcefully(client.stream)
+            async with await connect(self.server.tls_url) as stream:
+                streams: set[int] = set()
+                client = None
+                try:
+                    client = GoAwayHttp2(await tls_client(stream, "h2"))
+                    await client.start()
+                    streams = {client.request() for _ in range(refused or 3)}
+                    await client.flush()
+                    refused = await self._http2(client, streams)
+                except (OSError, trio.BrokenResourceError, h2.exceptions.ProtocolError) as error:
+                    refused = 0
+                    self.lost[f"HTTP/2: {type(error).__name__}"] += 1
 
     async def _http2(self, client: GoAwayHttp2, streams: set[int]) -> int:
         """Returns how many have been refused."""

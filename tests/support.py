@@ -8,6 +8,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ async def websocket(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
 
 
+@cache  # it takes long to make, and a load of clients would wait for it
 def client_ssl(*alpn: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(list(alpn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import h2.errors
@@ -401,6 +402,39 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
         assert client.seen == [(3, "goaway", 5), (3, "end", 0)]
         assert [conn.draining.is_set() for conn in tracker.conns] == [True, True]
         assert await http1(await server.connect()) == (200, b"done")
+
+
+def test_what_crosses_the_goodbye_does_not_reset_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever task is the first: the client reads the last answer, the GOAWAY and the end."""
+
+    async def cross() -> tuple[GoAwayHttp2, list[int]]:
+        async with memory_server(app, keep_alive_timeout=60) as server, drained(server):
+            client = GoAwayHttp2(await server.connect(tls=True, alpn=["h2"]))
+            await client.start()
+            await trio.sleep_until(9.875)
+            streams = [client.request("/slow/0.25")]
+            await client.flush()
+            await trio.sleep_until(10.125)  # it is being answered
+            streams.append(client.request())
+            for _ in range(20):
+                client.h2.ping(b"12345678")
+                await client.flush()
+            await trio.sleep_until(11)
+            await client.run()
+        return client, streams
+
+    scheduler = trio._core._run
+    monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    for seed in range(100):
+        monkeypatch.setattr(scheduler, "_r", Random(seed))
+        client, streams = trio.run(cross, clock=MockClock(autojump_threshold=0))
+        assert client.last is not None
+        answered = {stream for stream in streams if stream <= client.last}
+        assert client.ended == answered
+        assert streams[0] in answered
+        assert client.seen[-1] == (11, "end", 0)
 
 
 async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from .worker import Worker
 
+LINGER_TIMEOUT = 2.0  # seconds for a client to notice the end, in a drain: it reads, and closes
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -214,7 +215,7 @@ class Connection:
                 return await self._transport.receive()
             self.close("read_timeout")
         except trio.BrokenResourceError:
-            self.close("connection_reset")
+            self.close(None if self._lingering else "connection_reset")
         except trio.ClosedResourceError:
             pass
         return b""
@@ -257,7 +258,7 @@ class Connection:
         elif isinstance(event, Closed):
             assert self._protocol is not None
             if self._protocol.still_receiving:
-                self.linger()
+                await self.linger()
             else:
                 self.close()
 
@@ -274,6 +275,8 @@ class Connection:
         if not self._unsent:
             return
         parts, self._unsent = self._unsent, []
+        if self.gone:
+            return
         if self.upgrading:
             self.upgrading = False
             self._enter(HIJACKED)  # these are the 101 response's bytes
@@ -354,7 +357,7 @@ class Connection:
             self._wait_for(timeout)
         elif self.conn.state is NEW:
             self._conversation.deadline = self.conn.opened_at + self._worker.grace.new
-        elif self._lingering or self.conn.protocol != "h2":  # which ends by its own rules
+        elif self.conn.protocol != "h2":  # which ends by its own rules
             self._conversation.deadline = trio.current_time() + self._worker.grace.idle
 
     def _wait_for(self, timeout: Timeout | None) -> None:
@@ -401,17 +404,24 @@ class Connection:
         late = self._context.terminated.is_set()
         self.close("app_shutdown_timeout" if late else "aborted_by_app")
 
-    def linger(self) -> None:
+    async def linger(self) -> None:
         """End our side, and read on to nothing until the client ends its own.
 
         It has its answer before it finished speaking. Were the socket closed now, the kernel
         would answer what is still on its way with a reset, and that can reach the client
         before the answer does, and destroy it (RFC 9112, 9.6).
         """
+        if self.gone:
+            return
+        await self.flush()
         self._lingering = self.gone = True
-        self._transport.send_eof()
         self._tell_handlers()
-        self._expire_after(self._worker.keep_alive_timeout, None)
+        self._expiry = None
+        if self.draining:
+            self._conversation.deadline = trio.current_time() + LINGER_TIMEOUT
+        else:
+            self._wait_for(self._worker.keep_alive_timeout)
+        await self._transport.finish()
 
     def close(self, reason: str | None = None) -> None:
         """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""

@@ -379,7 +379,7 @@ class Frames:
 
     async def _end(self) -> None:
         await self._protocol.stream_buffers.wait_for_none()  # type: ignore[attr-defined]
-        self._connection.linger()
+        await self._connection.linger()
 
     async def _go_away(self, last_stream_id: int) -> None:
         # h2 would take its own GOAWAY for the end of the connection.

@@ -187,6 +187,11 @@ class Transport:
                         await self._stream.send_all(memoryview(part)[sent:])
                     sent = max(0, sent - len(part))
 
+    async def finish(self) -> None:
+        """End our side when all is written that is being written."""
+        async with self._sending:
+            self.send_eof()
+
     def send_eof(self) -> None:
         """End our side, under TLS as well."""
         with suppress(OSError):
