@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trio.testing import MockClock
 
+from trio_httptrack._hypercorn.drain import DEFAULTS
 from trio_httptrack.testing import RecordingTracker, memory_server
 
 from .clients import http1
@@ -16,11 +17,19 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "testing.rst").read_text()
 
 
-def test_the_page_shows_each_example() -> None:
+def test_the_pages_show_each_example() -> None:
     """And no others."""
-    shown = re.findall(r"literalinclude:: \.\./examples/(\S+)", PAGE)
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.rst"))
+    shown = re.findall(r"literalinclude:: \.\./examples/(\S+)", pages)
     assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-    assert len(shown) == 4
+    assert len(shown) == 6
+
+
+def test_the_page_about_reloads_has_the_settings_as_they_are() -> None:
+    """Each with its default."""
+    page = (ROOT / "docs" / "reloads.rst").read_text()
+    table = dict(re.findall(r"\* - ``(drain_\w+)``\n     - (\S+)\n", page))
+    assert {name: float(default) for name, default in table.items()} == DEFAULTS
 
 
 async def test_the_record_on_the_page_is_what_it_says(autojump_clock: MockClock) -> None:

@@ -11,10 +11,8 @@ from .reload import APP, run
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_ten_reloads_and_a_shutdown_under_load_lose_nothing(
-    workers: int, certificate: Path
-) -> None:
-    """Every request is answered, and every WebSocket is said goodbye to."""
+async def test_a_reload_under_load_loses_no_request(workers: int, certificate: Path) -> None:
+    """Neither do ten of them and a SIGTERM, and every WebSocket gets a close frame."""
     load, server = await run(certificate, workers=workers, reloads=10, tracked=True)
     assert not load.lost, load
     assert set(load.closed) == {1012}, load

@@ -184,6 +184,22 @@ def check_status(status: int, workers: str) -> None:
         assert status == 1
 
 
+@limited
+async def test_a_drain_setting_that_cannot_be_ends_the_worker_with_one_line(tmp_path: Path) -> None:
+    """Before it accepts."""
+    config = hook_config(tmp_path, "ways_in.twoparts:tracker")
+    file = tmp_path / "hypercorn_conf.py"
+    file.write_text(file.read_text() + "drain_idle_timeout = -1\n")
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", config, "-w", "0", "ways_in.twoparts:app"
+    )
+    assert status == 1
+    assert stderr.splitlines()[-1] == (
+        "trio_httptrack: drain_idle_timeout must be a number of seconds, 0 or more, not -1"
+    )
+    assert "Traceback" not in stderr
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize(
     ("path", "reason"),

@@ -373,7 +373,7 @@ class Connection:
 
     def drain(self) -> None:
         """Begin to end: no request is to follow those that are on their way."""
-        if self.draining or self.closed:
+        if self.draining:
             return
         self.draining = True
         self.conn._mark_draining()
