@@ -28,6 +28,7 @@ from .hypercorn_process import HypercornProcess, connect, get, hypercorn
 from .support import CERT, client_ssl, tls_client
 
 APP = "ways_in.reload_app"
+HEAD = "server, workers   reloads  median  requests   lost  retried  WebSockets closed by code"
 
 
 @dataclass
@@ -43,13 +44,12 @@ class Load:
     stopping: bool = False
 
     def __str__(self) -> str:
-        lost = ", ".join(f"{count} {what}" for what, count in sorted(self.lost.items()))
+        lost = ", ".join(f"{what} {count}" for what, count in sorted(self.lost.items()))
+        codes = ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items()))
         return (
-            f"{len(self.seconds)} reloads, {statistics.median(self.seconds):.1f} s each (median); "
-            f"lost {self.lost.total()} of {self.answered.total() + self.lost.total()} requests"
-            f"{' (' * bool(lost)}{lost}{')' * bool(lost)}; "
-            f"{self.refused} refused by HTTP/2 and answered elsewhere; "
-            f"WebSockets closed by code: {dict(sorted(self.closed.items()))}"
+            f"{len(self.seconds):>9}{statistics.median(self.seconds):>8.1f} s"
+            f"{self.answered.total() + self.lost.total():>10,}{self.lost.total():>7,}{self.refused:>9}  {codes}"
+            f"{f'{chr(10)}    lost: {lost}' if lost else ''}"
         )
 
     async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
@@ -200,12 +200,13 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="how many times the clients")
     arguments = parser.parse_args()
     failed = False
+    print(HEAD)  # noqa: T201
     with TemporaryDirectory() as folder:
         certificate = Path(folder, "localhost.pem")
         CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
         for workers in (1, 2):
             for tracked in (True, False):
-                load, server = trio.run(
+                load, _ = trio.run(
                     lambda: run(
                         certificate,
                         workers=workers,  # noqa: B023
@@ -214,8 +215,8 @@ def main() -> None:
                         scale=arguments.scale,
                     )
                 )
-                name = "tracked" if tracked else "plain"
-                print(f"{name}, {workers} worker(s): {load}; exit {server.returncode}", flush=True)  # noqa: T201
+                name = f"{'tracked' if tracked else 'plain'}, {workers}"
+                print(f"{name:<16}{load}", flush=True)  # noqa: T201
                 failed = failed or (tracked and bool(load.lost))
     sys.exit(failed)
 
