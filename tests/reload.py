@@ -46,11 +46,12 @@ class Load:
     def __str__(self) -> str:
         lost = ", ".join(f"{what} {count}" for what, count in sorted(self.lost.items()))
         codes = ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items()))
-        return (
+        row = (
             f"{len(self.seconds):>9}{statistics.median(self.seconds):>8.1f} s"
-            f"{self.answered.total() + self.lost.total():>10,}{self.lost.total():>7,}{self.refused:>9}  {codes}"
-            f"{f'{chr(10)}    lost: {lost}' if lost else ''}"
+            f"{self.answered.total() + self.lost.total():>10,}{self.lost.total():>7,}"
+            f"{self.refused:>9}  {codes}"
         )
+        return f"{row}\n    lost: {lost}" if lost else row
 
     async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
         """Ask once more and more."""
