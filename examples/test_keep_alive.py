@@ -27,5 +27,5 @@ async def test_an_idle_connection_is_closed_after_five_minutes(autojump_clock):
         ConnState.ACTIVE,
         ConnState.IDLE,
         ConnState.CLOSED,
-    ]
+    ], str(tracker)
     assert client.conn.close_reason == "keep_alive_timeout", str(tracker)

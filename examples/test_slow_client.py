@@ -23,5 +23,5 @@ async def test_a_client_that_never_finishes_its_request_is_stuck_in_new(autojump
 
         assert await client.receive_some() == b""  # its 30 seconds are over
         assert trio.current_time() == 30
-    assert tracker.states(client.conn) == [ConnState.NEW, ConnState.CLOSED]
+    assert tracker.states(client.conn) == [ConnState.NEW, ConnState.CLOSED], str(tracker)
     assert client.conn.close_reason == "request_headers_timeout", str(tracker)
