@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import h2.exceptions
 import httpx
 import trio
-import trio_websocket
+from trio_websocket import ConnectionClosed, wrap_client_stream
 
 from .clients import GoAwayHttp2
 from .hypercorn_process import HypercornProcess, connect, get, hypercorn
@@ -132,15 +132,15 @@ class Load:
 
     async def websocket(self) -> None:
         """Echoes until the server says goodbye; then anew."""
-        url = self.server.url.replace("http", "ws")
         while not self.stopping:
-            async with trio_websocket.open_websocket_url(url, disconnect_timeout=5) as websocket:
+            async with await connect(self.server.url) as stream, trio.open_nursery() as nursery:
+                websocket = await wrap_client_stream(nursery, stream, "localhost", "/")
                 try:
                     while True:
                         await websocket.send_message("hello")
                         assert await websocket.get_message() == "hello"
                         await trio.sleep(0.01)
-                except trio_websocket.ConnectionClosed as closed:
+                except ConnectionClosed as closed:
                     self.closed[closed.reason.code if closed.reason else 1006] += 1
 
     async def workers(self, count: int, *, other_than: Collection[bytes] = ()) -> set[bytes]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import trio
 
 from .hypercorn_process import GET, connect, get, hypercorn, read_all
 from .reload import APP, run
+from .support import OLD_HYPERCORN
+
+pytestmark = pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 knows no SIGHUP")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -19,8 +23,9 @@ async def test_a_reload_under_load_loses_no_request(workers: int, certificate: P
     assert load.closed.total() >= 4 * 11  # one each for each worker that ended
     assert load.answered.keys() == {"keep-alive", "one-shot", "httpx HTTP/2", "HTTP/2"}
     assert server.returncode == 0
-    assert server.stderr.count("Shut down: ") == workers * 11
-    assert "and 0 by force" in server.stderr
+    reports = re.findall(r"Shut down: \d+ connections, .* and (\d+) by force", server.stderr)
+    assert len(reports) >= 11  # of two workers one may have no connection
+    assert set(reports) == {"0"}
     assert "Traceback" not in server.stderr
 
 
