@@ -560,6 +560,29 @@ async def test_a_websocket_is_closed_as_its_protocol_has_it(
 
 
 @over_each
+async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """Its application is told of the first end, also where it asks only now."""
+    told = []
+
+    @without_lifespan
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await trio.sleep_until(11)
+        told.extend([await receive(), await receive()])
+
+    async with memory_server(busy, graceful_timeout=60) as server:
+        peer = await open_websocket(server, over)
+        async with drained(server):
+            await trio.sleep_until(9)
+            await peer.send(wsproto.events.CloseConnection(1000))
+            await peer.read_close()
+    assert told == [{"type": "websocket.disconnect", "code": 1006}] * 2  # as Hypercorn has it
+
+
+@over_each
 async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
     over: str, autojump_clock: MockClock
 ) -> None:

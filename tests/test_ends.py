@@ -248,6 +248,7 @@ async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold
         await wait_all_tasks_blocked()
         server.gate.set()
         await read_to_end(stream)
+        await stream.aclose()
         await server.recorder.wait_states("NAC")
         assert await server.tasks() == tasks
 

@@ -83,8 +83,9 @@ class Handler:
     async def put(self, event: Any) -> None:
         """Called by the protocol: the application's next event."""
         if event["type"] in DISCONNECTS:
-            self._disconnect = event
-            self._has_changed()
+            if self._disconnect is None:  # the first one says why
+                self._disconnect = event
+                self._has_changed()
             return
         # No checkpoint if there is room: all that was read together is put before the
         # application runs, and a request that is complete does not cost its connection,

@@ -61,7 +61,10 @@ class WebSocket:
         """Close it, now or as soon as it is accepted."""
         self._draining = True
         stream = self._stream
-        if stream.state is ASGIWebsocketState.CONNECTED:
+        if (
+            stream.state is ASGIWebsocketState.CONNECTED
+            and stream.connection.state is ConnectionState.OPEN  # else it is being closed already
+        ):
             assert stream.app_put is not None
             # Without a checkpoint between the two, lest the application's end is the reason.
             await stream.app_put({"type": "websocket.disconnect", "code": self._drain_code})
