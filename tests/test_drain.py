@@ -138,15 +138,15 @@ async def test_a_request_that_comes_later_is_answered_with_connection_close(
         await trio.sleep_until(9)
         new = await server.connect()
         async with drained(server) as reports:
-            for stream, time in ((idle, 10.375), (new, 13.875)):
+            for stream, time, seconds in ((idle, 10.375, 2), (new, 13.875, 7)):
                 await trio.sleep_until(time)
-                await stream.send_all(request())
+                await stream.send_all(request(f"/slow/{seconds}"))
                 answer = await read_to_end(stream)
                 assert b"\r\nconnection: close\r\n" in answer.lower()
                 assert answer.endswith(b"done")
-                assert trio.current_time() == time
+                assert trio.current_time() == time + seconds
                 await stream.aclose()
-    assert reports == [ShutdownReport(finished=2, forced=0, seconds=3.875)]
+    assert reports == [ShutdownReport(finished=2, forced=0, seconds=10.875)]
 
 
 @pytest.mark.parametrize(("settings", "seconds"), [({}, 0.5), ({"drain_idle_timeout": 2}, 2)])
@@ -183,6 +183,7 @@ async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
             assert trio.current_time() == 15
             assert await silent.receive_some() == b""
             assert trio.current_time() == 15.5
+    assert (again.conn.close_reason, silent.conn.close_reason) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +405,52 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
         assert await http1(await server.connect()) == (200, b"done")
 
 
+async def test_a_client_that_does_not_leave_is_left_after_two_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    """It has had its answer and its goodbye, and time to read them."""
+    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+        client = GoAwayHttp2(await server.connect())
+        await client.start()
+        async with drained(server) as reports:
+            await trio.sleep_until(9.875)
+            client.request("/slow/0.25")
+            await client.flush()
+            await client.stream.conn.wait_closed()
+            assert trio.current_time() == 12.125
+            while await client.pump():
+                pass
+    assert client.bodies == {1: b"done"}
+    assert client.last == 1
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=2.125)]
+    assert client.stream.conn.close_reason is None
+
+
+def test_who_connects_when_the_drain_begins_is_drained_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it is accepted at all, whichever task is the first."""
+
+    async def connect() -> float:
+        async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+            await trio.sleep_until(SECONDS_IN)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.shutdown)
+                for _ in range(5):
+                    try:
+                        stream = await server.connect()
+                    except ConnectionRefusedError:
+                        return SECONDS_IN
+                await stream.conn.wait_closed()
+        return trio.current_time()
+
+    scheduler = trio._core._run
+    monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    for seed in range(100):
+        monkeypatch.setattr(scheduler, "_r", Random(seed))
+        assert trio.run(connect, clock=MockClock(autojump_threshold=0)) <= SECONDS_IN + 5
+
+
 def test_what_crosses_the_goodbye_does_not_reset_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -600,19 +647,22 @@ async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
 
 
 @over_each
+@pytest.mark.parametrize("asked", [9, 11])
 async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
-    over: str, autojump_clock: MockClock
+    over: str, asked: float, autojump_clock: MockClock
 ) -> None:
-    """Its request was on its way, and so it is answered."""
+    """Its request was on its way, before the drain or after, and so it is answered."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
+        stream = await server.connect()
         async with drained(server):
-            peer = await open_websocket(server, over, "/3")
-            assert trio.current_time() == 12
+            await trio.sleep_until(asked)
+            peer = Peer(stream, GoAwayHttp2(stream) if over == "h2" else None, "/3")
+            await peer.open()
+            assert trio.current_time() == asked + 3
             assert (await peer.read_close()).code == 1012
-            assert trio.current_time() == 12
             await peer.send(wsproto.events.CloseConnection(1012))
-            assert await peer.read_end() == 12
+            assert await peer.read_end() == asked + 3
 
 
 async def test_trio_websocket_sees_a_restart(autojump_clock: MockClock) -> None:

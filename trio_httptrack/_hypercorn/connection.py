@@ -413,7 +413,6 @@ class Connection:
         """
         if self.gone:
             return
-        await self.flush()
         self._lingering = self.gone = True
         self._tell_handlers()
         self._expiry = None
