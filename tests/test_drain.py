@@ -426,6 +426,23 @@ async def test_a_client_that_does_not_leave_is_left_after_two_seconds(
     assert client.stream.conn.close_reason is None
 
 
+async def test_a_client_may_leave_as_it_likes_when_it_has_its_goodbye(
+    autojump_clock: MockClock,
+) -> None:
+    """A reset is no reason then."""
+    async with memory_server(app, keep_alive_timeout=60) as server:
+        client = GoAwayHttp2(await server.connect())
+        await client.start()
+        async with drained(server) as reports:
+            await trio.sleep_until(9.875)
+            client.request("/slow/0.25")
+            await client.flush()
+            await trio.sleep_until(11)
+            client.stream.reset()
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=1)]
+    assert client.stream.conn.close_reason is None
+
+
 def test_who_connects_when_the_drain_begins_is_drained_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

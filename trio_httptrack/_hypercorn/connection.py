@@ -125,8 +125,6 @@ class Connection:
     async def _run(self) -> None:
         self._worker.connections.add(self)
         self._report(NEW)
-        if self._context.terminated.is_set():
-            self.drain()
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._contain(self._talk)
