@@ -340,7 +340,7 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
             client = GoAwayHttp2(stream)
             settings = client.h2.initiate_upgrade_connection() or b""
             await stream.send_all(
-                b"GET /slow/0.25 HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+                b"GET /slow/2 HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
                 b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"
             )
             head = b""
@@ -349,7 +349,7 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
             await client.flush()
             await client.run()
     assert client.bodies == {1: b"done"}
-    assert client.seen == [(11.25, "goaway", 1), (11.25, "end", 0)]
+    assert client.seen == [(11.5, "goaway", ANY), (12, "goaway", 1), (13, "end", 0)]
 
 
 async def test_data_and_resets_in_a_drain_harm_nobody(

@@ -58,7 +58,7 @@ class Grace:
     @staticmethod
     def _seconds(config: Config, name: str) -> float:
         seconds: Any = getattr(config, name, DEFAULTS[name])
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        if not isinstance(seconds, (int, float)) or not seconds >= 0:
             raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
         return seconds
 
