@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
@@ -15,6 +15,8 @@ import trio
 import trio_websocket
 import wsproto
 import wsproto.events
+from h2.connection import ConnectionState
+from hypercorn.logging import Logger
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_httptrack import ConnState, HijackTracker, ShutdownReport
@@ -280,15 +282,15 @@ async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
         await trio.sleep_until(10.75)
         second = client.request("/slow/5")
         await client.flush()
-        await trio.sleep_until(11.25)
+        await trio.sleep_until(11.5)
         third = client.request()
         await client.flush()
     assert client.ended == {first, second}
     assert client.reset == {third}
     assert client.seen == [
-        (10.5, "goaway", ANY),
-        (11, "goaway", second),
-        (11.25, "reset", h2.errors.ErrorCodes.REFUSED_STREAM),
+        (10.75, "goaway", ANY),
+        (11.25, "goaway", second),
+        (11.5, "reset", h2.errors.ErrorCodes.REFUSED_STREAM),
         (15.75, "end", 0),
     ]
 
@@ -328,6 +330,140 @@ async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> 
     assert client.seen == [(13.375, "goaway", 1), (13.375, "end", 0)]
 
 
+async def test_a_client_that_answers_the_goodbye_gets_its_answers(
+    autojump_clock: MockClock,
+) -> None:
+    """With a GOAWAY of its own, as Node does, it only says that it opens no more streams."""
+    async with (
+        memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
+        http2(server) as client,
+        drained(server) as reports,
+    ):
+        await trio.sleep_until(9)
+        streams = [client.request("/slow/3"), client.request("/late/4")]
+        await client.flush()
+        await trio.sleep_until(11)
+        client.h2.close_connection()
+        await client.flush()
+        client.h2.state_machine.state = ConnectionState.CLIENT_OPEN  # else h2 would not read on
+    assert client.bodies == dict(zip(streams, (b"done", b"some, and more"), strict=True))
+    assert client.seen == [(13, "end", 0)]
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=3)]
+
+
+@pytest.mark.parametrize("drain", [False, True])
+async def test_a_download_that_is_cancelled_holds_nobody_up(
+    drain: bool, autojump_clock: MockClock
+) -> None:
+    """Neither its handler, which waits for a window that never opens, nor a drain."""
+    ended = []
+
+    @without_lifespan
+    async def download(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                body = bytes(10_000)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except OSError:
+            ended.append(trio.current_time())
+            raise
+
+    async with memory_server(download, graceful_timeout=60, keep_alive_timeout=60) as server:
+        client = GoAwayHttp2(await server.connect())
+        await client.start()
+        async with drained(server) as reports:
+            await trio.sleep_until(10.25 if drain else 9.25)
+            stream = client.request()
+            await client.flush()
+            await trio.sleep(0.125)
+            client.h2.reset_stream(stream)
+            await client.flush()
+            await client.run()
+    assert ended == [10.375 if drain else 9.375]
+    assert reports[0].forced == 0
+
+
+async def test_a_long_answer_over_http2_is_no_reason_for_a_goaway(
+    autojump_clock: MockClock,
+) -> None:
+    """httpx, which cannot read on after one, gets it whole."""
+    async with (
+        memory_server(app, graceful_timeout=60) as server,
+        httpx.AsyncClient(transport=server.httpx_transport(http2=True), timeout=60) as client,
+        drained(server, at=1) as reports,
+    ):
+        assert (await client.get("https://app/slow/30")).text == "done"
+        assert trio.current_time() == 30
+        await client.aclose()
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=29)]
+
+
+async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) -> None:
+    """Though it says something before it does, behind our end."""
+    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+        client = GoAwayHttp2(await server.connect())
+        await client.start()
+        async with drained(server) as reports:
+            await trio.sleep_until(9.875)
+            client.request("/slow/0.25")
+            await client.flush()
+            await trio.sleep_until(20)
+            client.h2.ping(b"12345678")
+            await client.flush()
+            await client.run()
+    assert client.bodies == {1: b"done"}
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=10)]
+
+
+async def test_who_lingers_when_the_drain_begins_does_not_hold_it_up(
+    autojump_clock: MockClock,
+) -> None:
+    """It has been answered already."""
+
+    @without_lifespan
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"too much", status=413)
+
+    async with memory_server(early, graceful_timeout=60, keep_alive_timeout=60) as server:
+        stream = await server.connect()
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9000\r\n\r\n")
+        assert (await read_to_end(stream)).endswith(b"too much")
+        async with drained(server) as reports:
+            pass
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=2)]
+
+
+async def test_a_new_connections_other_timeouts_do_not_count_in_a_drain(
+    autojump_clock: MockClock,
+) -> None:
+    """Once its handshake is done it may ask until it is five seconds old."""
+    async with memory_server(app, graceful_timeout=60, ssl_handshake_timeout=1) as server:
+        await trio.sleep_until(9.5)
+        raw = await server.connect(tls=True, handshake=False)
+        async with drained(server):
+            await trio.sleep_until(10.25)
+            stream = trio.SSLStream(
+                raw, server._tls.client(), server_hostname="localhost", https_compatible=True
+            )
+            await stream.do_handshake()
+            await trio.sleep_until(14)
+            assert await http1(stream) == (200, b"done")
+            await stream.aclose()
+
+
+async def test_a_cancellation_in_a_drain_is_no_deadline(autojump_clock: MockClock) -> None:
+    """And the connection says so."""
+    with trio.CancelScope() as scope:
+        async with memory_server(app, graceful_timeout=60) as server:
+            stream = await server.connect()
+            await stream.send_all(request("/slow/60"))
+            async with drained(server):
+                await trio.sleep_until(11)
+                scope.cancel()
+    assert stream.conn.close_reason == "aborted_by_app"
+
+
 async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
     autojump_clock: MockClock,
 ) -> None:
@@ -347,9 +483,13 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
             while not head.endswith(b"\r\n\r\n"):
                 head += await stream.receive_some(1)
             await client.flush()
-            await client.run()
-    assert client.bodies == {1: b"done"}
-    assert client.seen == [(11.5, "goaway", ANY), (12, "goaway", 1), (13, "end", 0)]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.run)
+                await trio.sleep_until(12)
+                client.request("/slow/2")
+                await client.flush()
+    assert client.bodies == {1: b"done", 3: b"done"}
+    assert client.seen == [(12, "goaway", ANY), (12.5, "goaway", 3), (14, "end", 0)]
 
 
 async def test_data_and_resets_in_a_drain_harm_nobody(
@@ -393,7 +533,7 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
             streams = [client.request(path) for path in ("/slow/2", "/", "/slow/3")]
             await client.flush()
         assert client.ended == set(streams)
-        assert client.seen == [(0.5, "goaway", ANY), (1, "goaway", 5), (3, "end", 0)]
+        assert client.seen == [(3, "goaway", 5), (3, "end", 0)]
         async with http2(server) as client:
             for _ in range(3):
                 stream = client.request()
@@ -405,24 +545,24 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
         assert await http1(await server.connect()) == (200, b"done")
 
 
-async def test_a_client_that_does_not_leave_is_left_after_two_seconds(
-    autojump_clock: MockClock,
-) -> None:
-    """It has had its answer and its goodbye, and time to read them."""
-    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_client_that_does_not_leave_is_left(reads: bool, autojump_clock: MockClock) -> None:
+    """Two seconds after it has its goodbye, or after keep_alive_timeout if it does not read."""
+    async with memory_server(app, graceful_timeout=60, keep_alive_timeout=20) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
         async with drained(server) as reports:
             await trio.sleep_until(9.875)
             client.request("/slow/0.25")
             await client.flush()
+            if reads:
+                while await client.pump():
+                    pass
+                assert client.bodies == {1: b"done"}
+                assert client.last == 1
             await client.stream.conn.wait_closed()
-            assert trio.current_time() == 12.125
-            while await client.pump():
-                pass
-    assert client.bodies == {1: b"done"}
-    assert client.last == 1
-    assert reports == [ShutdownReport(finished=1, forced=0, seconds=2.125)]
+            assert trio.current_time() == (12.125 if reads else 30.125)
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=2.125 if reads else 20.125)]
     assert client.stream.conn.close_reason is None
 
 
@@ -532,6 +672,26 @@ async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
         assert new.stats().accepted_total == 1
 
 
+async def test_the_first_request_counts_also_where_it_is_an_upgrade(
+    autojump_clock: MockClock,
+) -> None:
+    """With keep_alive_max_requests=1 it is the only one."""
+    async with memory_server(app, keep_alive_max_requests=1, keep_alive_timeout=60) as server:
+        stream = await server.connect()
+        client = GoAwayHttp2(stream)
+        settings = client.h2.initiate_upgrade_connection() or b""
+        await stream.send_all(
+            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+            b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some(1)
+        await client.flush()
+        await client.run()
+    assert client.seen == [(0, "goaway", 1), (0, "end", 0)]
+
+
 # WebSockets
 
 
@@ -620,7 +780,7 @@ async def test_a_websocket_is_closed_as_its_protocol_has_it(
     if peer.http2 is not None:
         assert peer.id in peer.http2.ended
         goodbye = [(what, stream) for _, what, stream in peer.http2.seen]  # read at 12
-        assert goodbye == [("goaway", ANY), ("goaway", 1), ("end", 0)]
+        assert goodbye == [("goaway", 1), ("end", 0)]
 
 
 @over_each
@@ -644,6 +804,57 @@ async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
             await peer.send(wsproto.events.CloseConnection(1000))
             await peer.read_close()
     assert told == [{"type": "websocket.disconnect", "code": 1006}] * 2  # as Hypercorn has it
+
+
+@over_each
+async def test_a_websocket_whose_application_closes_it_unread_still_ends(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """What the client has said, and nobody reads, does not keep its answer from being read."""
+
+    @without_lifespan
+    async def deaf(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await trio.sleep_until(9)
+        await send({"type": "websocket.close"})
+        await trio.sleep_until(11)
+
+    async with memory_server(deaf, graceful_timeout=60, keep_alive_timeout=60) as server:
+        peer = await open_websocket(server, over)
+        for _ in range(20):
+            await peer.send(wsproto.events.TextMessage("hello"))
+        async with drained(server):
+            close = await peer.read_close()
+            await peer.send(close.response())
+            assert await peer.read_end() == (11 if over == "http1" else 10.5)
+
+
+@pytest.mark.parametrize("grace", [0, 5])
+async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
+    grace: float, autojump_clock: MockClock
+) -> None:
+    """And one that was, without any grace."""
+
+    @without_lifespan
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if grace:
+            with suppress(Exception):
+                await send({"type": "websocket.accept", "subprotocol": "not-offered"})
+        else:
+            await send({"type": "websocket.accept"})
+        await trio.sleep_forever()
+
+    async with memory_server(fails, graceful_timeout=grace) as server:
+        stream = await server.connect()
+        await stream.send_all(
+            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        async with drained(server) as reports:
+            pass
+    assert (reports[0].finished, reports[0].seconds) == (0, grace)
 
 
 @over_each
@@ -793,8 +1004,25 @@ async def test_the_log_says_what_a_shutdown_waits_for(
         f"Shutting down: 3 connections left ({states}); the oldest is {name}, 11.0 s old",
         f"Shutting down: 1 connection left (active 1); the oldest is {name}, 12.0 s old",
         f"Shutting down: 1 connection left (active 1); the oldest is {name}, 13.0 s old",
-        "Shut down: 3 connections, of which 2 ended by themselves and 1 by force, in 3.5 s",
+        "Shut down: 2 of 3 connections ended by themselves and 1 by force, in 3.5 s",
     ]
+
+
+async def test_a_log_that_takes_its_time_does_not_hurt(autojump_clock: MockClock) -> None:
+    """The report waits for it."""
+
+    class SlowLogger(Logger):
+        async def info(self, *args: Any, **kwargs: Any) -> None:
+            await trio.sleep(0.75)
+
+    async with memory_server(app, logger_class=SlowLogger) as server:
+        stream = await server.connect()
+        await stream.send_all(request("/slow/10.5"))
+        async with drained(server) as reports:
+            assert (await read_to_end(stream)).endswith(b"done")
+            assert trio.current_time() == 10.5
+            await stream.aclose()
+    assert reports == [ShutdownReport(finished=1, forced=0, seconds=0.75)]
 
 
 async def test_a_shutdown_without_connections_is_over_at_once(

@@ -40,7 +40,7 @@ class HijackTracker(ProcessLocal):
 
     def track(self, conn: Conn, state: ConnState) -> None:
         """Take note of a transition. Not a checkpoint."""
-        if state is HIJACKED and not conn._is_closed and conn not in self._conns:
+        if state is HIJACKED:
             self._conns[conn] = None
             if len(self._conns) == 1:
                 self._none_open = trio.Event()

@@ -163,7 +163,8 @@ class Conn:
 
         For a handler that would run for ever, such as one of server-sent events:
         ``await scope["extensions"]["httptrack"].draining.wait()``, and finish. It has until
-        ``graceful_timeout`` seconds after the shutdown began.
+        ``graceful_timeout`` seconds after the shutdown began. (A WebSocket's application
+        waits for its ``websocket.disconnect``, as ever.)
 
         >>> Conn().draining.is_set()
         False

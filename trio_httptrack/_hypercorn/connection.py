@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from .worker import Worker
 
-LINGER_TIMEOUT = 2.0  # seconds for a client to notice the end, in a drain: it reads, and closes
+LINGER_TIMEOUT = 2.0  # seconds
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -309,8 +309,10 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     async def _run_handler(self, handler: Handler, app: AppWrapper) -> None:
-        await self._contain(handler.run, app)
-        del self._handlers[handler]
+        try:
+            await self._contain(handler.run, app)
+        finally:
+            del self._handlers[handler]
         self._leave_if_done()
 
     async def log_application_error(self, error: BaseException) -> None:
@@ -351,11 +353,10 @@ class Connection:
     def _expire_after(self, timeout: Timeout, reason: str | None) -> None:
         """End the conversation unless something happens in time."""
         self._expiry = reason
-        if not self.draining:
-            self._wait_for(timeout)
-        elif self.conn.state is NEW:
+        self._wait_for(None if self.draining else timeout)
+        if self.draining and self.conn.state is NEW:
             self._conversation.deadline = self.conn.opened_at + self._worker.grace.new
-        elif self.conn.protocol != "h2":  # which ends by its own rules
+        elif self.draining and self.conn.protocol != "h2":  # which ends by its own rules
             self._conversation.deadline = trio.current_time() + self._worker.grace.idle
 
     def _wait_for(self, timeout: Timeout | None) -> None:
@@ -375,6 +376,11 @@ class Connection:
             return
         self.draining = True
         self.conn._mark_draining()
+        if self.closed:
+            return
+        if self._lingering:
+            self.spawn(self._do_not_linger)
+            return
         if self.conn.state in (NEW, IDLE):
             self._expire_after(self._worker.keep_alive_timeout, None)
         if self.conn.state in (ACTIVE, IDLE):
@@ -399,8 +405,10 @@ class Connection:
 
     def abort(self) -> None:
         """End now, whatever is in flight."""
-        late = self._context.terminated.is_set()
-        self.close("app_shutdown_timeout" if late else "aborted_by_app")
+        if self._lingering:
+            self.close()  # it has been answered
+        else:
+            self.close("app_shutdown_timeout" if self._worker.late else "aborted_by_app")
 
     async def linger(self) -> None:
         """End our side, and read on to nothing until the client ends its own.
@@ -414,11 +422,16 @@ class Connection:
         self._lingering = self.gone = True
         self._tell_handlers()
         self._expiry = None
+        self._wait_for(self._worker.keep_alive_timeout)
         if self.draining:
-            self._conversation.deadline = trio.current_time() + LINGER_TIMEOUT
-        else:
-            self._wait_for(self._worker.keep_alive_timeout)
+            self.spawn(self._do_not_linger)
         await self._transport.finish()
+
+    async def _do_not_linger(self) -> None:
+        """In a drain, for longer than it takes who reads to notice the end."""
+        await trio.sleep(LINGER_TIMEOUT)
+        if not self._transport.unsent:
+            self.expire()
 
     def close(self, reason: str | None = None) -> None:
         """Close the socket, wake who waits for it, and report CLOSED. Does nothing again."""

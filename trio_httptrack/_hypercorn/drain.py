@@ -1,8 +1,7 @@
 """What a shutdown does to the connections that are still there.
 
 A worker drains when it has stopped accepting: on SIGTERM, SIGINT, a SIGHUP reload, at
-``max_requests``, and when a ``tracked_server`` block is left. No client that does as its protocol
-says loses anything by it:
+``max_requests``, and when a ``tracked_server`` block is left:
 
 * HTTP/1.1 is answered with ``Connection: close``, whether the request was in flight when the
   drain began or came later, and the connection ends after it;
@@ -41,6 +40,7 @@ DEFAULTS: dict[str, float] = {
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
 }
+FORCED = ("app_shutdown_timeout", "aborted_by_app")
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -53,7 +53,7 @@ class Grace:
         code: Any = getattr(config, "drain_websocket_code", DEFAULTS["drain_websocket_code"])
         if code not in WEBSOCKET_CODES:
             raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
-        self.websocket_code: int = code
+        self.websocket_code = int(code)
 
     @staticmethod
     def _seconds(config: Config, name: str) -> float:
@@ -68,7 +68,7 @@ class ShutdownReport:
     """How a server's connections ended when it shut down.
 
     >>> print(ShutdownReport(finished=40, forced=2, seconds=3.0))
-    42 connections, of which 40 ended by themselves and 2 by force, in 3.0 s
+    40 of 42 connections ended by themselves and 2 by force, in 3.0 s
     """
 
     finished: int
@@ -84,8 +84,8 @@ class ShutdownReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.finished + self.forced} connections, of which {self.finished} ended by "
-            f"themselves and {self.forced} by force, in {self.seconds:.1f} s"
+            f"{self.finished} of {self.finished + self.forced} connections ended by themselves "
+            f"and {self.forced} by force, in {self.seconds:.1f} s"
         )
 
 
@@ -100,17 +100,18 @@ async def drain(worker: Worker, context: WorkerContext) -> None:
     try:
         await context.terminated.wait()
         begun = trio.current_time()
+        worker.deadline = begun + worker.config.graceful_timeout
         connections = list(worker.connections)
         for connection in connections:
             connection.drain()
-        with trio.move_on_at(begun + worker.config.graceful_timeout):
+        with trio.move_on_at(worker.deadline):
             while worker.connections:
                 await worker.config.log.info("Shutting down: %s", progress(worker.connections))
                 with trio.move_on_after(1):
                     await worker.wait_for_none()
     finally:
         worker.abort()
-    forced = sum(each.conn.close_reason == "app_shutdown_timeout" for each in connections)
+    forced = sum(each.conn.close_reason in FORCED for each in connections)
     worker.report = ShutdownReport(
         finished=len(connections) - forced,
         forced=forced,

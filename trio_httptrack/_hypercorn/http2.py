@@ -203,6 +203,7 @@ class Stream:
         self._lengths: deque[int] = deque()  # what each Body in the input took of the window
         self._fed = 0  # bytes to give back to the window
         self._feeding = False
+        self.was_reset = False  # by the client, who reads no more of the answer
 
     @property
     def idle(self) -> bool:
@@ -262,7 +263,10 @@ class Stream:
         buffer = self._protocol.stream_buffers.get(stream_id)
         if not isinstance(buffer, StreamBuffer) or buffer.finished or self._protocol.closed:
             return
-        if isinstance(self._stream, WSStream):
+        if self.was_reset:
+            await buffer.close()
+            _forget(self._protocol, stream_id)
+        elif isinstance(self._stream, WSStream):
             buffer.set_complete()
             self._protocol.priority.unblock(stream_id)
             await self._protocol.has_data.set()
@@ -314,7 +318,10 @@ class Frames:
         self._protocol = protocol
         self._streams = streams
         self._connection = connection
+        self._goaway = self._h2._frame_dispatch_table[GoAwayFrame]  # there is no other way in
+        self._h2._frame_dispatch_table[GoAwayFrame] = self._receive_goaway
         self._draining = False
+        self._opened = trio.Event()  # another stream, in a drain
         self._last: int | None = None  # the last stream that is served, once that is certain
 
     def __getattr__(self, name: str) -> Any:
@@ -331,7 +338,22 @@ class Frames:
             if not _understood(event):
                 self._refuse(event, h2.errors.ErrorCodes.PROTOCOL_ERROR)
                 return False
+            if self._draining:
+                self._opened.set()
+        elif isinstance(event, h2.events.StreamReset) and event.stream_id in self._streams:
+            self._streams[event.stream_id].was_reset = True
         return not isinstance(event, h2.events.PriorityUpdated)
+
+    def _receive_goaway(self, frame: GoAwayFrame) -> Any:
+        """A client may answer our GOAWAY with its own, and wait for what it has asked for.
+
+        For h2 that is the end of the connection, and for Hypercorn of its streams.
+        """
+        said_so = frame.error_code == h2.errors.ErrorCodes.NO_ERROR
+        if self._draining and said_so and self._h2.open_inbound_streams:
+            self._last = self._h2.highest_inbound_stream_id  # as both know
+            return [], []
+        return self._goaway(frame)
 
     def _refuse(self, request: h2.events.RequestReceived, code: h2.errors.ErrorCodes) -> None:
         with suppress(h2.exceptions.ProtocolError):
@@ -355,8 +377,8 @@ class Frames:
         one that says which was the last. But many a client fails what is in flight, or what
         it asks next, at the first (h2, and with it httpx, cannot read on), and loses nothing
         if both come when nothing is. So the goodbye waits for a moment of rest: it follows
-        the end of the last answer at once. Only who still has streams open after the grace
-        is told to open no more, and after another grace refused what it opens.
+        the end of the last answer at once. Only who opens another stream, and has not rested
+        when the grace is over, is told to open no more, and refused after another grace.
         """
         if not self._draining:
             self._draining = True
@@ -365,8 +387,10 @@ class Frames:
     async def _drain(self) -> None:
         await trio.sleep(self._connection.grace)
         if self._connection.conn.state is ACTIVE:
-            await self._go_away(MAX_STREAM_ID)
-            await trio.sleep(self._connection.grace)
+            await self._opened.wait()
+            if self._last is None:  # else it has said goodbye meanwhile
+                await self._go_away(MAX_STREAM_ID)
+                await trio.sleep(self._connection.grace)
         await self.say_goodbye()
 
     async def say_goodbye(self) -> None:
@@ -430,6 +454,8 @@ async def initiate(
         request = h2.events.RequestReceived(stream_id=1, headers=headers)
         await protocol._create_stream(request)
         await protocol.streams[1].handle(EndBody(stream_id=1))
+        if protocol.keep_alive_requests > protocol.config.keep_alive_max_requests:
+            connection.drain()
 
 
 def adopt(protocol: H2Protocol, connection: Connection) -> None:

@@ -11,9 +11,12 @@ epoll is Linux's. Elsewhere readers wait as Trio does.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
 import sys
+import termios
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -38,6 +41,9 @@ class Kernel(Protocol):
     def writev(self, fileno: int, parts: Sequence[bytes], /) -> int:
         """As ``os.writev``."""
 
+    def unsent(self, fileno: int, /) -> int:
+        """How many bytes were written, and are not yet where the peer can read them."""
+
     def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
         """Call ``callback(events)`` whenever one of them happens, and soon if one has."""
 
@@ -54,6 +60,14 @@ class SystemKernel:
     tells = sys.platform == "linux"
     read = staticmethod(os.read)
     writev = staticmethod(os.writev)
+
+    @staticmethod
+    def unsent(fileno: int, /) -> int:
+        try:
+            (count,) = struct.unpack("i", fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return 0  # not every system knows it of a socket
+        return int(count)
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[int], None]] = {}

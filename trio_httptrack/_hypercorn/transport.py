@@ -187,6 +187,11 @@ class Transport:
                         await self._stream.send_all(memoryview(part)[sent:])
                     sent = max(0, sent - len(part))
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes the peer's kernel has not taken yet."""
+        return self._kernel.unsent(self._socket.fileno())
+
     async def finish(self) -> None:
         """End our side when all is written that is being written."""
         async with self._sending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypercorn.protocol.events import Body, Data, Event, Response, StreamClosed
-from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.protocol.ws_stream import WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 from wsproto.extensions import PerMessageDeflate
@@ -38,7 +38,10 @@ class WebSocket:
 
     async def send(self, event: Event) -> None:
         if isinstance(event, StreamClosed) and self._awaits_answer:
-            return  # it is the application that has finished
+            # It is the application that has finished. Nobody shall wait for it to read.
+            assert self._stream.app_put is not None
+            await self._stream.app_put({"type": "websocket.disconnect", "code": 1006})
+            return
         self._answered = self._answered or isinstance(event, Response)
         await self._stream_send(event)
         if isinstance(event, Response) and self._draining:
@@ -61,10 +64,7 @@ class WebSocket:
         """Close it, now or as soon as it is accepted."""
         self._draining = True
         stream = self._stream
-        if (
-            stream.state is ASGIWebsocketState.CONNECTED
-            and stream.connection.state is ConnectionState.OPEN  # else it is being closed already
-        ):
+        if stream.handshake.accepted and stream.connection.state is ConnectionState.OPEN:
             assert stream.app_put is not None
             # Without a checkpoint between the two, lest the application's end is the reason.
             await stream.app_put({"type": "websocket.disconnect", "code": self._drain_code})

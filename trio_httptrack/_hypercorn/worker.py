@@ -8,6 +8,7 @@ tracked or not, do not meet.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import closing
 from copy import copy
@@ -46,6 +47,9 @@ class Worker:
     report: ShutdownReport
     """Of the drain, when it is over."""
 
+    deadline = math.inf
+    """When the drain ends by force."""
+
     def __init__(
         self, config: Config, tracker: Composed, nursery: trio.Nursery, kernel: Kernel
     ) -> None:
@@ -78,16 +82,27 @@ class Worker:
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
+        await self._drained.wait()
 
     def make_connection(self, *args: Any) -> Connection:
         return Connection(self, *args)
 
     def _make_context(self, max_requests: int | None) -> WorkerContext:
+        self._drained = trio.Event()
         context = WorkerContext(max_requests)
         self.context = copy(context)
         self.context.terminated = context.event_class()
-        self._nursery.start_soon(drain, self, context)
+        self._nursery.start_soon(self._drain, context)
         return context
+
+    async def _drain(self, context: WorkerContext) -> None:
+        await drain(self, context)
+        self._drained.set()
+
+    @property
+    def late(self) -> bool:
+        """Whether it is the end of the drain (which Hypercorn's clock may see a moment sooner)."""
+        return trio.current_time() > self.deadline - 0.1
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         return Lifespan(app, config, state)
@@ -98,8 +113,9 @@ class Worker:
             self._none_left.unpark_all()
 
     async def wait_for_none(self) -> None:
-        """Wait for the next moment in which no connection is left."""
-        await self._none_left.park()
+        """Wait until no connection is left."""
+        while self.connections:
+            await self._none_left.park()
 
     def abort(self) -> None:
         """End every connection now."""

@@ -96,9 +96,14 @@ class MemorySocket:
         self._peer._wake()
         return len(data)
 
+    @property
+    def unread_by_peer(self) -> int:
+        """How many bytes a reset would destroy."""
+        return len(self._peer._received)
+
     def room(self) -> int:
         """How many bytes can be sent without waiting."""
-        return BUFFER_SIZE - len(self._peer._received)
+        return BUFFER_SIZE - self.unread_by_peer
 
     def shutdown(self, how: int) -> None:
         """End what we send. ``how`` must be ``SHUT_WR``."""
@@ -185,6 +190,9 @@ class MemoryKernel:
 
     def writev(self, fileno: int, parts: Sequence[bytes], /) -> int:
         return self._sockets[fileno].send(b"".join(parts))
+
+    def unsent(self, fileno: int, /) -> int:
+        return self._sockets[fileno].unread_by_peer if fileno in self._sockets else 0
 
     def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
         self._registered[fileno] = callback, events | RESET
