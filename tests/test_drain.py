@@ -24,6 +24,7 @@ from trio_httptrack.testing import ClientStream, MemoryServer, RecordingTracker,
 
 from .clients import GoAwayHttp2, http1, read_to_end
 from .support import Recorder, problems, respond, without_lifespan
+from .test_faults import handshake, request
 
 NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 SECONDS_IN = 10  # the drain begins
@@ -64,8 +65,22 @@ async def websocket(scope: Any, receive: Any, send: Any) -> None:
 SEEN: list[tuple[float, int]] = []
 
 
-def request(path: str = "/") -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+async def upgrade(stream: ClientStream, path: str = "/") -> GoAwayHttp2:
+    """Ask for HTTP/2 in a request, and read what it is answered with."""
+    client = GoAwayHttp2(stream)
+    settings = client.h2.initiate_upgrade_connection() or b""
+    lines = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
+    await stream.send_all(request(path, *lines, f"HTTP2-Settings: {settings.decode()}"))
+    await read_head(stream)
+    await client.flush()
+    return client
+
+
+async def read_head(stream: ClientStream) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await stream.receive_some(1)
+    return head
 
 
 @asynccontextmanager
@@ -473,16 +488,7 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
         stream = await server.connect()
         async with drained(server):
             await trio.sleep_until(11)
-            client = GoAwayHttp2(stream)
-            settings = client.h2.initiate_upgrade_connection() or b""
-            await stream.send_all(
-                b"GET /slow/2 HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-                b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"
-            )
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                head += await stream.receive_some(1)
-            await client.flush()
+            client = await upgrade(stream, "/slow/2")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.run)
                 await trio.sleep_until(12)
@@ -677,17 +683,7 @@ async def test_the_first_request_counts_also_where_it_is_an_upgrade(
 ) -> None:
     """With keep_alive_max_requests=1 it is the only one."""
     async with memory_server(app, keep_alive_max_requests=1, keep_alive_timeout=60) as server:
-        stream = await server.connect()
-        client = GoAwayHttp2(stream)
-        settings = client.h2.initiate_upgrade_connection() or b""
-        await stream.send_all(
-            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-            b"Upgrade: h2c\r\nHTTP2-Settings: " + settings + b"\r\n\r\n"
-        )
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += await stream.receive_some(1)
-        await client.flush()
+        client = await upgrade(await server.connect())
         await client.run()
     assert client.seen == [(0, "goaway", 1), (0, "end", 0)]
 
@@ -710,15 +706,8 @@ class Peer:
             await self.http2.start()
             self.id = await self.http2.websocket(self.path)
             return
-        await self.stream.send_all(
-            f"GET {self.path} HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\n"
-            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
-        )
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += await self.stream.receive_some(1)
-        assert head.startswith(b"HTTP/1.1 101 ")
+        await self.stream.send_all(handshake(self.path))
+        assert (await read_head(self.stream)).startswith(b"HTTP/1.1 101 ")
 
     async def send(self, event: wsproto.events.Event) -> None:
         data = self.websocket.send(event)
@@ -848,10 +837,7 @@ async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
 
     async with memory_server(fails, graceful_timeout=grace) as server:
         stream = await server.connect()
-        await stream.send_all(
-            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        await stream.send_all(handshake())
         async with drained(server) as reports:
             pass
     assert (reports[0].finished, reports[0].seconds) == (0, grace)

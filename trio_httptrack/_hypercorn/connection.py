@@ -60,7 +60,6 @@ class Connection:
     __slots__ = (
         "_app",
         "_config",
-        "_context",
         "_conversation",
         "_corked",
         "_expiry",
@@ -88,14 +87,13 @@ class Connection:
         worker: Worker,
         app: AppWrapper,
         config: Config,
-        context: WorkerContext,
+        _context: WorkerContext,  # Hypercorn's own; its end is the drain's to notice
         state: ConnectionState,
         stream: trio.SSLStream[trio.SocketStream] | trio.SocketStream,
     ) -> None:
         self._worker = worker
         self._app = app
         self._config = config
-        self._context = context
         self._lifespan_state = state
         self._transport = Transport(stream, worker.kernel)
         self._unsent: list[bytes] = []

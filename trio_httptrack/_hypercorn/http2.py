@@ -176,7 +176,6 @@ class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
 
     def __init__(self, protocol: H2Protocol) -> None:
         self._protocol = protocol
-
         self._none_left = trio.lowlevel.ParkingLot()
 
     def __setitem__(self, stream_id: int, buffer: hypercorn_h2.StreamBuffer) -> None:
