@@ -66,6 +66,8 @@ TRANSITIONS: Mapping[ConnState, frozenset[ConnState]] = {
     CLOSED: frozenset(),
 }
 
+PATH_LENGTH = 200
+
 
 class Conn:
     """One connection's identity and what is known about it now.
@@ -90,7 +92,9 @@ class Conn:
         "close_reason",
         "id",
         "opened_at",
+        "path",
         "protocol",
+        "requests",
         "server",
         "state",
         "state_since",
@@ -112,6 +116,13 @@ class Conn:
 
     protocol: str | None
     """``"http/1.1"`` (also for an HTTP/1.0 client) or ``"h2"``; None until known."""
+
+    requests: int
+    """Requests that reached the application so far, ``>= 0``; pushes and WebSockets are some."""
+
+    path: str | None
+    """That of the last of them, without its query, cut off after 200 characters; None before
+    the first. It is the client's own text."""
 
     opened_at: float
     """When it was accepted, in seconds on Trio's clock."""
@@ -146,6 +157,8 @@ class Conn:
         self.server = server
         self.tls = tls
         self.protocol = None
+        self.requests = 0
+        self.path: str | None = None
         self.opened_at = self.state_since = opened_at
         self.state = ConnState.NEW
         self.close_reason = None
@@ -174,6 +187,10 @@ class Conn:
             if self._is_draining:
                 self._draining.set()
         return self._draining
+
+    def _count_request(self, path: str) -> None:
+        self.requests += 1
+        self.path = path[:PATH_LENGTH]  # it is kept for as long as the connection
 
     def _mark_draining(self) -> None:
         self._is_draining = True

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ._local import ProcessLocal
-from ._states import ACTIVE, IDLE, NEW, ConnState
+from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, ConnState
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,30 @@ class Stats:
     connections pile up.
     """
 
+    @property
+    def gauges(self) -> dict[ConnState, int]:
+        """The gauges by their states.
+
+        >>> {str(state): number for state, number in Stats(idle=4).gauges.items()}
+        {'new': 0, 'active': 0, 'idle': 4}
+        """
+        return {NEW: self.accepted, ACTIVE: self.active, IDLE: self.idle}
+
+    @property
+    def counters(self) -> dict[ConnState, int]:
+        """How often each state was entered; that of NEW is ``accepted_total``.
+
+        >>> Stats(accepted_total=3).counters[ConnState.NEW]
+        3
+        """
+        return {
+            NEW: self.accepted_total,
+            ACTIVE: self.active_total,
+            IDLE: self.idle_total,
+            HIJACKED: self.hijacked_total,
+            CLOSED: self.closed_total,
+        }
+
     def __str__(self) -> str:
         return (
             f"new {self.accepted}, active {self.active}, idle {self.idle}; in all: "
@@ -91,9 +115,9 @@ class Stats:
         )
 
 
-# ``numbers[state]`` says how many connections entered a state, ``numbers[_LEFT[state]]`` how many
+# ``numbers[state]`` says how many connections entered a state, ``numbers[LEFT[state]]`` how many
 # left it; the difference is the gauge, and a transition costs two increments instead of three.
-_LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = _LEFT = (5, 6, 7)
+_LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = LEFT = (5, 6, 7)
 
 
 class StatsTracker(ProcessLocal):
@@ -153,7 +177,7 @@ class StatsTracker(ProcessLocal):
 
     def connections(self) -> dict[Hashable, ConnState]:
         """The open connections and their states at this instant, in the order of their arrival."""
-        return {conn: ConnState(_LEFT.index(left)) for conn, left in self._leaves.copy().items()}
+        return {conn: ConnState(LEFT.index(left)) for conn, left in self._leaves.copy().items()}
 
     def __repr__(self) -> str:
-        return f"<StatsTracker {self.stats()}>"
+        return f"<{type(self).__name__} {self.stats()}>"

@@ -289,6 +289,7 @@ class Connection:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         self.conn.protocol = "h2" if scope["http_version"] == "2" else "http/1.1"
+        self.conn._count_request(scope["path"])
         scope["extensions"]["httptrack"] = self.conn
         handler = Handler(self, config, scope, send)
         stream = getattr(send, "__self__", None)
