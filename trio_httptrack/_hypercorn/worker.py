@@ -24,13 +24,14 @@ from hypercorn.typing import AppWrapper, LifespanState
 
 from .._states import Conn
 from .._stats import StatsTracker
-from .._trackers import Composed
+from .._trackers import Composed, compose
 from .connection import Connection
 from .drain import Grace, ShutdownReport, drain
 from .errors import ungrouped
 from .kernel import Kernel, SystemKernel
 from .lifespan import Lifespan
 from .settings import once_per_second
+from .statsd import Statsd
 from .timeouts import Timeout
 
 if sys.version_info < (3, 11):
@@ -57,14 +58,16 @@ class Worker:
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.grace = Grace(config)
-        self.tracker = tracker
+        self.statsd = None if config.statsd_host is None else Statsd(config)
+        self.tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
         self.kernel = kernel
         self._nursery = nursery
         self._logged: set[object] = set()
         self._none_left = trio.lowlevel.ParkingLot()
-        for service in (kernel, self.handshake_timeout, self.keep_alive_timeout):
-            nursery.start_soon(service.run)
+        for service in (kernel, self.handshake_timeout, self.keep_alive_timeout, self.statsd):
+            if service is not None:
+                nursery.start_soon(service.run)
 
     async def serve(
         self, app: AppWrapper, *, listener: trio.abc.Listener[Any] | None = None, **kwargs: Any
@@ -83,6 +86,8 @@ class Worker:
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
         await self._drained.wait()
+        if self.statsd is not None:
+            await self.statsd.finish()
 
     def make_connection(self, *args: Any) -> Connection:
         return Connection(self, *args)

@@ -1,0 +1,217 @@
+"""Gauges and counters through Hypercorn's own StatsD logger, to a real UDP socket."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+from hypercorn.config import Config
+from hypercorn.logging import Logger
+from trio.testing import MockClock
+
+from trio_httptrack import LogTracker, tracked_server
+from trio_httptrack._hypercorn.errors import SettingError
+from trio_httptrack.testing import memory_server
+
+from .clients import http1
+from .hypercorn_process import failing_hypercorn, get, hypercorn
+from .support import app
+
+ZEROS = [
+    "httptrack.connections.new:0|g",
+    "httptrack.connections.active:0|g",
+    "httptrack.connections.idle:0|g",
+    "httptrack.connection.transitions.new:0|c|@1.0",
+    "httptrack.connection.transitions.active:0|c|@1.0",
+    "httptrack.connection.transitions.idle:0|c|@1.0",
+    "httptrack.connection.transitions.hijacked:0|c|@1.0",
+    "httptrack.connection.transitions.closed:0|c|@1.0",
+]
+
+
+class Statsd:
+    """What StatsD would have received so far."""
+
+    def __init__(self, socket: socket.socket) -> None:
+        self._socket = socket
+        self.host = "{}:{}".format(*socket.getsockname())
+
+    def received(self) -> list[str]:
+        """All datagrams since the last call, but Hypercorn's own."""
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self._socket.recv(1000).decode())
+            except BlockingIOError:
+                return [each for each in datagrams if "httptrack" in each]
+
+
+@pytest.fixture
+def statsd() -> Iterator[Statsd]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        udp.setblocking(False)
+        yield Statsd(udp)
+
+
+async def test_every_number_is_sent_each_ten_seconds_zeros_too(
+    autojump_clock: MockClock, statsd: Statsd
+) -> None:
+    """Gauges as they are, counters by what was added since the last time."""
+    async with memory_server(app, statsd_host=statsd.host, keep_alive_timeout=15) as server:
+        await trio.sleep(1)
+        assert statsd.received() == ZEROS
+        client = await server.connect()
+        await http1(client)
+        await trio.sleep(8)
+        assert statsd.received() == []
+        await trio.sleep(2)
+        assert statsd.received() == [
+            "httptrack.connections.new:0|g",
+            "httptrack.connections.active:0|g",
+            "httptrack.connections.idle:1|g",
+            "httptrack.connection.transitions.new:1|c|@1.0",
+            "httptrack.connection.transitions.active:1|c|@1.0",
+            "httptrack.connection.transitions.idle:1|c|@1.0",
+            "httptrack.connection.transitions.hijacked:0|c|@1.0",
+            "httptrack.connection.transitions.closed:0|c|@1.0",
+        ]
+        await trio.sleep(10)
+        assert statsd.received() == [
+            *ZEROS[:7],
+            "httptrack.connection.transitions.closed:1|c|@1.0",
+        ]
+        await trio.sleep(10)
+        assert statsd.received() == ZEROS
+
+
+async def test_what_happened_last_is_sent_at_the_end(
+    autojump_clock: MockClock, statsd: Statsd
+) -> None:
+    """After the drain, so that no connection is left over in a gauge."""
+    async with memory_server(app, statsd_host=statsd.host) as server:
+        await trio.sleep(1)
+        client = await server.connect()
+        await http1(client)
+        statsd.received()
+    last = statsd.received()
+    assert last[:3] == ZEROS[:3]
+    assert last[-1] == "httptrack.connection.transitions.closed:1|c|@1.0"
+
+
+async def test_the_prefix_and_the_tags_are_hypercorns(
+    autojump_clock: MockClock, statsd: Statsd
+) -> None:
+    """``statsd_prefix`` and ``dogstatsd_tags`` hold for these numbers, too."""
+    async with memory_server(
+        app, statsd_host=statsd.host, statsd_prefix="shop", dogstatsd_tags="env:test"
+    ):
+        await trio.sleep(1)
+        assert statsd.received()[0] == "shop.httptrack.connections.new:0|g|#env:test"
+
+
+async def test_two_servers_may_have_the_same_config(statsd: Statsd) -> None:
+    """One after the other, and one of them cancelled: each sends its own."""
+    config = Config.from_mapping(bind="127.0.0.1:0", statsd_host=statsd.host)
+    with trio.CancelScope() as scope:
+        async with tracked_server(app, config):
+            scope.cancel()
+            await trio.sleep_forever()
+    assert config.log.socket.fileno() == -1
+    statsd.received()
+    async with tracked_server(app, config) as server:
+        await get(server.urls[0])
+    assert "httptrack.connection.transitions.closed:1|c|@1.0" in statsd.received()
+
+
+async def test_it_needs_no_stats_tracker(statsd: Statsd) -> None:
+    """The server counts by itself, whatever trackers there are, on real sockets, too."""
+    config = Config.from_mapping(bind="127.0.0.1:0", statsd_host=statsd.host)
+    async with tracked_server(app, config, tracker=LogTracker()) as server:
+        await get(server.urls[0])
+    assert "httptrack.connection.transitions.closed:1|c|@1.0" in statsd.received()
+
+
+async def test_each_of_several_workers_has_its_own_gauges(statsd: Statsd) -> None:
+    """Or the one that spoke last would speak for all."""
+    async with hypercorn(
+        *("-k", "trio", "-w", "2", "-c", "python:trio_httptrack.config"),
+        *("--statsd-host", statsd.host, "tests.support:app"),
+    ) as server:
+        await get(server.url)
+    received = statsd.received()
+    gauges = {each.split(":")[0] for each in received if each.endswith("|g")}
+    assert len(gauges) == 6
+    assert {gauge.rstrip("0123456789") for gauge in gauges} == {
+        f"httptrack.connections.{state}." for state in ("new", "active", "idle")
+    }
+    assert received.count("httptrack.connection.transitions.closed:1|c|@1.0") == 1
+
+
+async def test_a_host_that_cannot_be_reached_harms_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither our numbers, nor Hypercorn's own for each request and each error in the log."""
+
+    async def unreachable(*args: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("hypercorn.trio.statsd.StatsdLogger._socket_send", unreachable)
+    config = Config.from_mapping(
+        bind="127.0.0.1:0", statsd_host="127.0.0.1:8125", errorlog=logging.getLogger("test")
+    )
+    async with tracked_server(app, config) as server:
+        assert await get(f"{server.urls[0]}") == b"/"
+        async with await trio.open_tcp_stream("127.0.0.1", int(server.urls[0][17:])) as client:
+            await client.send_all(b"GET /raise HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert (await client.receive_some()).startswith(b"HTTP/1.1 500")
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == ["StatsD at 127.0.0.1:8125: [Errno 101] Network is unreachable"]
+
+
+async def test_a_name_server_that_is_silent_holds_up_no_shutdown(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last numbers are given up after a second."""
+
+    async def hang(*args: Any) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("hypercorn.trio.statsd.StatsdLogger._socket_send", hang)
+    async with memory_server(app, statsd_host="statsd.example:8125"):
+        await trio.sleep(5)
+    assert trio.current_time() == 6
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:", ":8125", "localhost:statsd"])
+async def test_a_host_without_a_port_is_refused(host: str) -> None:
+    """When the server starts, and not with each datagram."""
+    with pytest.raises(SettingError, match=r"statsd_host must be 'HOST:PORT', not '"):
+        async with memory_server(app, statsd_host=host):
+            pass
+
+
+async def test_the_command_says_so_in_one_line() -> None:
+    """As for every setting that is wrong."""
+    status, stderr = await failing_hypercorn(
+        *("-k", "trio", "-w", "0", "-c", "python:trio_httptrack.config"),
+        *("--statsd-host", "localhost", "tests.support:app"),
+    )
+    assert status == 1
+    assert stderr.splitlines()[-1].endswith("statsd_host must be 'HOST:PORT', not 'localhost'")
+
+
+async def test_a_logger_of_ones_own_is_left_alone(autojump_clock: MockClock) -> None:
+    """It is what Hypercorn takes instead of the StatsD logger."""
+
+    class OwnLogger(Logger):
+        pass
+
+    async with memory_server(app, statsd_host="127.0.0.1:8125", logger_class=OwnLogger) as server:
+        client = await server.connect()
+        assert (await http1(client))[0] == 200
+        await trio.sleep(20)
