@@ -22,6 +22,7 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, Framework, LifespanState
 from hypercorn.utils import LifespanFailureError
 
+from .._extra import needed
 from .._hypercorn.connection import Connection
 from .._hypercorn.drain import DEFAULTS, ShutdownReport
 from .._hypercorn.errors import split, ungrouped
@@ -31,7 +32,6 @@ from .._hypercorn.worker import Worker
 from .._server import TrackedServer, check_config, serving
 from .._states import Conn
 from .._trackers import Composed, Tracker
-from ._extra import needed
 from ._network import (
     MemoryKernel,
     MemoryListener,
@@ -196,7 +196,7 @@ class MemoryServer(TrackedServer):
           http1: whether HTTP/1.1 may be spoken.
           http2: whether HTTP/2 may be spoken.
         """
-        with needed("httpx_transport()"):
+        with needed("httpx_transport()", extra="testing"):
             from ._httpx import MemoryTransport
         return MemoryTransport(self, http1=http1, http2=http2)
 

@@ -1,0 +1,216 @@
+"""What the connections do, for Prometheus.
+
+In one process the numbers are read when they are scraped, and a request pays nothing for it.
+In ``prometheus_client``'s multiprocess mode each transition is written to the files through
+which the workers share their numbers, so that each of them can tell the total. A worker holds
+a lock for as long as it lives, by which the others know: where it is free, what was
+that worker's share of the gauges is taken out of the total.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ._extra import needed
+from ._states import ACTIVE, CLOSED, IDLE, NEW, Conn, ConnState
+from ._stats import LEFT, StatsTracker
+
+with needed("trio_httptrack.prometheus", extra="prometheus"):
+    from prometheus_client import (
+        REGISTRY,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        make_asgi_app,
+    )
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.registry import Collector
+
+__all__ = ["MetricsApp", "PrometheusTracker"]
+
+# Each metric's name, what it says, and its labels.
+CONNECTIONS = "httptrack_connections", "Open connections by state.", ("state",)
+TRANSITIONS = (
+    "httptrack_connection_transitions",
+    "How often connections entered each state; the new ones were accepted.",
+    ("state",),
+)
+DURATION = "httptrack_connection_duration_seconds", "From accept to close."
+BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)  # seconds
+LOCK = "httptrack_lock_"  # and the number of the process that holds it
+
+
+class PrometheusTracker(StatsTracker):
+    """A :class:`~trio_httptrack.StatsTracker` whose numbers Prometheus can read.
+
+    ``httptrack_connections{state="new|active|idle"}``
+        Gauge: open connections.
+    ``httptrack_connection_transitions_total{state="new|active|idle|hijacked|closed"}``
+        Counter: how often a state was entered. ``new`` are the accepted connections.
+    ``httptrack_connection_duration_seconds``
+        Histogram: the lives of the connections that were closed. Upgraded ones are not
+        among them: they leave HTTP as ``hijacked``.
+
+    Args:
+      registry: where they are registered; by default ``prometheus_client``'s own.
+
+    Raises:
+      ModuleNotFoundError: on import, without the extra ``prometheus``.
+      ValueError: the registry has these metrics already.
+      NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
+
+    >>> from prometheus_client import CollectorRegistry, generate_latest
+    >>> from trio_httptrack import Conn, ConnState
+    >>> registry = CollectorRegistry()
+    >>> tracker = PrometheusTracker(registry)
+    >>> tracker.track(Conn(), ConnState.NEW)
+    >>> print(generate_latest(registry).decode())  # doctest: +ELLIPSIS
+    # HELP httptrack_connection_duration_seconds From accept to close.
+    ...
+    httptrack_connections{state="new"} 1.0
+    ...
+    """
+
+    __slots__ = ("_observe_duration", "_shared")
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        super().__init__()
+        directory = _shared_directory()
+        histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
+        self._observe_duration = histogram.observe
+        self._shared: _Shared | None = None
+        if directory is None:
+            registry.register(_Collector(self))
+        else:
+            self._shared = _Shared(directory, registry)
+
+    def track(self, conn: Conn, state: ConnState) -> None:  # type: ignore[override]
+        """Count one transition."""
+        super().track(conn, state)
+        if state is CLOSED:
+            self._observe_duration(conn.state_since - conn.opened_at)
+        if self._shared is not None:
+            self._shared.write(self._numbers)
+
+
+class MetricsApp:
+    """An ASGI application that answers with all metrics, to mount at ``/metrics``.
+
+    In multiprocess mode these are the numbers of all processes. What
+    they cost to read grows with the number of workers that there have ever been: each leaves
+    its counters in the directory, which must be empty when the server starts.
+
+    Args:
+      registry: what to answer with in one process; by default ``prometheus_client``'s own.
+
+    Raises:
+      NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
+
+    >>> metrics = MetricsApp()
+    >>> async def app(scope, receive, send):
+    ...     if scope["type"] == "http" and scope["path"] == "/metrics":
+    ...         await metrics(scope, receive, send)
+    """
+
+    def __init__(self, registry: Collector = REGISTRY) -> None:
+        self._directory = _shared_directory()
+        self._registry = registry
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                event = await receive()
+                await send({"type": f"{event['type']}.complete"})
+                if event["type"] == "lifespan.shutdown":
+                    return
+        registry = self._registry
+        if self._directory is not None:
+            _forget_dead_workers(self._directory)
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
+        await make_asgi_app(registry)(scope, receive, send)
+
+
+class _Collector(Collector):
+    """Reads a tracker's numbers when they are asked for, from whatever thread."""
+
+    def __init__(self, tracker: StatsTracker) -> None:
+        self._tracker = tracker
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._tracker.stats()
+        connections = GaugeMetricFamily(*CONNECTIONS[:2], labels=CONNECTIONS[2])
+        for state, number in stats.gauges.items():
+            connections.add_metric([str(state)], number)
+        yield connections
+        transitions = CounterMetricFamily(*TRANSITIONS[:2], labels=TRANSITIONS[2])
+        for state, number in stats.counters.items():
+            transitions.add_metric([str(state)], number)
+        yield transitions
+
+
+class _Shared:
+    """This process's numbers in the directory of the multiprocess mode."""
+
+    def __init__(self, directory: Path, registry: CollectorRegistry) -> None:
+        _hold_lock(directory / f"{LOCK}{os.getpid()}")
+        gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
+        counter = Counter(*TRANSITIONS, registry=registry)
+        self._gauges = [gauge.labels(state) for state in (NEW, ACTIVE, IDLE)]
+        self._counters = [counter.labels(state) for state in ConnState]
+        self._open = [0, 0, 0]
+        self._entered = [0, 0, 0, 0, 0]
+        for each in self._gauges:
+            each.set(0)  # a dead process may have had our number, and left its own
+
+    def write(self, numbers: list[int]) -> None:
+        """Write what has changed: each takes a microsecond."""
+        for state, entered in enumerate(self._entered):
+            if numbers[state] != entered:
+                self._counters[state].inc(numbers[state] - entered)
+                self._entered[state] = numbers[state]
+        for state, was_open in enumerate(self._open):
+            is_open = numbers[state] - numbers[LEFT[state]]
+            if is_open != was_open:
+                self._gauges[state].set(is_open)
+                self._open[state] = is_open
+
+
+def _shared_directory() -> Path | None:
+    """Where the processes share their numbers, in multiprocess mode."""
+    name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if name is None:
+        return None
+    directory = Path(name)
+    if not directory.is_dir():
+        raise NotADirectoryError(
+            f"PROMETHEUS_MULTIPROC_DIR is {name!r}, which is not a directory: "
+            "make it, empty, before the server starts"
+        )
+    return directory
+
+
+@cache  # a process holds it once, and until its end
+def _hold_lock(path: Path) -> BinaryIO:
+    file = path.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _forget_dead_workers(directory: Path) -> None:
+    for path in directory.glob(f"{LOCK}*"):
+        # Another worker may be at the same.
+        with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            mark_process_dead(  # type: ignore[no-untyped-call]
+                path.name.removeprefix(LOCK), str(directory)
+            )
+            path.unlink()
