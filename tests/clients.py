@@ -32,7 +32,10 @@ async def http1(
 ) -> tuple[int, bytes]:
     """One request and its response, on a connection that may go on afterwards."""
     connection = h11.Connection(h11.CLIENT)
-    fields = [("Host", "localhost"), *((k.replace("_", "-"), v) for k, v in headers.items())]
+    fields = [
+        ("Host", headers.pop("host", "localhost")),
+        *((k.replace("_", "-"), v) for k, v in headers.items()),
+    ]
     request = connection.send(h11.Request(method=method, target=path, headers=fields))
     data = connection.send(h11.Data(body)) if body else b""
     end = connection.send(h11.EndOfMessage())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import trio_httptrack.testing
 
@@ -38,7 +41,9 @@ def test_the_core_imports_trio_and_the_standard_library_only() -> None:
 def test_only_the_hypercorn_room_knows_hypercorns_internals() -> None:
     """Outside of it, Hypercorn's Config, its types and wrap_app are all that is imported."""
     allowed = {"hypercorn.config", "hypercorn.typing", "hypercorn.utils"}
-    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("testing/*.py")]:
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "_hypercorn":
+            continue
         assert {m for m in imports(path) if m.startswith("hypercorn")} <= allowed, path.name
 
 
@@ -63,3 +68,30 @@ def test_every_public_name_says_where_it_is_imported_from() -> None:
     for package in (trio_httptrack, trio_httptrack.testing):
         for name in package.__all__:
             assert getattr(package, name).__module__ == package.__name__
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("prometheus", "prometheus_client", "prometheus"),
+        ("opentelemetry", "opentelemetry", "opentelemetry"),
+    ],
+)
+def test_without_its_extra_a_module_says_how_to_install_it(
+    module: str, package: str, extra: str
+) -> None:
+    """And nothing else of the library needs it."""
+    program = f"""
+import sys
+sys.modules[{package!r}] = None
+import trio_httptrack, trio_httptrack.config, trio_httptrack.status, trio_httptrack.testing
+try:
+    import trio_httptrack.{module}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.startswith(f"trio_httptrack.{module} needs {package}")
+    assert ended.stdout.endswith(f": pip install 'trio-httptrack[{extra}]'\n")

@@ -1,4 +1,5 @@
-"""The demo: a small application, served tracked, with every transition in the log."""
+"""The demo: a small application, served tracked: its status page, and every transition
+in the log."""
 
 from __future__ import annotations
 
@@ -11,22 +12,24 @@ from typing import Any
 import trio
 from hypercorn.config import Config
 
-from . import LogTracker, tracked_server
+from . import HijackTracker, LogTracker, StatsTracker, compose, tracked_server
+from .status import StatusApp
 
 PAGE = b"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark">
-<title>trio-httptrack</title>
+<title>Try trio-httptrack</title>
 <style>
 body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 40rem; margin: auto; padding: 1rem }
 input, button { font: inherit }
 </style>
-<h1>trio-httptrack</h1>
-<p>Every connection's states are in the server's log.</p>
+<h1>Try trio-httptrack</h1>
+<p>Open <a href="/" target="_blank">the status page</a> beside this one, and see each connection's
+states there and in the server's log.</p>
 <ul>
-<li><a href="/">this page</a>: active, then idle until the keep-alive timeout
+<li><a href="/try">this page</a>: active, then idle until the keep-alive timeout
 <li><a href="/slow">a slow answer</a>: active for three seconds
 <li><a href="/stream">a streamed answer</a>: active while it lasts
 <li><form><label>a WebSocket, hijacked: <input value="hello"></label> <button>send</button>
@@ -45,11 +48,14 @@ document.querySelector("form").onsubmit = event => {
 </script>
 """
 
+stats_tracker = StatsTracker()
+hijack_tracker = HijackTracker()
+status = StatusApp(stats_tracker, hijack_tracker=hijack_tracker)
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] == "lifespan":
-        while True:
-            await send({"type": (await receive())["type"] + ".complete"})
+    if scope["type"] == "lifespan" or scope["path"] == "/":
+        await status(scope, receive, send)
     elif scope["type"] == "websocket":
         await echo(receive, send)
     else:
@@ -59,7 +65,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await answer(send, b"That took three seconds.\n")
         elif path == "/stream":
             await stream(send)
-        elif path == "/":
+        elif path == "/try":
             await answer(send, PAGE, content_type=b"text/html")
         else:
             await answer(send, b"There is no such page.\n", status=404)
@@ -95,7 +101,9 @@ async def serve(bind: str) -> None:
     config.bind = bind
     config.errorlog = logging.getLogger("hypercorn.error")
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with tracked_server(app, config, tracker=LogTracker()):
+        tracker = compose(stats_tracker, hijack_tracker, LogTracker())
+        async with tracked_server(app, config, tracker=tracker) as server:
+            logging.info("The status page is at %s, links to try at %s/try", *server.urls * 2)
             await signals.__anext__()
 
 

@@ -118,6 +118,7 @@ class Stats:
 # ``numbers[state]`` says how many connections entered a state, ``numbers[LEFT[state]]`` how many
 # left it; the difference is the gauge, and a transition costs two increments instead of three.
 _LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = LEFT = (5, 6, 7)
+_STATES = dict(zip(LEFT, (NEW, ACTIVE, IDLE), strict=True))
 
 
 class StatsTracker(ProcessLocal):
@@ -177,7 +178,7 @@ class StatsTracker(ProcessLocal):
 
     def connections(self) -> dict[Hashable, ConnState]:
         """The open connections and their states at this instant, in the order of their arrival."""
-        return {conn: ConnState(LEFT.index(left)) for conn, left in self._leaves.copy().items()}
+        return {conn: _STATES[left] for conn, left in self._leaves.copy().items()}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.stats()}>"

@@ -145,6 +145,10 @@ class _Collector(Collector):
     def __init__(self, tracker: StatsTracker) -> None:
         self._tracker = tracker
 
+    def describe(self) -> Iterator[Metric]:
+        """By these names it is found, and a second one refused."""
+        return self.collect()
+
     def collect(self) -> Iterator[Metric]:
         stats = self._tracker.stats()
         connections = GaugeMetricFamily(*CONNECTIONS[:2], labels=CONNECTIONS[2])

@@ -1,0 +1,74 @@
+"""Who may see the page. It shows the addresses of clients and the paths that they ask for.
+
+What counts is the address at the other end of the socket, which nobody can forge. Headers that
+a proxy adds are never a reason to let somebody in. Unless it is told whom to allow, the page
+is for whoever sits at this machine, and that a peer's address is a loopback one is not
+enough for it:
+
+* behind a proxy on the same machine, everybody has that address;
+* a web site whose name resolves to 127.0.0.1 can make a browser that runs here read the page
+  and tell (DNS rebinding); but the request then names that site as its host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+from .._states import Conn
+
+
+class Access:
+    """``allow`` are networks and addresses as strings, or None for this machine only."""
+
+    def __init__(self, allow: Iterable[str] | None) -> None:
+        if isinstance(allow, str):
+            raise TypeError(f"allow must be several networks: write allow=[{allow!r}]")
+        try:
+            self._networks = None if allow is None else [ip_network(each) for each in allow]
+        except ValueError as error:
+            raise ValueError(f"allow: {error}; write '10.1.2.0/24', or '10.1.2.3'") from None
+
+    def refusal(self, scope: Any) -> str | None:
+        """Why the request may not be answered, if it may not."""
+        peer = _peer(scope)
+        if self._networks is not None:
+            if peer is None or not any(peer in network for network in self._networks):
+                return f"StatusApp's allow= does not name your address, {peer}."
+            return None
+        headers = dict(scope["headers"])
+        if peer is None or not peer.is_loopback:
+            return f"This page is for this machine's own users; your address is {peer}."
+        if any(name in PROXYS or name.startswith(b"x-forwarded-") for name in headers):
+            return "This page is not shown through a proxy."
+        if not _is_local(headers.get(b"host", b"localhost")):
+            return "This page is shown to http://localhost only, not by another name."
+        return None
+
+
+PROXYS = {b"forwarded", b"via", b"x-real-ip"}
+
+
+def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
+    conn = scope.get("extensions", {}).get("httptrack")
+    # Middleware may put into the scope what it reads in a header.
+    client: Any = conn.client if isinstance(conn, Conn) else scope.get("client")
+    try:
+        peer = ip_address(client[0])
+    except (IndexError, TypeError, ValueError):  # such as a Unix socket's
+        return None
+    return getattr(peer, "ipv4_mapped", None) or peer
+
+
+def _is_local(host: bytes) -> bool:
+    """Whether no name server was asked for the host."""
+    try:
+        name = urlsplit(f"//{host.decode('ascii')}").hostname or ""
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""The last minutes of a StatsTracker."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from .._states import ConnState
+from .._stats import Stats, StatsTracker
+
+INTERVAL = 1.0  # seconds between two samples
+LENGTH = 300  # seconds
+RATES_OVER = 10  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What there was at one time."""
+
+    time: float
+    stats: Stats
+    hijacked: int
+    """Upgraded connections that were open."""
+
+
+class History:
+    """One sample a second, of the last five minutes."""
+
+    def __init__(self, tracker: StatsTracker, hijacks: Any) -> None:
+        self._tracker = tracker
+        self._hijacks = hijacks
+        self.samples: deque[Sample] = deque(maxlen=int(LENGTH / INTERVAL) + 1)
+
+    def now(self) -> Sample:
+        """What there is; it becomes part of the history if its time has come."""
+        hijacked = 0 if self._hijacks is None else self._hijacks.count
+        now = Sample(trio.current_time(), self._tracker.stats(), hijacked)
+        if not self.samples or now.time >= self.samples[-1].time + INTERVAL:
+            self.samples.append(now)
+        return now
+
+    async def keep(self) -> None:
+        """Take the samples, until cancelled."""
+        while True:
+            self.now()
+            await trio.sleep(INTERVAL)
+
+    def rates(self, now: Sample) -> dict[ConnState, float] | None:
+        """How often a second each state was entered, lately; None if nothing is known yet."""
+        since = now.time - RATES_OVER
+        then = next((each for each in self.samples if each.time >= since), now)
+        if then.time == now.time:
+            return None
+        before = then.stats.counters
+        seconds = now.time - then.time
+        return {
+            state: (entered - before[state]) / seconds
+            for state, entered in now.stats.counters.items()
+        }
