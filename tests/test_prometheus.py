@@ -1,0 +1,272 @@
+"""The numbers for Prometheus; tests/integration has a real one read them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from hypercorn.middleware.dispatcher import TrioDispatcherMiddleware
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import MockClock, assert_no_checkpoints
+
+from trio_httptrack import Conn, ConnState, StatsTracker
+from trio_httptrack.prometheus import BUCKETS, MetricsApp, PrometheusTracker
+from trio_httptrack.testing import memory_server
+
+from .clients import http1
+from .prometheus_process import Process, process
+from .support import app as support_app
+
+NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
+
+
+def samples(text: str) -> dict[str, float]:
+    """Each sample by its name and labels, as ``connections{new}``."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(sample.labels.values())
+            name = sample.name.removeprefix("httptrack_")
+            if not name.endswith("_created"):
+                found[f"{name}{{{labels}}}" if labels else name] = sample.value
+    return found
+
+
+def entered(conn: Conn, state: ConnState, at: float = 0.0) -> tuple[Conn, ConnState]:
+    conn.state, conn.state_since = state, at
+    return conn, state
+
+
+def scrape(registry: CollectorRegistry) -> dict[str, float]:
+    return samples(generate_latest(registry).decode())
+
+
+# One process
+
+
+async def test_the_metrics_are_those_of_the_tracker(autojump_clock: MockClock) -> None:
+    """Gauges and counters by state, and how long connections lived."""
+    registry = CollectorRegistry()
+    tracker = PrometheusTracker(registry)
+    async with memory_server(support_app, tracker=tracker, keep_alive_timeout=40) as server:
+        silent = await server.connect()
+        await http1(await server.connect())
+        assert scrape(registry) == {
+            "connections{new}": 1,
+            "connections{active}": 0,
+            "connections{idle}": 1,
+            "connection_transitions_total{new}": 2,
+            "connection_transitions_total{active}": 1,
+            "connection_transitions_total{idle}": 1,
+            "connection_transitions_total{hijacked}": 0,
+            "connection_transitions_total{closed}": 0,
+            **{f"connection_duration_seconds_bucket{{{float(each)}}}": 0 for each in BUCKETS},
+            "connection_duration_seconds_bucket{+Inf}": 0,
+            "connection_duration_seconds_count": 0,
+            "connection_duration_seconds_sum": 0,
+        }
+        await trio.sleep(1.5)
+        await silent.aclose()
+        await trio.sleep(40)
+        now = scrape(registry)
+        assert now["connections{new}"] == now["connections{idle}"] == 0
+        assert now["connection_transitions_total{closed}"] == 2
+        assert now["connection_duration_seconds_sum"] == 1.5 + 40
+        buckets = {
+            each: now[f"connection_duration_seconds_bucket{{{float(each)}}}"] for each in BUCKETS
+        }
+        assert buckets == {each: (each >= 1.5) + (each >= 40) for each in BUCKETS}
+
+
+def test_an_upgraded_connection_has_no_duration() -> None:
+    """It leaves HTTP, and goes on."""
+    registry = CollectorRegistry()
+    tracker = PrometheusTracker(registry)
+    for state in (NEW, ACTIVE, HIJACKED):
+        tracker.track(*entered(Conn(), state, 5))
+    assert registry.get_sample_value("httptrack_connection_duration_seconds_count") == 0
+    upgraded = registry.get_sample_value(
+        "httptrack_connection_transitions_total", {"state": "hijacked"}
+    )
+    assert upgraded == 1
+
+
+async def test_it_is_a_stats_tracker() -> None:
+    """With all that one has, and never a checkpoint."""
+    tracker = PrometheusTracker(CollectorRegistry())
+    conn = Conn()
+    with assert_no_checkpoints():
+        tracker.track(conn, NEW)
+    assert tracker.stats().accepted == 1
+    assert tracker.connections() == {conn: NEW}
+    assert repr(tracker).startswith("<PrometheusTracker new 1")
+
+
+def test_two_on_one_registry_are_refused() -> None:
+    """Their numbers would be mixed up; the first goes on."""
+    registry = CollectorRegistry()
+    first = PrometheusTracker(registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        PrometheusTracker(registry)
+    first.track(Conn(), NEW)
+    assert registry.get_sample_value("httptrack_connections", {"state": "new"}) == 1
+
+
+def test_other_metrics_of_the_registry_stay() -> None:
+    """And the global registry is left alone where another is given."""
+    registry = CollectorRegistry()
+    Gauge("orders", "Of the application's own.", registry=registry).inc()
+    PrometheusTracker(registry)
+    assert registry.get_sample_value("orders") == 1
+    assert REGISTRY.get_sample_value("httptrack_connections", {"state": "new"}) is None
+
+
+async def test_the_route_speaks_what_the_scraper_accepts(autojump_clock: MockClock) -> None:
+    """OpenMetrics, gzip, and a choice of names."""
+    registry = CollectorRegistry()
+    PrometheusTracker(registry).track(Conn(), NEW)
+    async with memory_server(MetricsApp(registry)) as server:
+        client = await server.connect()
+        _, body = await http1(client, accept="application/openmetrics-text; version=1.0.0")
+        parsed = openmetrics_families(body.decode())  # type: ignore[no-untyped-call]
+        families = {each.name: each for each in parsed}
+        assert families["httptrack_connection_transitions"].type == "counter"
+        _, body = await http1(client, accept_encoding="gzip")
+        assert samples(gzip.decompress(body).decode())["connections{new}"] == 1
+        _, body = await http1(client, path="/metrics?name[]=httptrack_connections")
+        assert samples(body.decode()).keys() == {
+            "connections{new}",
+            "connections{active}",
+            "connections{idle}",
+        }
+        status, body = await http1(client, "HEAD")
+        assert (status, body) == (200, b"")
+
+
+async def test_the_route_can_be_mounted_by_hypercorns_dispatcher(
+    autojump_clock: MockClock,
+) -> None:
+    """It answers the lifespan, too."""
+    app = TrioDispatcherMiddleware({"/metrics": MetricsApp(CollectorRegistry()), "": support_app})
+    async with memory_server(app) as server:
+        client = await server.connect()
+        assert (await http1(client, path="/metrics"))[0] == 200
+        assert await http1(client, path="/other") == (200, b"/other")
+
+
+# Several processes
+
+
+def shown(process: Process) -> dict[str, float]:
+    """The gauges and counters that are not zero."""
+    return {
+        re.sub(r'httptrack_(.*){state="(.*)"}', r"\1{\2}", name): value
+        for name, value in process.scrape().items()
+        if "state" in name and value
+    }
+
+
+def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
+    """Whichever is asked."""
+    with process(tmp_path) as one, process(tmp_path) as two:
+        one.track("a", "NEW", "ACTIVE", "IDLE", "ACTIVE")
+        one.track("b", "NEW")
+        two.track("a", "NEW", "ACTIVE")
+        two.track("b", "NEW", "ACTIVE", "IDLE", "CLOSED")
+        two.track("c", "NEW", "ACTIVE", "HIJACKED")
+        two.track("d", "NEW")
+        total = {
+            "connections{new}": 2,
+            "connections{active}": 2,
+            "connection_transitions_total{new}": 6,
+            "connection_transitions_total{active}": 5,
+            "connection_transitions_total{idle}": 2,
+            "connection_transitions_total{hijacked}": 1,
+            "connection_transitions_total{closed}": 1,
+        }
+        assert shown(one) == total
+        assert shown(two) == total
+        assert two.scrape()["httptrack_connection_duration_seconds_count"] == 1
+
+
+def test_any_sequence_adds_up_over_the_processes(tmp_path: Path) -> None:
+    """Possible or not, of connections met at whatever state."""
+    random = Random(7)
+    models = [StatsTracker(), StatsTracker()]
+    with process(tmp_path) as one, process(tmp_path) as two:
+        for _ in range(300):
+            number, conn = random.randrange(2), random.choice("abcd")
+            state = random.choice([*ConnState])
+            (one, two)[number].track(conn, state.name)
+            models[number].track(conn, state)
+        expected: Counter[str] = Counter()
+        for stats in (model.stats() for model in models):
+            for state, number in stats.gauges.items():
+                expected[f"connections{{{state}}}"] += number
+            for state, number in stats.counters.items():
+                expected[f"connection_transitions_total{{{state}}}"] += number
+        assert shown(one) == shown(two) == +expected
+
+
+def test_a_dead_process_has_no_connections(tmp_path: Path) -> None:
+    """Its share of the gauges is gone with the next scrape; what it has counted stays."""
+    with process(tmp_path) as one, process(tmp_path) as two:
+        one.track("a", "NEW", "ACTIVE")
+        two.track("a", "NEW", "ACTIVE")
+        two.kill()
+        for _ in range(2):
+            assert shown(one) == {
+                "connections{active}": 1,
+                "connection_transitions_total{new}": 2,
+                "connection_transitions_total{active}": 2,
+            }
+        assert {path.name for path in tmp_path.glob("*live*")} == {f"gauge_livesum_{one.pid}.db"}
+        assert [path.name for path in tmp_path.glob("*lock*")] == [f"httptrack_lock_{one.pid}"]
+
+
+def test_a_process_that_gets_a_dead_ones_number_begins_with_no_connections(tmp_path: Path) -> None:
+    """Also if nobody has scraped in between; the counters go on."""
+    with process(tmp_path) as one:
+        one.track("a", "NEW", "ACTIVE")
+        one.kill()
+        with process(tmp_path) as two:
+            for path in tmp_path.glob(f"*_{one.pid}*"):
+                path.rename(str(path).replace(str(one.pid), str(two.pid)))
+            two.track("b", "NEW")
+            assert shown(two) == {
+                "connections{new}": 1,
+                "connection_transitions_total{new}": 2,
+                "connection_transitions_total{active}": 1,
+            }
+
+
+def test_the_gauges_of_a_process_without_a_tracker_stay(tmp_path: Path) -> None:
+    """Nobody can know whether it lives, so that is left to whoever has started it."""
+    with process(tmp_path) as one, process(tmp_path) as two:
+        one.track("a", "NEW")
+        two.track("a", "NEW")
+        two.kill()
+        Path(tmp_path, f"httptrack_lock_{two.pid}").unlink()
+        assert shown(one)["connections{new}"] == 2
+
+
+@pytest.mark.parametrize("made", [PrometheusTracker, MetricsApp])
+def test_a_directory_that_is_not_there_is_refused_by_name(
+    made: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before prometheus_client fails at some file in it."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))
+    registry = CollectorRegistry()
+    with pytest.raises(NotADirectoryError, match=r"PROMETHEUS_MULTIPROC_DIR is '.*missing', which"):
+        made(registry)
+    assert not list(registry.collect())
