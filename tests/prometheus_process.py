@@ -22,12 +22,13 @@ class Process:
         self._process = process
         self.pid = process.pid
 
-    def track(self, conn: str, *states: str) -> None:
-        self._ask({"conn": conn, "states": states})
+    def track(self, conn: str, *states: str, run: bool = True) -> None:
+        """Track transitions while Trio runs, or while it does not."""
+        self._ask({"conn": conn, "states": states, "run": run})
 
-    def scrape(self) -> dict[str, float]:
-        """All samples that its ``/metrics`` has."""
-        found: dict[str, float] = self._ask({})
+    def scrape(self, conn: str = "", *states: str) -> dict[str, float]:
+        """All samples that its ``/metrics`` has, in the turn of the loop after some transitions."""
+        found: dict[str, float] = self._ask({"conn": conn, "states": states, "run": "scrape"})
         return found
 
     def kill(self) -> None:
@@ -67,7 +68,16 @@ def main() -> None:
     conns: dict[str, Conn] = {}
     tracker = metrics = None
 
-    async def scraped() -> str:
+    def track(conn: str, states: list[str]) -> None:
+        assert tracker is not None
+        for state in states:
+            tracker.track(conns.setdefault(conn, Conn()), ConnState[state])
+
+    async def run(order: Any) -> Any:
+        track(order["conn"], order["states"])
+        if order["run"] != "scrape":
+            return None
+        await trio.lowlevel.checkpoint()
         body = b""
 
         async def receive() -> Any:
@@ -79,20 +89,18 @@ def main() -> None:
 
         assert metrics is not None
         await metrics({"type": "http", "headers": []}, receive, send)
-        return body.decode()
+        lines = [each.rsplit(" ", 1) for each in body.decode().splitlines()]
+        return {name: float(value) for name, value in lines if name[0] != "#"}
 
     for line in sys.stdin:
         order = json.loads(line)
         if tracker is None:
             tracker, metrics = PrometheusTracker(), MetricsApp()
-        answer: Any = None
-        if order:
-            conn = conns.setdefault(order["conn"], Conn())
-            for state in order["states"]:
-                tracker.track(conn, ConnState[state])
+        answer = None
+        if order["run"]:
+            answer = trio.run(run, order)
         else:
-            lines = [each.rsplit(" ", 1) for each in trio.run(scraped).splitlines()]
-            answer = {name: float(value) for name, value in lines if name[0] != "#"}
+            track(order["conn"], order["states"])
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
 

@@ -167,11 +167,11 @@ async def test_the_route_can_be_mounted_by_hypercorns_dispatcher(
 # Several processes
 
 
-def shown(process: Process) -> dict[str, float]:
-    """The gauges and counters that are not zero."""
+def shown(process: Process, *transitions: str) -> dict[str, float]:
+    """The gauges and counters that are not zero, in the turn after some transitions."""
     return {
         re.sub(r'httptrack_(.*){state="(.*)"}', r"\1{\2}", name): value
-        for name, value in process.scrape().items()
+        for name, value in process.scrape(*transitions).items()
         if "state" in name and value
     }
 
@@ -197,6 +197,18 @@ def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
         assert shown(one) == total
         assert shown(two) == total
         assert two.scrape()["httptrack_connection_duration_seconds_count"] == 1
+
+
+def test_the_numbers_are_there_in_the_loops_next_turn(tmp_path: Path) -> None:
+    """And at the end of a run, and where Trio does not run at all."""
+    with process(tmp_path) as one, process(tmp_path) as two:
+        two.track("a", "NEW", run=False)
+        assert shown(one)["connections{new}"] == 1
+        two.track("b", "NEW")
+        assert shown(one)["connections{new}"] == 2
+        assert shown(one, "c", "NEW")["connections{new}"] == 3
+        two.track("b", "CLOSED", run=False)
+        assert shown(one, "d", "NEW")["connections{new}"] == 3
 
 
 def test_any_sequence_adds_up_over_the_processes(tmp_path: Path) -> None:

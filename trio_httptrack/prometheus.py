@@ -1,10 +1,12 @@
 """What the connections do, for Prometheus.
 
 In one process the numbers are read when they are scraped, and a request pays nothing for it.
-In ``prometheus_client``'s multiprocess mode each transition is written to the files through
-which the workers share their numbers, so that each of them can tell the total. A worker holds
-a lock for as long as it lives, by which the others know: where it is free, what was
-that worker's share of the gauges is taken out of the total.
+In ``prometheus_client``'s multiprocess mode they are written to the files through which the
+workers share their numbers, so that each of them can tell the total: not with each transition,
+which would cost more than anything else on the way of a request, but each time that Trio is
+about to wait, so that the files are never older than what the event loop is just working on. A
+worker holds a lock for as long as it lives, by which the others know: where it is free, what
+was that worker's share of the gauges is taken out of the total.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import trio
 
 from ._extra import needed
 from ._states import ACTIVE, CLOSED, IDLE, NEW, Conn, ConnState
@@ -90,7 +94,7 @@ class PrometheusTracker(StatsTracker):
         if directory is None:
             registry.register(_Collector(self))
         else:
-            self._shared = _Shared(directory, registry)
+            self._shared = _Shared(directory, registry, self._numbers)
 
     def track(self, conn: Conn, state: ConnState) -> None:  # type: ignore[override]
         """Count one transition."""
@@ -98,7 +102,7 @@ class PrometheusTracker(StatsTracker):
         if state is CLOSED:
             self._observe_duration(conn.state_since - conn.opened_at)
         if self._shared is not None:
-            self._shared.write(self._numbers)
+            self._shared.changed()
 
 
 class MetricsApp:
@@ -161,22 +165,45 @@ class _Collector(Collector):
         yield transitions
 
 
-class _Shared:
+class _Shared(trio.abc.Instrument):
     """This process's numbers in the directory of the multiprocess mode."""
 
-    def __init__(self, directory: Path, registry: CollectorRegistry) -> None:
+    def __init__(self, directory: Path, registry: CollectorRegistry, numbers: list[int]) -> None:
         _hold_lock(directory / f"{LOCK}{os.getpid()}")
         gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
         counter = Counter(*TRANSITIONS, registry=registry)
         self._gauges = [gauge.labels(state) for state in (NEW, ACTIVE, IDLE)]
         self._counters = [counter.labels(state) for state in ConnState]
+        self._numbers = numbers
         self._open = [0, 0, 0]
         self._entered = [0, 0, 0, 0, 0]
+        self._changed = False
+        self._installed = False
         for each in self._gauges:
             each.set(0)  # a dead process may have had our number, and left its own
 
-    def write(self, numbers: list[int]) -> None:
+    def changed(self) -> None:
+        """Have the numbers written soon."""
+        self._changed = True
+        if not self._installed:
+            try:
+                trio.lowlevel.add_instrument(self)
+                self._installed = True
+            except RuntimeError:  # Trio does not run
+                self._write()
+
+    def before_io_wait(self, timeout: float) -> None:
+        if self._changed:
+            self._write()
+
+    def after_run(self) -> None:
+        self._installed = False
+        self._write()
+
+    def _write(self) -> None:
         """Write what has changed: each takes a microsecond."""
+        self._changed = False
+        numbers = self._numbers
         for state, entered in enumerate(self._entered):
             if numbers[state] != entered:
                 self._counters[state].inc(numbers[state] - entered)
