@@ -84,17 +84,17 @@ def page(view: View) -> str:
 <button type="button" id="pause">Pause</button></p>
 </header>
 <main>
-<section aria-label="By state">
+<section>
 <div id="states" class="states">{changing["states"]}</div>
 </section>
-<section aria-labelledby="totals-heading">
-<h2 id="totals-heading">Since the start</h2>
+<section>
+<h2>Since the start</h2>
 <dl id="totals" class="totals">{changing["totals"]}</dl>
 </section>
-<section aria-labelledby="connections-heading">
+<section>
 <h2 id="connections-heading">Open now</h2>
 <div id="pages-above">{changing["pages-above"]}</div>
-<div class="scroll" role="region" aria-labelledby="connections-heading" tabindex="0">
+<div class="scroll" role="region" aria-label="Table of connections" tabindex="0">
 <table role="table">
 <thead role="rowgroup"><tr role="row">{headings}</tr></thead>
 <tbody role="rowgroup" id="rows">{changing["rows"]}</tbody>
