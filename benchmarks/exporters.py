@@ -8,6 +8,8 @@ median of the rounds' own, with the least and the greatest behind it. Takes five
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 import threading
 import urllib.request
@@ -61,7 +63,10 @@ def reading(server: Server, accept: str | None) -> Iterator[None]:
             reader.join()
 
 
-def measure(load: Load, certificate: Path, exporter: str, rounds: int, seconds: float) -> None:
+def measure(
+    load: Load, certificate: Path, exporter: str, rounds: int, seconds: float
+) -> Iterator[list[str]]:
+    """The lines of the table about one exporter."""
     base, accept = EXPORTERS[exporter]
     with ExitStack() as stack:
         servers = []
@@ -98,25 +103,36 @@ def measure(load: Load, certificate: Path, exporter: str, rounds: int, seconds: 
                         )["rate"]
                 ratios.append(rates[1] / rates[0])
             spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
-            print(f"| {exporter} | {what} | {median(ratios):.3f} | {spread} |", flush=True)
+            yield [exporter, what, f"{median(ratios):.3f}", spread]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exporters", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each round")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the table")
     parser.add_argument("exporters", nargs="*", help=", ".join(EXPORTERS))
     arguments = parser.parse_args()
     if unknown := set(arguments.exporters) - set(EXPORTERS):
         sys.exit(f"There is no exporter {', '.join(unknown)}")
-    print("| exporter | load, 32 connections | of its speed without | spread |")
-    print("| --- | --- | --- | --- |")
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")
+
+    def show(line: list[str]) -> None:
+        lines.writerow(line)
+        print(*(f"{cell:<{width}}" for cell, width in zip(line, (26, 40, 10, 12), strict=True)))
+        sys.stdout.flush()
+
+    show(["exporter", "load, 32 connections", "ratio", "spread"])
     with TemporaryDirectory() as folder, loading() as load:
         certificate = Path(folder, "localhost.pem")
         issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
         issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
         for exporter in arguments.exporters or EXPORTERS:
-            measure(load, certificate, exporter, arguments.rounds, arguments.seconds)
+            for line in measure(load, certificate, exporter, arguments.rounds, arguments.seconds):
+                show(line)
+    if arguments.output:
+        arguments.output.write_text(table.getvalue())
 
 
 if __name__ == "__main__":

@@ -43,10 +43,15 @@ if os.environ.get("DOCS_INTERSPHINX"):  # needs the network, which a build must 
         "trio": ("https://trio.readthedocs.io/en/stable", None),
     }
     nitpick_ignore_regex = [
-        ("py:.*", r"(httpx|hypercorn)\..*")
+        ("py:.*", r"(httpx|hypercorn|opentelemetry|prometheus_client)\..*")
     ]  # whose documentation has no such index
 else:
-    nitpick_ignore_regex = [("py:.*", r"(collections|httpx|hypercorn|logging|trio)(\..*)?")]
+    nitpick_ignore_regex = [
+        (
+            "py:.*",
+            r"(collections|httpx|hypercorn|logging|opentelemetry|prometheus_client|trio)(\..*)?",
+        )
+    ]
 
 
 def setup(app):

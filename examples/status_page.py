@@ -1,0 +1,21 @@
+from hypercorn.middleware.dispatcher import TrioDispatcherMiddleware
+
+from trio_httptrack import HijackTracker, StatsTracker, compose
+from trio_httptrack.status import StatusApp
+
+stats, hijacks = StatsTracker(), HijackTracker()
+tracker = compose(stats, hijacks)
+
+
+async def shop(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = await receive()
+            await send({"type": f"{event['type']}.complete"})
+            if event["type"] == "lifespan.shutdown":
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"Hello!"})
+
+
+app = TrioDispatcherMiddleware({"/status": StatusApp(stats, hijack_tracker=hijacks), "": shop})
