@@ -64,7 +64,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    session.install(".[bench,lint,test]")
+    session.install(".[bench,browser,lint,test]")
     session.run("mypy")
 
 
@@ -87,6 +87,24 @@ def reload(session: nox.Session) -> None:
     """Reloads under load, beside plain Hypercorn: ``nox -s reload -- --reloads 50``"""
     session.install(".[test]")
     session.run("python", "-m", "tests.reload", *session.posargs)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """What a real Prometheus makes of it: after ``apt-get install prometheus``"""
+    if shutil.which("prometheus") is None:
+        session.error("apt-get install prometheus")
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", "tests/integration", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The status page in a real browser: after ``apt-get install chromium``"""
+    if shutil.which("chromium") is None:
+        session.error("apt-get install chromium")
+    session.install(".[browser]")
+    session.run("python", "-m", "pytest", "tests/browser", *session.posargs)
 
 
 @nox.session
