@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, assert_no_checkpoints
 
 from trio_httptrack import Conn, ConnState, StatsTracker
-from trio_httptrack.prometheus import BUCKETS, MetricsApp, PrometheusTracker
+from trio_httptrack.prometheus import BUCKETS, MetricsApp, PrometheusTracker, _hold_lock
 from trio_httptrack.testing import memory_server
 
 from .clients import http1
@@ -272,13 +276,75 @@ def test_the_gauges_of_a_process_without_a_tracker_stay(tmp_path: Path) -> None:
         assert shown(one)["connections{new}"] == 2
 
 
-@pytest.mark.parametrize("made", [PrometheusTracker, MetricsApp])
-def test_a_directory_that_is_not_there_is_refused_by_name(
-    made: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def failed(program: str, **environment: str) -> str:
+    """The last line of what a program says that fails."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import os\n{program}"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    return ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["PrometheusTracker", "MetricsApp"])
+@pytest.mark.parametrize("directory", ["/nowhere", ""])
+def test_a_directory_that_is_not_there_is_refused_by_name(name: str, directory: str) -> None:
     """Before prometheus_client fails at some file in it."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "missing"))
-    registry = CollectorRegistry()
-    with pytest.raises(NotADirectoryError, match=r"PROMETHEUS_MULTIPROC_DIR is '.*missing', which"):
-        made(registry)
-    assert not list(registry.collect())
+    assert failed(
+        f"from trio_httptrack.prometheus import *; {name}()", PROMETHEUS_MULTIPROC_DIR=directory
+    ) == (
+        f"NotADirectoryError: PROMETHEUS_MULTIPROC_DIR is {directory!r}, which is not a "
+        "directory: make it, empty, before the server starts"
+    )
+
+
+def test_a_directory_that_is_named_too_late_is_refused(tmp_path: Path) -> None:
+    """prometheus_client looks when it is imported; half of the metrics would be elsewhere."""
+    assert failed(
+        "from trio_httptrack.prometheus import *\n"
+        f"os.environ['PROMETHEUS_MULTIPROC_DIR'] = {str(tmp_path)!r}\nMetricsApp()"
+    ).startswith("RuntimeError: PROMETHEUS_MULTIPROC_DIR was changed after prometheus_client")
+
+
+def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:
+    """Their files are the same; each would overwrite the other's numbers."""
+    assert failed(
+        "from prometheus_client import CollectorRegistry\n"
+        "from trio_httptrack.prometheus import *\n"
+        "PrometheusTracker(); PrometheusTracker(CollectorRegistry())",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
+    ) == ("ValueError: a process has one PrometheusTracker only, in multiprocess mode")
+
+
+def test_a_process_of_the_same_number_is_refused(tmp_path: Path) -> None:
+    """Such as one in another container, on the same volume; it does not wait for ever."""
+    program = f"""
+import fcntl, shutil
+from pathlib import Path
+held = open(Path({str(tmp_path)!r}, f"httptrack_lock_{{os.getpid()}}"), "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+from trio_httptrack.prometheus import *
+PrometheusTracker()
+"""
+    said = failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert said.endswith("is locked: another process with this number uses the directory")
+
+
+def test_a_lock_that_a_scrape_takes_away_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody would ever see that its process has died."""
+    path = tmp_path / "lock"
+    flock = fcntl.flock
+
+    def taken_away(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", taken_away)
+    with _hold_lock(path), path.open("rb") as other, pytest.raises(BlockingIOError):
+        flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ import pytest
 import trio
 from hypercorn.config import Config
 from hypercorn.logging import Logger
+from hypercorn.statsd import StatsdLogger
 from trio.testing import MockClock
 
 from trio_httptrack import LogTracker, tracked_server
@@ -18,7 +19,7 @@ from trio_httptrack._hypercorn.errors import SettingError
 from trio_httptrack.testing import memory_server
 
 from .clients import http1
-from .hypercorn_process import failing_hypercorn, get, hypercorn
+from .hypercorn_process import connect, failing_hypercorn, get, hypercorn
 from .support import app
 
 ZEROS = [
@@ -138,12 +139,16 @@ async def test_it_needs_no_stats_tracker(statsd: Statsd) -> None:
 
 async def test_each_of_several_workers_has_its_own_gauges(statsd: Statsd) -> None:
     """Or the one that spoke last would speak for all."""
+    received: list[str] = []
     async with hypercorn(
         *("-k", "trio", "-w", "2", "-c", "python:trio_httptrack.config"),
         *("--statsd-host", statsd.host, "tests.support:app"),
     ) as server:
         await get(server.url)
-    received = statsd.received()
+        while len({each for each in received if "connections.new." in each}) < 2:
+            received += statsd.received()
+            await trio.sleep(0.01)
+    received += statsd.received()
     gauges = {each.split(":")[0] for each in received if each.endswith("|g")}
     assert len(gauges) == 6
     assert {gauge.rstrip("0123456789") for gauge in gauges} == {
@@ -160,38 +165,94 @@ async def test_a_host_that_cannot_be_reached_harms_nobody(
     async def unreachable(*args: Any) -> None:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr("hypercorn.trio.statsd.StatsdLogger._socket_send", unreachable)
+    monkeypatch.setattr("trio._socket._SocketType.sendto", unreachable)
     config = Config.from_mapping(
         bind="127.0.0.1:0", statsd_host="127.0.0.1:8125", errorlog=logging.getLogger("test")
     )
     async with tracked_server(app, config) as server:
-        assert await get(f"{server.urls[0]}") == b"/"
-        async with await trio.open_tcp_stream("127.0.0.1", int(server.urls[0][17:])) as client:
+        assert await get(server.urls[0]) == b"/"
+        async with await connect(server.urls[0]) as client:
             await client.send_all(b"GET /raise HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert (await client.receive_some()).startswith(b"HTTP/1.1 500")
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert warnings == ["StatsD at 127.0.0.1:8125: [Errno 101] Network is unreachable"]
+    assert warnings == ["StatsD at 127.0.0.1:8125: OSError(101, 'Network is unreachable')"]
 
 
-async def test_a_name_server_that_is_silent_holds_up_no_shutdown(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_each_outage_is_logged_once(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last numbers are given up after a second."""
+    """However many numbers are lost in it."""
 
-    async def hang(*args: Any) -> None:
+    async def outages(*args: Any) -> None:
+        if 15 < trio.current_time() < 45 or trio.current_time() > 55:
+            raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("trio._socket._SocketType.sendto", outages)
+    log = logging.getLogger("test")
+    async with memory_server(app, statsd_host="127.0.0.1:8125", errorlog=log):
+        await trio.sleep(100)
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 2
+
+
+async def test_nobody_waits_for_a_name_server(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered while it is silent, one behind the other, and a shutdown ends."""
+
+    async def silent(*args: Any) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("hypercorn.trio.statsd.StatsdLogger._socket_send", hang)
-    async with memory_server(app, statsd_host="statsd.example:8125"):
-        await trio.sleep(5)
-    assert trio.current_time() == 6
+    monkeypatch.setattr("trio.socket.getaddrinfo", silent)
+    log = logging.getLogger("test")
+    async with memory_server(app, statsd_host="statsd.example:8125", errorlog=log) as server:
+        client = await server.connect()
+        for _ in range(3):
+            assert (await http1(client))[0] == 200
+        assert trio.current_time() == 0
+        await trio.sleep(7)
+        before = trio.current_time()
+    assert trio.current_time() < before + 1
+    (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert warning.getMessage().startswith("StatsD at statsd.example:8125: TooSlowError")
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:", ":8125", "localhost:statsd"])
+async def test_a_name_is_looked_up_once_in_ten_seconds(
+    autojump_clock: MockClock, statsd: Statsd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for each datagram."""
+    asked = []
+
+    async def getaddrinfo(host: str, port: str, *args: Any) -> Any:
+        asked.append(host)
+        return [(2, 2, 17, "", ("127.0.0.1", int(port)))]
+
+    monkeypatch.setattr("trio.socket.getaddrinfo", getaddrinfo)
+    port = statsd.host.partition(":")[2]
+    async with memory_server(app, statsd_host=f"statsd.example:{port}") as server:
+        for _ in range(5):
+            await http1(await server.connect())
+            await trio.sleep(5)
+        assert asked == ["statsd.example"] * 3
+        assert len(statsd.received()) == 3 * 8
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:", ":8125", "localhost:statsd", "127.0.0.1:99999", "[::1]:8125"],
+)
 async def test_a_host_without_a_port_is_refused(host: str) -> None:
-    """When the server starts, and not with each datagram."""
-    with pytest.raises(SettingError, match=r"statsd_host must be 'HOST:PORT', not '"):
+    """When the server starts, and not with each datagram; nor can it be an IPv6 address."""
+    with pytest.raises(SettingError, match=r"statsd_host must be 'HOST:PORT', .*, not '"):
         async with memory_server(app, statsd_host=host):
+            pass
+
+
+@pytest.mark.parametrize("setting", ["statsd_prefix", "dogstatsd_tags"])
+async def test_what_cannot_be_sent_is_refused(setting: str) -> None:
+    """Hypercorn sends ASCII only."""
+    settings: Any = {setting: "l\u00e4den"}
+    with pytest.raises(SettingError, match=f"{setting} must be ASCII, not 'l\u00e4den'"):
+        async with memory_server(app, statsd_host="127.0.0.1:1", **settings):
             pass
 
 
@@ -202,7 +263,9 @@ async def test_the_command_says_so_in_one_line() -> None:
         *("--statsd-host", "localhost", "tests.support:app"),
     )
     assert status == 1
-    assert stderr.splitlines()[-1].endswith("statsd_host must be 'HOST:PORT', not 'localhost'")
+    assert stderr.splitlines()[-1].endswith(
+        "statsd_host must be 'HOST:PORT', by name or IPv4 address, not 'localhost'"
+    )
 
 
 async def test_a_logger_of_ones_own_is_left_alone(autojump_clock: MockClock) -> None:
@@ -215,3 +278,19 @@ async def test_a_logger_of_ones_own_is_left_alone(autojump_clock: MockClock) -> 
         client = await server.connect()
         assert (await http1(client))[0] == 200
         await trio.sleep(20)
+
+
+async def test_a_statsd_logger_of_ones_own_is_used(
+    autojump_clock: MockClock, statsd: Statsd
+) -> None:
+    """And may fail: that is not the end of the server."""
+
+    class OwnLogger(StatsdLogger):
+        async def _socket_send(self, message: bytes) -> None:
+            sent.append(message.decode())
+            raise OSError("it failed")
+
+    sent: list[str] = []
+    async with memory_server(app, statsd_host=statsd.host, logger_class=OwnLogger):
+        await trio.sleep(15)
+    assert sent == [ZEROS[0]] * 3

@@ -116,8 +116,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         trio.run(serve, bind)
-    except OSError as error:
-        sys.exit(f"Cannot listen on {bind} ({error.strerror}): choose another address with --bind")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Cannot listen on {bind} ({error}): choose another address with --bind")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ a collector adds them up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib import metadata
 
 from ._extra import needed
 from ._states import CLOSED, Conn, ConnState
@@ -20,7 +20,7 @@ with needed("trio_httptrack.opentelemetry", extra="opentelemetry"):
 __all__ = ["OpenTelemetryTracker"]
 
 BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)  # seconds
-VERSIONS = {"http/1.1": "1.1", "h2": "2"}
+VERSIONS: dict[str | None, str] = {"http/1.1": "1.1", "h2": "2"}
 
 
 class OpenTelemetryTracker(StatsTracker):
@@ -36,7 +36,8 @@ class OpenTelemetryTracker(StatsTracker):
         ones are not among them: they leave HTTP as ``hijacked``.
 
     Args:
-      meter_provider: what exports them; by default the global one.
+      meter_provider: what exports them; by default the global one. One tracker for each: of two,
+        OpenTelemetry would take the gauges of one only.
 
     Raises:
       ModuleNotFoundError: on import, without the extra ``opentelemetry``.
@@ -57,7 +58,7 @@ class OpenTelemetryTracker(StatsTracker):
 
     def __init__(self, *, meter_provider: MeterProvider | None = None) -> None:
         super().__init__()
-        meter = get_meter("trio_httptrack", version("trio-httptrack"), meter_provider)
+        meter = get_meter("trio_httptrack", metadata.version("trio-httptrack"), meter_provider)
         meter.create_observable_up_down_counter(
             "http.server.open_connections",
             [self._observe],
@@ -76,9 +77,10 @@ class OpenTelemetryTracker(StatsTracker):
         super().track(conn, state)
         if state is CLOSED:
             attributes = {}
-            if conn.protocol is not None:
+            version = VERSIONS.get(conn.protocol)
+            if version is not None:
                 attributes["network.protocol.name"] = "http"
-                attributes["network.protocol.version"] = VERSIONS[conn.protocol]
+                attributes["network.protocol.version"] = version
             if conn.close_reason is not None:
                 attributes["error.type"] = conn.close_reason
             self._duration.record(conn.state_since - conn.opened_at, attributes)

@@ -4,18 +4,18 @@ In one process the numbers are read when they are scraped, and a request pays no
 In ``prometheus_client``'s multiprocess mode they are written to the files through which the
 workers share their numbers, so that each of them can tell the total: not with each transition,
 which would cost more than anything else on the way of a request, but each time that Trio is
-about to wait, so that the files are never older than what the event loop is just working on. A
-worker holds a lock for as long as it lives, by which the others know: where it is free, what
-was that worker's share of the gauges is taken out of the total.
+about to wait, and before they are read, so that the files are never older than what the event
+loop is just working on. A worker holds a lock for as long as it lives, by which the others
+know: where it is free, what was that worker's share of the gauges is taken out of the total.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +37,7 @@ with needed("trio_httptrack.prometheus", extra="prometheus"):
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
     from prometheus_client.registry import Collector
+    from prometheus_client.values import MutexValue, ValueClass
 
 __all__ = ["MetricsApp", "PrometheusTracker"]
 
@@ -49,6 +50,7 @@ TRANSITIONS = (
 )
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
 BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)  # seconds
+LOCK_ATTEMPTS = 100
 LOCK = "httptrack_lock_"  # and the number of the process that holds it
 
 
@@ -68,8 +70,11 @@ class PrometheusTracker(StatsTracker):
 
     Raises:
       ModuleNotFoundError: on import, without the extra ``prometheus``.
-      ValueError: the registry has these metrics already.
+      ValueError: the registry has these metrics already; or, in multiprocess mode, the process
+        has another tracker.
       NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
+      RuntimeError: it was set too late, or a process with this one's number, such as one in
+        another container, uses the same directory.
 
     >>> from prometheus_client import CollectorRegistry, generate_latest
     >>> from trio_httptrack import Conn, ConnState
@@ -77,8 +82,8 @@ class PrometheusTracker(StatsTracker):
     >>> tracker = PrometheusTracker(registry)
     >>> tracker.track(Conn(), ConnState.NEW)
     >>> print(generate_latest(registry).decode())  # doctest: +ELLIPSIS
-    # HELP httptrack_connection_duration_seconds From accept to close.
-    ...
+    # HELP httptrack_connections Open connections by state.
+    # TYPE httptrack_connections gauge
     httptrack_connections{state="new"} 1.0
     ...
     """
@@ -88,13 +93,13 @@ class PrometheusTracker(StatsTracker):
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
         directory = _shared_directory()
-        histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
-        self._observe_duration = histogram.observe
         self._shared: _Shared | None = None
         if directory is None:
             registry.register(_Collector(self))
         else:
             self._shared = _Shared(directory, registry, self._numbers)
+        histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
+        self._observe_duration = histogram.observe
 
     def track(self, conn: Conn, state: ConnState) -> None:  # type: ignore[override]
         """Count one transition."""
@@ -135,8 +140,14 @@ class MetricsApp:
                 await send({"type": f"{event['type']}.complete"})
                 if event["type"] == "lifespan.shutdown":
                     return
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+            return
         registry = self._registry
         if self._directory is not None:
+            if _Shared.of_process is not None:
+                _Shared.of_process.write()
             _forget_dead_workers(self._directory)
             registry = CollectorRegistry()
             MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
@@ -168,8 +179,12 @@ class _Collector(Collector):
 class _Shared(trio.abc.Instrument):
     """This process's numbers in the directory of the multiprocess mode."""
 
+    of_process: _Shared | None = None
+
     def __init__(self, directory: Path, registry: CollectorRegistry, numbers: list[int]) -> None:
-        _hold_lock(directory / f"{LOCK}{os.getpid()}")
+        if _Shared.of_process is not None:
+            raise ValueError("a process has one PrometheusTracker only, in multiprocess mode")
+        self._lock = _hold_lock(directory / f"{LOCK}{os.getpid()}")
         gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
         counter = Counter(*TRANSITIONS, registry=registry)
         self._gauges = [gauge.labels(state) for state in (NEW, ACTIVE, IDLE)]
@@ -181,6 +196,7 @@ class _Shared(trio.abc.Instrument):
         self._installed = False
         for each in self._gauges:
             each.set(0)  # a dead process may have had our number, and left its own
+        _Shared.of_process = self
 
     def changed(self) -> None:
         """Have the numbers written soon."""
@@ -190,17 +206,19 @@ class _Shared(trio.abc.Instrument):
                 trio.lowlevel.add_instrument(self)
                 self._installed = True
             except RuntimeError:  # Trio does not run
-                self._write()
+                self.write()
 
     def before_io_wait(self, timeout: float) -> None:
         if self._changed:
-            self._write()
+            self._installed = False  # if it fails, Trio removes us
+            self.write()
+            self._installed = True
 
     def after_run(self) -> None:
         self._installed = False
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write what has changed: each takes a microsecond."""
         self._changed = False
         numbers = self._numbers
@@ -218,10 +236,15 @@ class _Shared(trio.abc.Instrument):
 def _shared_directory() -> Path | None:
     """Where the processes share their numbers, in multiprocess mode."""
     name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if (name is None) != (ValueClass is MutexValue):
+        raise RuntimeError(
+            "PROMETHEUS_MULTIPROC_DIR was changed after prometheus_client was imported: "
+            "set it before the server starts"
+        )
     if name is None:
         return None
     directory = Path(name)
-    if not directory.is_dir():
+    if not name or not directory.is_dir():
         raise NotADirectoryError(
             f"PROMETHEUS_MULTIPROC_DIR is {name!r}, which is not a directory: "
             "make it, empty, before the server starts"
@@ -229,11 +252,19 @@ def _shared_directory() -> Path | None:
     return directory
 
 
-@cache  # a process holds it once, and until its end
 def _hold_lock(path: Path) -> BinaryIO:
-    file = path.open("wb")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    """Lock the file for as long as this process lives."""
+    for _ in range(LOCK_ATTEMPTS):
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except (BlockingIOError, FileNotFoundError):
+            pass  # another process takes it for a dead one's, and away
+        file.close()
+        time.sleep(0.01)
+    raise RuntimeError(f"{path} is locked: another process with this number uses the directory")
 
 
 def _forget_dead_workers(directory: Path) -> None:

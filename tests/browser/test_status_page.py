@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from .demo import Demo
 
@@ -162,7 +162,7 @@ def test_updates_can_be_paused(page: Page, running: Demo) -> None:
     expect(other.locator("#live")).to_have_text("live")
     assert page.locator("#process").text_content() == before
     assert number(page, "new").text_content() == "0"
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     expect(number(page, "new")).to_have_text("1")
     expect(page.locator("#live")).to_have_text("live")
 
@@ -187,7 +187,7 @@ def test_a_screen_reader_finds_its_way(page: Page, running: Demo) -> None:
         "new",
         "active",
         "idle",
-        "upgraded",
+        "hijacked",
         "Since the start",
         "Open now",
     ]
@@ -248,3 +248,81 @@ def test_on_a_phone_each_connection_is_a_card(browser: Browser, running: Demo) -
     )
     assert max(rights) <= 360
     context.close()
+
+
+@pytest.mark.parametrize("width", [320, 360, 390, 430])
+def test_great_numbers_have_room_on_a_phone(browser: Browser, running: Demo, width: int) -> None:
+    """Nothing is cut off, and nothing lies over something else."""
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.goto(running.url)
+    page.get_by_role("button", name="Pause").click()
+    page.evaluate(
+        """() => {
+          for (const each of document.querySelectorAll(".number")) each.textContent = "100,000"
+          for (const each of document.querySelectorAll(".axis :nth-child(2)"))
+            each.textContent = "most 100,000"
+        }"""
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for card in page.locator("article").all():
+        name, number = card.locator("h2").bounding_box(), card.locator(".number").bounding_box()
+        assert name is not None
+        assert number is not None
+        assert name["x"] + name["width"] <= number["x"]
+        assert number["x"] + number["width"] <= width
+    context.close()
+
+
+def test_the_headers_stay_in_sight(page: Page, running: Demo) -> None:
+    """However far down one reads."""
+    for _ in range(60):
+        running.connect()
+    expect(page.locator("tbody tr")).to_have_count(61)
+    page.locator("tbody tr").last.scroll_into_view_if_needed()
+    expect(page.locator("th.client")).to_be_in_viewport()
+
+
+def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Demo) -> None:
+    """Also on a link that is made anew."""
+    for _ in range(110):
+        running.connect()
+    link = page.get_by_role("link", name="next page")
+    link.focus()
+    running.connect()
+    expect(page.locator("#pages-above")).to_contain_text(re.compile("11[2-4],"))
+    expect(link).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**page=2*")
+
+
+def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Demo) -> None:
+    """A browser has six connections for a host, and each tab would take one."""
+    other = page.context.new_page()
+    other.goto(running.url)
+    expect(number(other, "active")).to_have_text("2")
+    hide = "hidden => { Object.defineProperty(document, 'hidden', { get: () => hidden, "
+    hide += "configurable: true }); document.dispatchEvent(new Event('visibilitychange')) }"
+    page.evaluate(hide, True)
+    expect(number(other, "active")).to_have_text("1")
+    page.evaluate(hide, False)
+    expect(number(other, "active")).to_have_text("2")
+
+
+def test_a_server_that_comes_back_is_found(browser: Browser, running: Demo) -> None:
+    """Though an EventSource gives up where something else has answered in between."""
+    page = browser.new_page()
+    refused: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if "event-stream" in route.request.headers["accept"] and not refused:
+            refused.append(route)
+            route.fulfill(status=503)
+        else:
+            route.continue_()
+
+    page.route("**/*", answer)
+    page.goto(running.url)
+    expect(page.locator("#live")).to_have_text("not connected: the numbers are old")
+    expect(page.locator("#live")).to_have_text("live")
+    page.close()

@@ -87,7 +87,7 @@ class Worker:
         await serve(app, self.config, **kwargs)
         await self._drained.wait()
         if self.statsd is not None:
-            await self.statsd.finish()
+            await self.statsd.send()
 
     def make_connection(self, *args: Any) -> Connection:
         return Connection(self, *args)

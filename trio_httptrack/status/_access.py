@@ -5,7 +5,8 @@ a proxy adds are never a reason to let somebody in. Unless it is told whom to al
 is for whoever sits at this machine, and that a peer's address is a loopback one is not
 enough for it:
 
-* behind a proxy on the same machine, everybody has that address;
+* behind a proxy on the same machine, everybody has that address. Most say that they are one, by a
+  header or by speaking HTTP/1.0; one that does not cannot be told from a browser;
 * a web site whose name resolves to 127.0.0.1 can make a browser that runs here read the page
   and tell (DNS rebinding); but the request then names that site as its host.
 """
@@ -13,7 +14,14 @@ enough for it:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +35,7 @@ class Access:
         if isinstance(allow, str):
             raise TypeError(f"allow must be several networks: write allow=[{allow!r}]")
         try:
-            self._networks = None if allow is None else [ip_network(each) for each in allow]
+            self._networks = None if allow is None else [_network(each) for each in allow]
         except ValueError as error:
             raise ValueError(f"allow: {error}; write '10.1.2.0/24', or '10.1.2.3'") from None
 
@@ -36,23 +44,39 @@ class Access:
         peer = _peer(scope)
         if self._networks is not None:
             if peer is None or not any(peer in network for network in self._networks):
-                return f"StatusApp's allow= does not name your address, {peer}."
+                return f"You may not look at this page from {peer or 'an unknown address'}."
             return None
         headers = dict(scope["headers"])
         if peer is None or not peer.is_loopback:
-            return f"This page is for this machine's own users; your address is {peer}."
-        if any(name in PROXYS or name.startswith(b"x-forwarded-") for name in headers):
+            peer_name = peer or "an unknown address"
+            return f"This page is for this machine's own users, and you ask from {peer_name}."
+        if scope.get("http_version") == "1.0" or not PROXYS.isdisjoint(map(_kind, headers)):
             return "This page is not shown through a proxy."
         if not _is_local(headers.get(b"host", b"localhost")):
             return "This page is shown to http://localhost only, not by another name."
         return None
 
 
-PROXYS = {b"forwarded", b"via", b"x-real-ip"}
+# What proxies add.
+PROXYS = {
+    *(b"forwarded", b"via", b"x-forwarded", b"x-real", b"x-client", b"x-envoy"),
+    *(b"cf-connecting", b"true-client", b"fastly-client"),
+}
+
+
+def _kind(header: bytes) -> bytes:
+    """Its first two words, or its only one: that of ``x-forwarded-proto`` is ``x-forwarded``."""
+    return b"-".join(header.split(b"-")[:2])
+
+
+def _network(name: object) -> IPv4Network | IPv6Network:
+    if not isinstance(name, str):
+        raise TypeError(f"allow: networks are strings such as '10.1.2.0/24', not {name!r}")
+    return ip_network(name)
 
 
 def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
-    conn = scope.get("extensions", {}).get("httptrack")
+    conn = (scope.get("extensions") or {}).get("httptrack")
     # Middleware may put into the scope what it reads in a header.
     client: Any = conn.client if isinstance(conn, Conn) else scope.get("client")
     try:
@@ -63,12 +87,11 @@ def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
 
 
 def _is_local(host: bytes) -> bool:
-    """Whether no name server was asked for the host."""
+    """Whether it is this machine, and no name server was asked for it."""
     try:
         name = urlsplit(f"//{host.decode('ascii')}").hostname or ""
         if name == "localhost" or name.endswith(".localhost"):
             return True
-        ip_address(name)
+        return ip_address(name).is_loopback
     except ValueError:
         return False
-    return True

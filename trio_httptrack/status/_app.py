@@ -31,7 +31,7 @@ class StatusApp:
     elsewhere, the minutes since somebody looked first.
 
     It is read-only, loads nothing from other hosts, and is not cached. It shows addresses and
-    paths, but neither queries nor headers.
+    paths, but no queries and no headers.
 
     Args:
       stats_tracker: whose connections are shown. Only those that are
@@ -39,8 +39,9 @@ class StatusApp:
       hijack_tracker: shows the upgraded connections, too.
       allow: who may look, as a list of networks such as ``["10.1.0.0/16", "::1"]``. A peer's
         address is that of its socket; headers such as ``X-Forwarded-For`` do not change it.
-        By default it is shown to browsers on the same machine only, neither through a proxy
-        nor by another name than ``localhost``. Everybody else gets a 403.
+        By default it is shown to browsers on the same machine only: as ``localhost`` and, as far
+        as that can be known, not through a proxy. With ``allow`` the address is all that counts.
+        Everybody else gets a 403.
 
     Raises:
       TypeError: ``stats_tracker`` is something else, or ``allow`` is a single string.
@@ -69,7 +70,7 @@ class StatusApp:
         self._history = History(stats_tracker, hijack_tracker)
         # What the viewers of this second are sent: those who want to see the same share it.
         self._updates: dict[Query, bytes] = {}
-        self._updated = -INTERVAL
+        self._second: object = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -108,6 +109,7 @@ class StatusApp:
                 await self._stream(query, scope, receive, send)
                 return
             view = self._view(query)
+            self._updates.clear()  # what this viewer will be sent next must not be older
             body = view.as_json() if kind == JSON else page(view)
             await respond(send, 200, body, kind)
 
@@ -115,10 +117,12 @@ class StatusApp:
         return View.of(query, self._tracker, self._hijacks, self._history)
 
     def _update(self, query: Query) -> bytes:
-        now = trio.current_time()
-        if now >= self._updated + INTERVAL:
+        now = self._history.now()
+        query = query.within(sum(now.stats.gauges.values()) + now.hijacked)
+        second = self._history.run, now.time // INTERVAL
+        if second != self._second:
             self._updates.clear()
-            self._updated = now
+            self._second = second
         if query not in self._updates:
             self._updates[query] = f"data: {update(self._view(query))}\n\n".encode()
         return self._updates[query]
@@ -129,7 +133,7 @@ class StatusApp:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
-        conn = scope.get("extensions", {}).get("httptrack")
+        conn = (scope.get("extensions") or {}).get("httptrack")
         async with trio.open_nursery() as nursery:
 
             async def end_with(wait: Callable[[], Awaitable[object]]) -> None:

@@ -8,6 +8,7 @@ seen of it is spelled out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from base64 import b64encode
@@ -16,8 +17,8 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from .._states import ConnState
-from ._history import LENGTH, RATES_OVER
+from .._states import PATH_LENGTH, ConnState
+from ._history import INTERVAL, LENGTH, RATES_OVER
 from ._view import COLUMNS, Query, Row, View
 
 STYLE = Path(__file__).with_name("page.css").read_text()
@@ -37,15 +38,19 @@ POLICY = (
 # What each state's gauge says, and what it means where it stays high.
 ABOUT = {
     ConnState.NEW: ("new", "nothing that is HTTP yet", "clients are silent or too slow"),
-    ConnState.ACTIVE: ("active", "a request in flight", "the application is slower than asked"),
+    ConnState.ACTIVE: (
+        "active",
+        "a request in flight",
+        "the application is slower than its clients ask",
+    ),
     ConnState.IDLE: ("idle", "between two requests", "many clients that ask seldom"),
-    ConnState.HIJACKED: ("upgraded", "WebSockets over HTTP/1.1", "clients that stay"),
+    ConnState.HIJACKED: ("hijacked", "WebSockets over HTTP/1.1", "clients that stay"),
 }
 COUNTED = {
     ConnState.NEW: "accepted",
     ConnState.ACTIVE: "became active",
     ConnState.IDLE: "became idle",
-    ConnState.HIJACKED: "upgraded",
+    ConnState.HIJACKED: "hijacked",
     ConnState.CLOSED: "closed",
 }
 TITLES = {
@@ -59,6 +64,7 @@ TITLES = {
     "requests": "Requests",
     "path": "Last path",
 }
+GAP = 2.5 * INTERVAL
 NOTHING = "\N{EN DASH}"
 NUMBERS = {"id", "in_state", "age", "requests"}
 
@@ -89,6 +95,7 @@ def page(view: View) -> str:
 </section>
 <section>
 <h2>Since the start</h2>
+<p class="about">And how often in a second, over the last {RATES_OVER}.</p>
 <dl id="totals" class="totals">{changing["totals"]}</dl>
 </section>
 <section>
@@ -118,8 +125,8 @@ def parts(view: View) -> dict[str, str]:
     history = view.history()
     return {
         # A worker knows its own only, and who listens may get to another after a reload.
-        "process": f"of process {os.getpid()} on {escape(platform.node())} "
-        f'at <time datetime="{time:%Y-%m-%dT%H:%M:%SZ}">{time:%H:%M:%S} UTC</time>',
+        "process": f"Process {os.getpid()} on {escape(platform.node())}, "
+        f'<time datetime="{time:%Y-%m-%dT%H:%M:%SZ}">{time:%H:%M:%S} UTC</time>',
         "states": "".join(
             _state(state, number, history[state]) for state, number in view.gauges.items()
         ),
@@ -145,21 +152,31 @@ def _state(state: ConnState, number: int, history: list[tuple[float, int]]) -> s
 
 
 def _chart(history: list[tuple[float, int]], most: int) -> str:
-    """An area in steps: between two samples it is as it was at the first of them."""
+    """Areas in steps: between two samples it is as it was at the first of them, and where there
+    were none for longer, nobody knows."""
     scale = 96 / max(most, 1)
-    steps = "".join(f"H{LENGTH - ago:.4g}V{100 - each * scale:.4g}" for ago, each in history)
-    return f"M{LENGTH - history[0][0]:.4g} 100{steps}V100Z"
+    path = ""
+    last = math.inf
+    for ago, number in history:
+        if last - ago > GAP:
+            end = f"H{LENGTH - last + INTERVAL:.4g}V100" if path else ""
+            path += f"{end}M{LENGTH - ago:.4g} 100"
+        path += f"H{LENGTH - ago:.4g}V{100 - number * scale:.4g}"
+        last = ago
+    return f"{path}V100"
 
 
 def _total(state: ConnState, view: View) -> str:
-    rate = "" if view.rates is None else f"{view.rates[state]:,.1f} a second"
+    rate = "" if view.rates is None else f"{view.rates[state]:,.1f}/s"
     return (
         f"<div><dt>{COUNTED[state]}</dt> <dd>{view.counters[state]:,}</dd> "
-        f'<dd class="rate" title="over the last {RATES_OVER} seconds">{rate}</dd></div>'
+        f'<dd class="rate">{rate}</dd></div>'
     )
 
 
 def _pages(view: View) -> str:
+    if not view.counters[ConnState.NEW]:
+        return "<p>The tracker was told of no connection: is it on the config's conn_state?</p>"
     if not view.connections:
         return "<p>None.</p>"
     query = view.query
@@ -231,7 +248,8 @@ def visible(text: str) -> str:
     >>> print(visible("/a b\\n\\u202e"))
     /a b\\n\\u202e
     """
-    return "".join(each if each.isprintable() else spelled(each) for each in text)
+    shown = "".join(each if each.isprintable() and each != "\\" else spelled(each) for each in text)
+    return shown if len(shown) <= PATH_LENGTH else f"{shown[:PATH_LENGTH]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def spelled(character: str) -> str:

@@ -33,6 +33,10 @@ COLUMNS: dict[str, Callable[[Conn], Any]] = {
 }
 
 
+def pages(connections: int) -> int:
+    return max(1, -(-connections // ROWS))
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """What a viewer wants to see, as in ``?sort=-age&page=2``; a minus puts the greatest first."""
@@ -49,9 +53,11 @@ class Query:
                     raise ValueError(f"sort must be one of {', '.join(COLUMNS)}, or that with a -")
                 query = replace(query, sort=value)
             elif name == "page":
-                if not (value.isascii() and value.isdecimal() and 0 < len(value) < 10):
+                if not (
+                    value.isascii() and value.isdecimal() and 0 < len(value) < 10 and int(value)
+                ):
                     raise ValueError("page must be a number from 1")
-                query = replace(query, page=max(1, int(value)))
+                query = replace(query, page=int(value))
         return query
 
     @property
@@ -61,6 +67,10 @@ class Query:
     @property
     def descending(self) -> bool:
         return self.sort.startswith("-")
+
+    def within(self, connections: int) -> Query:
+        """The same, or the last page that there is."""
+        return replace(self, page=min(self.page, pages(connections)))
 
     def link(self, **changes: Any) -> str:
         return f"?{urlencode(asdict(replace(self, **changes)))}"
@@ -103,8 +113,7 @@ class View:
         if hijacks is not None:
             conns += hijacks.connections()
         conns.sort(key=COLUMNS[query.column], reverse=query.descending)
-        pages = max(1, -(-len(conns) // ROWS))
-        query = replace(query, page=min(query.page, pages))
+        query = query.within(len(conns))
         shown = conns[(query.page - 1) * ROWS : query.page * ROWS]
         return cls(
             query=query,
@@ -116,7 +125,7 @@ class View:
             rates=history.rates(now),
             hijacks=hijacks is not None,
             connections=len(conns),
-            pages=pages,
+            pages=pages(len(conns)),
             rows=[_row(conn, now.time) for conn in shown],
         )
 
