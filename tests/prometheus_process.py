@@ -27,7 +27,7 @@ class Process:
         self._ask({"conn": conn, "states": states, "run": run})
 
     def scrape(self, conn: str = "", *states: str) -> dict[str, float]:
-        """All samples that its ``/metrics`` has, in the turn of the loop after some transitions."""
+        """All samples that its ``/metrics`` has, right after some transitions."""
         found: dict[str, float] = self._ask({"conn": conn, "states": states, "run": "scrape"})
         return found
 
@@ -77,7 +77,6 @@ def main() -> None:
         track(order["conn"], order["states"])
         if order["run"] != "scrape":
             return None
-        await trio.lowlevel.checkpoint()
         body = b""
 
         async def receive() -> Any:

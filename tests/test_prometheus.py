@@ -172,7 +172,7 @@ async def test_the_route_can_be_mounted_by_hypercorns_dispatcher(
 
 
 def shown(process: Process, *transitions: str) -> dict[str, float]:
-    """The gauges and counters that are not zero, in the turn after some transitions."""
+    """The gauges and counters that are not zero, right after some transitions."""
     return {
         re.sub(r'httptrack_(.*){state="(.*)"}', r"\1{\2}", name): value
         for name, value in process.scrape(*transitions).items()
@@ -203,8 +203,8 @@ def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
         assert two.scrape()["httptrack_connection_duration_seconds_count"] == 1
 
 
-def test_the_numbers_are_there_in_the_loops_next_turn(tmp_path: Path) -> None:
-    """And at the end of a run, and where Trio does not run at all."""
+def test_the_numbers_are_there_when_they_are_read(tmp_path: Path) -> None:
+    """In the same turn of the event loop, after a run, and where Trio does not run at all."""
     with process(tmp_path) as one, process(tmp_path) as two:
         two.track("a", "NEW", run=False)
         assert shown(one)["connections{new}"] == 1
@@ -307,6 +307,30 @@ def test_a_directory_that_is_named_too_late_is_refused(tmp_path: Path) -> None:
         "from trio_httptrack.prometheus import *\n"
         f"os.environ['PROMETHEUS_MULTIPROC_DIR'] = {str(tmp_path)!r}\nMetricsApp()"
     ).startswith("RuntimeError: PROMETHEUS_MULTIPROC_DIR was changed after prometheus_client")
+
+
+def test_a_write_that_fails_is_made_up_for(tmp_path: Path) -> None:
+    """Trio removes an instrument that raises; the next transition installs it again."""
+    program = """
+import trio
+from trio_httptrack import Conn, ConnState
+from trio_httptrack.prometheus import PrometheusTracker
+from prometheus_client import REGISTRY
+tracker = PrometheusTracker()
+shared = tracker._shared
+
+async def main():
+    gauges, shared._gauges = shared._gauges, None
+    tracker.track(Conn(), ConnState.NEW)
+    await trio.lowlevel.checkpoint()
+    shared._gauges = gauges
+    tracker.track(Conn(), ConnState.NEW)
+    await trio.lowlevel.checkpoint()
+    raise SystemExit(str(REGISTRY.get_sample_value("httptrack_connections", {"state": "new"})))
+
+trio.run(main)
+"""
+    assert failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "2.0"
 
 
 def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:

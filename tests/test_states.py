@@ -92,3 +92,11 @@ def test_a_copy_of_a_scope_has_the_same_connection() -> None:
     """A middleware may copy it as deeply as it likes."""
     conn = Conn()
     assert deepcopy({"extensions": {"httptrack": conn}})["extensions"]["httptrack"] is conn
+
+
+def test_a_connection_keeps_no_long_path() -> None:
+    """It may be idle for hours, and there may be thousands of them."""
+    conn = Conn()
+    conn._count_request("/" + "x" * 10_000)
+    assert conn.path == "/" + "x" * 199
+    assert conn.requests == 1

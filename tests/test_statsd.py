@@ -68,9 +68,9 @@ async def test_every_number_is_sent_each_ten_seconds_zeros_too(
         assert statsd.received() == ZEROS
         client = await server.connect()
         await http1(client)
-        await trio.sleep(8)
+        await trio.sleep(8.5)
         assert statsd.received() == []
-        await trio.sleep(2)
+        await trio.sleep(1)
         assert statsd.received() == [
             "httptrack.connections.new:0|g",
             "httptrack.connections.active:0|g",
@@ -127,6 +127,20 @@ async def test_two_servers_may_have_the_same_config(statsd: Statsd) -> None:
     async with tracked_server(app, config) as server:
         await get(server.urls[0])
     assert "httptrack.connection.transitions.closed:1|c|@1.0" in statsd.received()
+
+
+async def test_the_end_of_one_server_leaves_the_others_socket(
+    autojump_clock: MockClock, statsd: Statsd
+) -> None:
+    """Two that run at the same time with one config have one logger."""
+    config = Config.from_mapping(bind="127.0.0.1:0", statsd_host=statsd.host)
+    async with tracked_server(app, config):
+        async with tracked_server(app, config):
+            await trio.sleep(1)
+        statsd.received()
+        await trio.sleep(10)
+        assert statsd.received() == ZEROS
+    assert config.log.socket.fileno() == -1
 
 
 async def test_it_needs_no_stats_tracker(statsd: Statsd) -> None:
