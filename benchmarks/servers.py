@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,17 @@ def _prepare_server() -> None:
 
 @contextmanager
 def serving(
-    worker: str,
-    settings: str,
-    certificate: Path,
-    *,
-    keep_alive: int = 600,
-    app: str = "benchmarks.app:app",
-    environment: Mapping[str, str] | None = None,
+    worker: str, settings: str, certificate: Path, *, keep_alive: int = 600
 ) -> Iterator[Server]:
-    """``hypercorn -k WORKER -c python:benchmarks.SETTINGS APP``, while the block runs."""
+    """``hypercorn -k WORKER -c python:benchmarks.SETTINGS``, while the block runs."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "hypercorn", "-w", "0", "-k", worker),
             *("-c", f"python:benchmarks.{settings}", "--keep-alive", str(keep_alive)),
             *("--certfile", str(certificate), "--keyfile", str(certificate)),
-            *("-b", "127.0.0.1:0", "--insecure-bind", "127.0.0.1:0", app),
+            *("-b", "127.0.0.1:0", "--insecure-bind", "127.0.0.1:0", "benchmarks.app:app"),
         ],
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_prepare_server,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
+from .._hijacks import HijackTracker
 from .._states import ConnState
 from .._stats import Stats, StatsTracker
 
@@ -30,7 +30,7 @@ class Sample:
 class History:
     """One sample a second, of the last five minutes."""
 
-    def __init__(self, tracker: StatsTracker, hijacks: Any) -> None:
+    def __init__(self, tracker: StatsTracker, hijacks: HijackTracker | None) -> None:
         self._tracker = tracker
         self._hijacks = hijacks
         self.run: trio.lowlevel.TrioToken | None = None

@@ -117,7 +117,7 @@ def page(view: View) -> str:
 
 def update(view: View) -> str:
     """The changing parts, each by the id of its element."""
-    return json.dumps(parts(view))
+    return json.dumps(parts(view), ensure_ascii=False)
 
 
 def parts(view: View) -> dict[str, str]:
