@@ -156,7 +156,7 @@ async def test_each_of_several_workers_has_its_own_gauges(statsd: Statsd) -> Non
     received: list[str] = []
     async with hypercorn(
         *("-k", "trio", "-w", "2", "-c", "python:trio_httptrack.config"),
-        *("--statsd-host", statsd.host, "tests.support:app"),
+        *("--statsd-host", statsd.host, "ways_in.unaware:app"),
     ) as server:
         await get(server.url)
         while len({each for each in received if "connections.new." in each}) < 2:
@@ -274,7 +274,7 @@ async def test_the_command_says_so_in_one_line() -> None:
     """As for every setting that is wrong."""
     status, stderr = await failing_hypercorn(
         *("-k", "trio", "-w", "0", "-c", "python:trio_httptrack.config"),
-        *("--statsd-host", "localhost", "tests.support:app"),
+        *("--statsd-host", "localhost", "ways_in.unaware:app"),
     )
     assert status == 1
     assert stderr.splitlines()[-1].endswith(
