@@ -145,7 +145,7 @@ def _state(state: ConnState, number: int, history: list[tuple[float, int]]) -> s
 <h2>{name}</h2> <p class="number">{number:,}</p>
 <svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" aria-label="{label}">
 <path d="{_chart(history, most)}"/></svg>
-<p class="axis"><span>{LENGTH // 60} min ago</span> <span>most {most:,}</span> <span>now</span></p>
+<p class="axis"><span>\N{MINUS SIGN}{LENGTH // 60} min</span> <span>most {most:,}</span> <span>now</span></p>
 <p class="about">{what}. Persistently high: {high}.</p>
 </article>
 """
