@@ -140,12 +140,15 @@ def _state(state: ConnState, number: int, history: list[tuple[float, int]]) -> s
     name, what, high = ABOUT[state]
     numbers = [each for _, each in history]
     least, most = min(numbers), max(numbers)
-    label = f"{name}: between {least:,} and {most:,} in the last {LENGTH // 60} minutes"
+    minutes = LENGTH // 60
+    label = f"{name}: between {least:,} and {most:,} in the last {minutes} minutes"
     return f"""<article class="{state}">
 <h2>{name}</h2> <p class="number">{number:,}</p>
 <svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" aria-label="{label}">
 <path d="{_chart(history, most)}"/></svg>
-<p class="axis"><span>\N{MINUS SIGN}{LENGTH // 60} min</span> <span>most {most:,}</span> <span>now</span></p>
+<p class="axis">
+<span>\N{MINUS SIGN}{minutes} min</span> <span>most {most:,}</span> <span>now</span>
+</p>
 <p class="about">{what}. Persistently high: {high}.</p>
 </article>
 """
