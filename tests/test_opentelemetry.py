@@ -20,7 +20,8 @@ from opentelemetry.sdk.resources import Resource
 from trio.testing import MockClock, assert_no_checkpoints
 
 from trio_httptrack import Conn, ConnState, tracked_server
-from trio_httptrack.opentelemetry import BUCKETS, OpenTelemetryTracker
+from trio_httptrack._stats import BUCKETS
+from trio_httptrack.opentelemetry import OpenTelemetryTracker
 from trio_httptrack.testing import memory_server
 
 from .clients import Http2, http1

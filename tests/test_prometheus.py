@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, assert_no_checkpoints
 
 from trio_httptrack import Conn, ConnState, StatsTracker
-from trio_httptrack.prometheus import BUCKETS, MetricsApp, PrometheusTracker, _hold_lock
+from trio_httptrack._stats import BUCKETS
+from trio_httptrack.prometheus import MetricsApp, PrometheusTracker, _hold_lock
 from trio_httptrack.testing import memory_server
 
 from .clients import http1

@@ -120,6 +120,9 @@ class Stats:
 _LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = LEFT = (5, 6, 7)
 _STATES = dict(zip(LEFT, (NEW, ACTIVE, IDLE), strict=True))
 
+# In seconds, what exporters tell of how long connections lived.
+BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
 
 class StatsTracker(ProcessLocal):
     """Keeps :class:`Stats`, and which connections are open.

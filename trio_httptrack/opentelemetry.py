@@ -12,14 +12,13 @@ from importlib import metadata
 
 from ._extra import needed
 from ._states import CLOSED, Conn, ConnState
-from ._stats import StatsTracker
+from ._stats import BUCKETS, StatsTracker
 
 with needed("trio_httptrack.opentelemetry", extra="opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
 
 __all__ = ["OpenTelemetryTracker"]
 
-BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)  # seconds
 VERSIONS: dict[str | None, str] = {"http/1.1": "1.1", "h2": "2"}
 
 

@@ -23,7 +23,7 @@ import trio
 
 from ._extra import needed
 from ._states import ACTIVE, CLOSED, IDLE, NEW, Conn, ConnState
-from ._stats import LEFT, StatsTracker
+from ._stats import BUCKETS, LEFT, StatsTracker
 
 with needed("trio_httptrack.prometheus", extra="prometheus"):
     from prometheus_client import (
@@ -49,7 +49,6 @@ TRANSITIONS = (
     ("state",),
 )
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
-BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)  # seconds
 LOCK_ATTEMPTS = 100
 LOCK = "httptrack_lock_"  # and the number of the process that holds it
 
@@ -113,15 +112,16 @@ class PrometheusTracker(StatsTracker):
 class MetricsApp:
     """An ASGI application that answers with all metrics, to mount at ``/metrics``.
 
-    In multiprocess mode these are the numbers of all processes. What
-    they cost to read grows with the number of workers that there have ever been: each leaves
-    its counters in the directory, which must be empty when the server starts.
+    In multiprocess mode these are the numbers of all processes. What they cost to read grows
+    with the number of workers that there have ever been: each leaves its counters in the
+    directory, which must be empty when the server starts.
 
     Args:
       registry: what to answer with in one process; by default ``prometheus_client``'s own.
 
     Raises:
       NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
+      RuntimeError: it was set too late.
 
     >>> metrics = MetricsApp()
     >>> async def app(scope, receive, send):
