@@ -219,16 +219,19 @@ class Conn:
         for callback in self._when_closed:
             callback(self)
 
+    @property
+    def _peer(self) -> str | None:
+        """The client's address and port, as in a URL."""
+        if self.client is None:
+            return None
+        host, port = self.client
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def __deepcopy__(self, memo: object) -> Conn:
         return self  # whoever copies an ASGI scope has it in there
 
     def __str__(self) -> str:
-        if self.client is None:
-            peer = "-"
-        else:
-            host, port = self.client
-            peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return " ".join(filter(None, ("conn", str(self.id), peer, self.protocol)))
+        return " ".join(filter(None, ("conn", str(self.id), self._peer or "-", self.protocol)))
 
     def __repr__(self) -> str:
         return f"<C{str(self)[1:]} {self.state}>"

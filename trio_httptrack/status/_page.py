@@ -37,14 +37,10 @@ POLICY = (
 
 # What each state's gauge says, and what it means where it stays high.
 ABOUT = {
-    ConnState.NEW: ("new", "nothing that is HTTP yet", "clients are silent or too slow"),
-    ConnState.ACTIVE: (
-        "active",
-        "a request in flight",
-        "the application is slower than its clients ask",
-    ),
-    ConnState.IDLE: ("idle", "between two requests", "many clients that ask seldom"),
-    ConnState.HIJACKED: ("hijacked", "WebSockets over HTTP/1.1", "clients that stay"),
+    ConnState.NEW: ("nothing that is HTTP yet", "clients are silent or too slow"),
+    ConnState.ACTIVE: ("a request in flight", "the application is slower than its clients ask"),
+    ConnState.IDLE: ("between two requests", "many clients that ask seldom"),
+    ConnState.HIJACKED: ("WebSockets over HTTP/1.1", "clients that stay"),
 }
 COUNTED = {
     ConnState.NEW: "accepted",
@@ -137,13 +133,13 @@ def parts(view: View) -> dict[str, str]:
 
 
 def _state(state: ConnState, number: int, history: list[tuple[float, int]]) -> str:
-    name, what, high = ABOUT[state]
+    what, high = ABOUT[state]
     numbers = [each for _, each in history]
     least, most = min(numbers), max(numbers)
     minutes = LENGTH // 60
-    label = f"{name}: between {least:,} and {most:,} in the last {minutes} minutes"
+    label = f"{state}: between {least:,} and {most:,} in the last {minutes} minutes"
     return f"""<article class="{state}">
-<h2>{name}</h2> <p class="number">{number:,}</p>
+<h2>{state}</h2> <p class="number">{number:,}</p>
 <svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" aria-label="{label}">
 <path d="{_chart(history, most)}"/></svg>
 <p class="axis">

@@ -173,13 +173,9 @@ def _by_name(numbers: dict[ConnState, Any]) -> dict[str, Any]:
 
 
 def _row(conn: Conn, now: float) -> Row:
-    client = None
-    if conn.client is not None:
-        host, port = conn.client
-        client = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Row(
         id=conn.id,
-        client=client,
+        client=conn._peer,
         protocol=conn.protocol,
         tls=conn.tls,
         state=str(conn.state),
