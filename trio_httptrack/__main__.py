@@ -48,9 +48,9 @@ document.querySelector("form").onsubmit = event => {
 </script>
 """
 
-stats_tracker = StatsTracker()
-hijack_tracker = HijackTracker()
-status = StatusApp(stats_tracker, hijack_tracker=hijack_tracker)
+stats_tracker: StatsTracker = StatsTracker()
+hijack_tracker: HijackTracker = HijackTracker()
+status: StatusApp = StatusApp(stats_tracker, hijack_tracker=hijack_tracker)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import Framework
 from hypercorn.utils import wrap_app
 
 from ._conns import ConnTracker
@@ -19,6 +19,9 @@ from ._states import Conn, ConnState
 from ._stats import Stats, StatsTracker
 from ._trackers import Tracker, compose
 
+# ASGI or WSGI; as frameworks type theirs, whose scopes are plain mappings.
+App = Callable[[Any, Any, Any], Awaitable[None]] | Callable[[Any, Any], Iterable[bytes]]
+
 
 class TrackedServer:
     """A running server; what ``async with tracked_server(...)`` gives you."""
@@ -27,7 +30,7 @@ class TrackedServer:
         self.urls: list[str] = []
         """Where it listens, such as ``["http://127.0.0.1:54321"]``."""
 
-        self.conn_tracker = ConnTracker()
+        self.conn_tracker: ConnTracker = ConnTracker()
         """Counts this server's open connections; ``await conn_tracker.wait()`` for none."""
 
         self._stats_tracker = StatsTracker()
@@ -62,7 +65,7 @@ class TrackedServer:
 
 @asynccontextmanager
 async def tracked_server(
-    app: Framework, config: Config | None = None, *, tracker: Tracker | None = None
+    app: App, config: Config | None = None, *, tracker: Tracker | None = None
 ) -> AsyncIterator[TrackedServer]:
     """Serve ``app`` with Hypercorn, tracked, while the block runs.
 
@@ -103,7 +106,7 @@ async def tracked_server(
 async def serving(
     server: TrackedServer,
     serve: Callable[..., Awaitable[ShutdownReport]],
-    app: Framework,
+    app: App,
     config: Config,
     tracker: Tracker | None,
 ) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._conns import ConnTracker
 from ._local import ProcessLocal, can_travel
@@ -46,16 +46,17 @@ class TrackerFunc(ProcessLocal):
     """
 
     # A slot, not a method: calling it costs no frame beside the function's own.
-    __slots__ = ("__weakref__", "track")
+    __slots__ = {"__weakref__": None, "track": "Call the function. Not a checkpoint."}
 
-    track: Callable[[Conn, ConnState], None]
-    """The function."""
+    if TYPE_CHECKING:  # which would bind a callable in a slot
+
+        def track(self, conn: Conn, state: ConnState, /) -> None: ...
 
     def __init__(self, func: Callable[[Conn, ConnState], None]) -> None:
         if not callable(func):
             raise TypeError(f"a function of (conn, state) is needed, not {func!r}")
         refuse_coroutine_function(func)
-        self.track = func
+        self.track = func  # type: ignore[method-assign]
 
     def __call__(self, conn: Conn, state: ConnState) -> None:
         self.track(conn, state)
@@ -70,7 +71,7 @@ class Composed(TrackerFunc):
     __slots__ = ("_first", "_only_conn_trackers_follow", "_others", "trackers")
 
     def __init__(self, trackers: tuple[Tracker, ...]) -> None:
-        self.trackers = trackers
+        self.trackers: tuple[Tracker, ...] = trackers
         self._first: Tracker = trackers[0] if trackers else TrackerFunc(lambda conn, state: None)
         self._others = trackers[1:]
         self._only_conn_trackers_follow = all(type(each) is ConnTracker for each in self._others)

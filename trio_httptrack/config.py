@@ -11,18 +11,18 @@ imports the trackers of its worker from here::
 from ._conns import ConnTracker
 from ._hypercorn.config import hook
 from ._stats import StatsTracker
-from ._trackers import compose
+from ._trackers import Tracker, TrackerFunc, compose
 
-stats_tracker = StatsTracker()
+stats_tracker: StatsTracker = StatsTracker()
 """This process's :class:`StatsTracker`."""
 
-conn_tracker = ConnTracker()
+conn_tracker: ConnTracker = ConnTracker()
 """This process's :class:`ConnTracker`."""
 
-tracker = compose(stats_tracker, conn_tracker)
+tracker: TrackerFunc = compose(stats_tracker, conn_tracker)
 """Both, in the order in which they are called."""
 
-conn_state = hook("trio_httptrack.config:tracker")
+conn_state: Tracker = hook("trio_httptrack.config:tracker")
 """What Hypercorn reads."""
 
 

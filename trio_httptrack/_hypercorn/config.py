@@ -51,7 +51,7 @@ class Hook:
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path: str = path
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.resolve().track(conn, state)

@@ -36,9 +36,9 @@ class MemorySocket:
 
     def __init__(self, address: Address, *, client: bool = False) -> None:
         self.family = AF_INET6 if ":" in address[0] else AF_INET
-        self.changed = trio.lowlevel.ParkingLot()
-        self.closed = False
-        self.ended = False  # what we send
+        self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
+        self.closed: bool = False
+        self.ended: bool = False  # what we send
         self._peer_ended = False
         self._broken = False  # nothing can be sent any more
         self._was_reset = False  # and nothing more is to be received

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import AppWrapper, Framework, LifespanState
+from hypercorn.typing import AppWrapper, LifespanState
 from hypercorn.utils import LifespanFailureError
 
 from .._extra import needed
@@ -29,7 +29,7 @@ from .._hypercorn.errors import split, ungrouped
 from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
 from .._hypercorn.worker import Worker
-from .._server import TrackedServer, check_config, serving
+from .._server import App, TrackedServer, check_config, serving
 from .._states import Conn
 from .._trackers import Composed, Tracker
 from ._network import (
@@ -278,7 +278,7 @@ class MemoryWorker(Worker):
 
 @asynccontextmanager
 async def memory_server(
-    app: Framework,
+    app: App,
     config: Config | None = None,
     *,
     tracker: Tracker | None = None,
