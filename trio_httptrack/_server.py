@@ -24,7 +24,24 @@ App = Callable[[Any, Any, Any], Awaitable[None]] | Callable[[Any, Any], Iterable
 
 
 class TrackedServer:
-    """A running server; what ``async with tracked_server(...)`` gives you."""
+    """A running server; what ``async with tracked_server(...)`` gives you.
+
+    >>> import httpx, trio
+    >>> async def app(scope, receive, send):
+    ...     assert scope["type"] == "http"
+    ...     await send({"type": "http.response.start", "status": 204, "headers": []})
+    ...     await send({"type": "http.response.body"})
+    >>> async def main():
+    ...     async with tracked_server(app) as server:
+    ...         async with httpx.AsyncClient() as client:
+    ...             await client.get(server.urls[0])
+    ...             print(*server.connections().values())
+    ...         report = await server.shutdown()
+    ...         print(report.forced, server.conn_tracker.count, server.stats().closed_total)
+    >>> trio.run(main)
+    idle
+    0 0 1
+    """
 
     def __init__(self) -> None:
         self.urls: list[str] = []

@@ -3,15 +3,21 @@
     hypercorn -k trio -c python:trio_httptrack.config myapp:app
 
 The totals are logged when the worker ends. An application that wants to know more
-imports the trackers of its worker from here::
+imports the trackers of its worker from here:
 
-    from trio_httptrack.config import conn_tracker, stats_tracker
+>>> from trio_httptrack.config import conn_state, conn_tracker, stats_tracker, tracker
+>>> conn_tracker.count, stats_tracker.stats().accepted_total
+(0, 0)
+>>> conn_state, tracker.trackers == (stats_tracker, conn_tracker)
+(hook('trio_httptrack.config:tracker'), True)
 """
 
 from ._conns import ConnTracker
 from ._hypercorn.config import hook
 from ._stats import StatsTracker
 from ._trackers import Tracker, TrackerFunc, compose
+
+__all__ = ["conn_state", "conn_tracker", "stats_tracker", "tracker"]
 
 stats_tracker: StatsTracker = StatsTracker()
 """This process's :class:`StatsTracker`."""

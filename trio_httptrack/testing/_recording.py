@@ -11,7 +11,12 @@ from .._states import Conn, ConnState
 
 
 class Transition(NamedTuple):
-    """One change of a connection's state."""
+    """One change of a connection's state.
+
+    >>> from trio_httptrack import Conn, ConnState
+    >>> Transition(Conn(), ConnState.NEW, time=0.0).state.terminal
+    False
+    """
 
     conn: Conn
     """The connection."""

@@ -52,7 +52,21 @@ if TYPE_CHECKING:
 class ClientStream(trio.abc.HalfCloseableStream):
     """A client's end of a connection, as :meth:`MemoryServer.connect` returns it.
 
-    It holds 64 KiB each way that were sent and are not read yet; then sending waits.
+    It holds 64 KiB each way that were sent and are not read yet; then sending waits. It is a
+    Trio stream, and what it raises is what any of them does.
+
+    >>> import trio
+    >>> async def app(scope, receive, send):
+    ...     assert scope["type"] == "http"
+    >>> async def main():
+    ...     async with memory_server(app) as server, await server.connect() as stream:
+    ...         await stream.send_all(b"This is not HTTP.\\r\\n\\r\\n")
+    ...         print(bytes(await stream.receive_some()).split(b"\\r\\n")[0])
+    ...         await stream.conn.wait_closed()
+    ...         print(stream.conn.state, stream.conn.requests)
+    >>> trio.run(main)
+    b'HTTP/1.1 400 '
+    closed 0
     """
 
     conn: Conn
@@ -121,6 +135,18 @@ class MemoryServer(TrackedServer):
 
     It has all that a :class:`trio_httptrack.TrackedServer` has. Its ``urls`` lead to it from its
     :meth:`httpx_transport` only, as does any other URL.
+
+    >>> import httpx, trio
+    >>> async def app(scope, receive, send):
+    ...     assert scope["type"] == "http"
+    ...     await send({"type": "http.response.start", "status": 204, "headers": []})
+    ...     await send({"type": "http.response.body"})
+    >>> async def main():
+    ...     async with memory_server(app) as server:
+    ...         async with httpx.AsyncClient(transport=server.httpx_transport()) as client:
+    ...             print((await client.get(server.urls[0])).status_code, server.stats().idle)
+    >>> trio.run(main)
+    204 1
     """
 
     def __init__(self, config: Config) -> None:
