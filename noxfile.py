@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 nox.needs_version = ">=2025.2.9"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["tests", "oldest", "lint", "types", "docs"]
+nox.options.sessions = ["tests", "oldest", "lint", "types", "docs", "build"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -75,6 +75,16 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     session.install(".[docs]")
     session.run("sphinx-build", "-nW", "-b", "html", "docs", "docs/_build")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """What would be published, used in empty environments as README and docs say."""
+    session.install(".[build]")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "-o", "dist")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.run("python", "-m", "tests.pages", "dist")
 
 
 @nox.session

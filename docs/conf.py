@@ -1,7 +1,8 @@
 """Read by ``sphinx-build -nW -b html docs docs/_build``."""
 
-import os
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from pkgutil import iter_modules
 
 from sphinx.ext.napoleon import GoogleDocstring
@@ -9,17 +10,38 @@ from sphinx.pycode import ModuleAnalyzer
 
 import trio_httptrack.testing
 
+sys.path.append(str(Path(__file__).parent))  # for state_diagram
+
 project = "trio-httptrack"
 version = release = installed_version(project)
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinxcontrib_trio",
+    "state_diagram",
+]
 exclude_patterns = ["_build", "benchmarks"]
 html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+myst_heading_anchors = 2
 maximum_signature_line_length = 88
+
+# Vendored, because a build must not need the network: of Debian's python3.11-doc, and of a build
+# of Trio 0.35's documentation.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.inv"),
+    "trio": ("https://trio.readthedocs.io/en/stable", "inventories/trio.inv"),
+}
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(httpx|hypercorn|opentelemetry|prometheus_client)\..*")]
 
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {  # by what a reader can use instead of private or very long types
+    "App": "~collections.abc.Callable",
     "Composed": "TrackerFunc",
-    "Framework": "~hypercorn.typing.Framework",
     "Hook": "Tracker",
 }
 
@@ -35,24 +57,6 @@ for package in trio_httptrack, trio_httptrack.testing:
             public.attr_docs |= private.attr_docs
             public.tagorder |= private.tagorder
 
-nitpicky = True
-if os.environ.get("DOCS_INTERSPHINX"):  # needs the network, which a build must not
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
-        "python": ("https://docs.python.org/3", None),
-        "trio": ("https://trio.readthedocs.io/en/stable", None),
-    }
-    nitpick_ignore_regex = [
-        ("py:.*", r"(httpx|hypercorn|opentelemetry|prometheus_client)\..*")
-    ]  # whose documentation has no such index
-else:
-    nitpick_ignore_regex = [
-        (
-            "py:.*",
-            r"(collections|httpx|hypercorn|logging|opentelemetry|prometheus_client|trio)(\..*)?",
-        )
-    ]
-
 
 def setup(app):
     # Not as an extension: that takes "Gauge: ..." at an attribute for its type.
@@ -63,7 +67,12 @@ def setup(app):
 
     def hide_constructors(_app, _what, _name, documented, *_):
         # Of what a context manager makes, and users do not.
-        made = trio_httptrack.testing.ClientStream, trio_httptrack.testing.MemoryServer
+        made = (
+            trio_httptrack.ShutdownReport,
+            trio_httptrack.TrackedServer,
+            trio_httptrack.testing.ClientStream,
+            trio_httptrack.testing.MemoryServer,
+        )
         return ("", None) if documented in made else None
 
     app.connect("autodoc-process-signature", hide_constructors)

@@ -12,7 +12,7 @@ async def app(scope, receive, send):
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while not conn.draining.is_set():
-            tick = b"data: %.0f\n\n" % trio.current_time()
+            tick = b"data: %.1f\n\n" % trio.current_time()
             await send({"type": "http.response.body", "body": tick, "more_body": True})
             with trio.move_on_after(15):
                 await conn.draining.wait()

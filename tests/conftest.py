@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from trio.testing import MockClock
 from trio_httptrack._hypercorn.connection import Connection
 from trio_httptrack._hypercorn.worker import Worker
 
+from .pages import blocks as page_blocks
+from .pages import executed, pages
 from .support import CERT
 
 
@@ -38,3 +41,14 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
 
     monkeypatch.setattr(Worker, "make_connection", make)
     return made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the documentation has been run."""
+    if executed:
+        blocks = [block for page in pages() for block in page_blocks(page)]
+        others = Counter(block.elsewhere for block in blocks if block.elsewhere is not None)
+        terminalreporter.write_line(
+            f"code blocks of README and docs: {len(executed)} of {len(blocks)} executed, "
+            + ", ".join(f"{number} by {who}" for who, number in others.items())
+        )

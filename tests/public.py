@@ -50,7 +50,7 @@ def public_names() -> list[Public]:
         for node in tree.body
         if isinstance(node, ast.ClassDef | Function)
     }
-    found = []
+    found: list[Public] = []
     for module in MODULES:
         values = documented(files[Path(module.__file__ or "")].body)
         for name in module.__all__:

@@ -1,6 +1,6 @@
 """Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
 
-``python -m tests.reload`` prints what a tracked and a plain Hypercorn lose under the same
+``python -m tests.reload`` prints, as CSV, what a tracked and a plain Hypercorn lose under the same
 load. The clients do what their protocols say at ``Connection: close``, a GOAWAY and a close
 frame, and nothing else: none of them asks again for what was not answered, but for what an
 HTTP/2 server has refused unheard.
@@ -9,6 +9,7 @@ HTTP/2 server has refused unheard.
 from __future__ import annotations
 
 import argparse
+import csv
 import signal
 import statistics
 import sys
@@ -28,7 +29,7 @@ from .hypercorn_process import HypercornProcess, connect, get, hypercorn
 from .support import CERT, client_ssl, tls_client
 
 APP = "ways_in.reload_app"
-HEAD = "server, workers   reloads  median  requests   lost  retried  WebSockets closed by code"
+HEAD = "server", "reloads", "median", "requests", "lost", "retried", "WebSockets' close codes"
 
 
 @dataclass
@@ -43,15 +44,20 @@ class Load:
     seconds: list[float] = field(default_factory=list)  # of each reload
     stopping: bool = False
 
-    def __str__(self) -> str:
-        lost = ", ".join(f"{what} {count}" for what, count in sorted(self.lost.items()))
-        codes = ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items()))
-        row = (
-            f"{len(self.seconds):>9}{statistics.median(self.seconds):>8.1f} s"
-            f"{self.answered.total() + self.lost.total():>10,}{self.lost.total():>7,}"
-            f"{self.refused:>9}  {codes}"
-        )
-        return f"{row}\n    lost: {lost}" if lost else row
+    def row(self) -> list[str]:
+        """What it has come to, as :data:`HEAD` says."""
+        by_client: Counter[str] = Counter()
+        for what, count in self.lost.items():
+            by_client[what.partition(":")[0]] += count
+        lost = ", ".join(f"{client} {count}" for client, count in sorted(by_client.items()))
+        return [
+            str(len(self.seconds)),
+            f"{statistics.median(self.seconds):.1f} s",
+            f"{self.answered.total() + self.lost.total():,}",
+            f"{self.lost.total()}: {lost}" if lost else "0",
+            str(self.refused),
+            ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items())),
+        ]
 
     async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
         """Ask once more and more."""
@@ -201,7 +207,8 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="how many times the clients")
     arguments = parser.parse_args()
     failed = False
-    print(HEAD)  # noqa: T201
+    rows = csv.writer(sys.stdout)
+    rows.writerow(HEAD)
     with TemporaryDirectory() as folder:
         certificate = Path(folder, "localhost.pem")
         CERT.private_key_and_cert_chain_pem.write_to_path(str(certificate))
@@ -216,8 +223,9 @@ def main() -> None:
                         scale=arguments.scale,
                     )
                 )
-                name = f"{'tracked' if tracked else 'plain'}, {workers}"
-                print(f"{name:<16}{load}", flush=True)  # noqa: T201
+                kind = "tracked" if tracked else "plain"
+                rows.writerow([f"{kind}, {workers} worker{'s' * (workers > 1)}", *load.row()])
+                sys.stdout.flush()
                 failed = failed or (tracked and bool(load.lost))
     sys.exit(failed)
 

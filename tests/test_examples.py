@@ -5,64 +5,42 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
-from trio.testing import MockClock
 
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn import statsd
-from trio_httptrack._hypercorn.drain import DEFAULTS
 from trio_httptrack.prometheus import PrometheusTracker
-from trio_httptrack.testing import RecordingTracker, memory_server
 
-from .clients import http1
 from .hypercorn_process import hypercorn
-from .support import app
 from .test_opentelemetry import Receiver
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "testing.rst").read_text()
-MONITORING = (ROOT / "docs" / "monitoring.rst").read_text()
+HOWTO = ROOT / "docs" / "howto"
 
 
 def test_the_pages_show_each_example() -> None:
     """And no others."""
-    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.rst"))
-    shown = re.findall(r"literalinclude:: \.\./examples/(\S+\.py)", pages)
-    assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-    assert len(shown) == 9
-
-
-def test_the_page_about_reloads_has_the_settings_as_they_are() -> None:
-    """Each with its default."""
-    page = (ROOT / "docs" / "reloads.rst").read_text()
-    table = dict(re.findall(r"\* - ``(drain_\w+)``\n     - (\S+)\n", page))
-    assert {name: float(default) for name, default in table.items()} == DEFAULTS
-
-
-async def test_the_record_on_the_page_is_what_it_says(autojump_clock: MockClock) -> None:
-    """But for the number of the connection, which counts all of a process."""
-    tracker = RecordingTracker()
-    async with memory_server(app, tracker=tracker, keep_alive_timeout=300) as server:
-        stream = await server.connect()
-        await http1(stream)
-        await stream.receive_some()
-    assert f"   Conn 1 {repr(tracker).split(' ', 2)[2]}\n" in PAGE
+    pages = "".join(path.read_text() for path in HOWTO.glob("*.rst"))
+    shown = re.findall(r"(?:literalinclude:: |:download:`.*<)\.\./\.\./examples/([\w.-]+)", pages)
+    assert sorted(shown) == sorted(
+        path.name for path in (ROOT / "examples").iterdir() if path.is_file()
+    )
+    assert len(shown) == 13
 
 
 @pytest.fixture
 def conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], str]:
-    """The page's config file, for one of the examples."""
+    """A config file, for one of the examples."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples"))
 
     def write(module: str) -> str:
-        block = re.search(r"   # hypercorn_conf\.py.*\n((?:   .*\n|\n)+)", MONITORING)
-        assert block is not None
         path = tmp_path / "hypercorn_conf.py"
-        path.write_text(dedent(block[1]).replace("metrics:", f"{module}:"))
+        path.write_text(
+            f"from trio_httptrack import hook\n\nconn_state = hook('{module}:tracker')\n"
+        )
         return f"file:{path}"
 
     return write
@@ -112,19 +90,14 @@ async def test_the_example_for_opentelemetry_exports_from_each_worker(
     assert sum(closed.values()) == 10
 
 
-async def test_the_example_of_a_status_page_shows_the_shop(conf: Callable[[str], str]) -> None:
-    """Mounted beside it."""
-    command = ("-k", "trio", "-w", "0", "-c", conf("status_page"), "status_page:app")
-    async with hypercorn(*command) as server:
-        assert await get(server.url) == "Hello!"
-        assert "<h1>Connections</h1>" in await get(f"{server.url}/status")
-
-
 def test_the_page_about_statsd_has_the_names_as_they_are() -> None:
     """Which are those of the module that sends them."""
     assert statsd.__doc__ is not None
-    for line in re.findall(r"^ +(httptrack\.\S+)", statsd.__doc__, re.MULTILINE):
-        assert f"   {line} " in MONITORING
+    page = (HOWTO / "statsd.rst").read_text()
+    names = re.findall(r"^ +(httptrack\.\S+) +(\w+)$", statsd.__doc__, re.MULTILINE)
+    assert len(names) == 2
+    for name, kind in names:
+        assert f"   * - ``{name}``\n     - {kind}\n" in page
 
 
 def test_the_page_has_the_names_of_prometheus_as_they_are() -> None:
@@ -132,7 +105,8 @@ def test_the_page_has_the_names_of_prometheus_as_they_are() -> None:
     registry = CollectorRegistry()
     PrometheusTracker(registry)
     names = {sample.name for metric in registry.collect() for sample in metric.samples}
+    page = (HOWTO / "prometheus.rst").read_text()
     dashboard = (ROOT / "examples" / "grafana-dashboard.json").read_text()
-    used = set(re.findall(r"httptrack_connection\w+", MONITORING + dashboard))
+    used = set(re.findall(r"httptrack_connection\w+", page + dashboard))
     assert used <= names
     assert len(used) >= 3

@@ -20,10 +20,10 @@ from ._trackers import Tracker, TrackerFunc, compose
 __all__ = ["conn_state", "conn_tracker", "stats_tracker", "tracker"]
 
 stats_tracker: StatsTracker = StatsTracker()
-"""This process's :class:`StatsTracker`."""
+"""This process's :class:`~trio_httptrack.StatsTracker`."""
 
 conn_tracker: ConnTracker = ConnTracker()
-"""This process's :class:`ConnTracker`."""
+"""This process's :class:`~trio_httptrack.ConnTracker`."""
 
 tracker: TrackerFunc = compose(stats_tracker, conn_tracker)
 """Both, in the order in which they are called."""

@@ -1,25 +1,25 @@
-"""The queries of the documentation, run as they stand there."""
+"""What the documentation has for Prometheus, as it stands there."""
 
 from __future__ import annotations
 
-import re
+import subprocess
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
+from ..pages import blocks, executed, pages
 from .prometheus_server import Prometheus
 from .scenario import Observed
 
-PAGE = (Path(__file__).parents[2] / "docs" / "monitoring.rst").read_text()
-BLOCKS = re.findall(r"^\.\. code-block:: promql\n\n((?:   .+\n)+)", PAGE, re.MULTILINE)
-QUERIES = [query for block in BLOCKS for query in dedent(block).splitlines()]
+BLOCKS = [block for page in pages() for block in blocks(page) if block.kind == "promql"]
+QUERIES = [query for block in BLOCKS for query in block.text.splitlines()]
 
 
 def test_there_are_queries() -> None:
     """Those of Prometheus itself and those behind an OpenTelemetry collector."""
     assert len(BLOCKS) == 2
     assert len(QUERIES) == 9
+    executed.extend(BLOCKS)
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -29,3 +29,15 @@ async def test_each_query_is_understood(
     """And returns data, where it is for what is scraped here."""
     found = await prometheus.query(query, observed.after_load.at)
     assert bool(found) == ("httptrack" in query)
+
+
+def test_prometheus_understands_its_configuration(tmp_path: Path) -> None:
+    """With two targets."""
+    (block,) = (b for page in pages() for b in blocks(page) if b.file == "prometheus.yml")
+    path = tmp_path / "prometheus.yml"
+    path.write_text(block.text)
+    command = ["promtool", "check", "config", str(path)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert block.text.count("127.0.0.1:800") == 2
+    executed.append(block)

@@ -1,0 +1,363 @@
+"""README and docs as their readers use them: every code block, in the order of the page.
+
+Whoever follows a page writes its files, types its commands, and compares what comes out:
+
+* A block in Python or a format such as TOML is a file. Its first line is a comment that says the
+  name; a file that the page includes has its own. Some command must use it.
+* A ``console`` block is typed into a shell. A server goes on while the next commands are typed,
+  until another is started or the page ends; then it gets a Ctrl-C, and must end well. So does a
+  command that ends with ``&``, but that is killed.
+* A ``text`` block is what was printed since the last block of commands was begun. Its lines come in
+  this order, maybe with others between them. Decimals, and whole numbers of three or more
+  digits, are seconds, ports and the like: they may be others.
+* Examples with ``>>>`` are doctests, one session for the page.
+
+``python -m tests.pages dist`` does the same in an empty environment for each page, where
+``pip install`` is typed, too. Among the tests it is only looked at, to see if it could work.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
+
+import trio
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+SECONDS = 30  # nothing takes so long: what would hang is broken, and fails
+INSTALLING = 1200  # neither does an installation, or the whole of the tests
+FILES = {"python", "toml", "yaml"}
+RUN_ELSEWHERE = {  # than by what the page says
+    "promql": "nox -s integration",
+    "prometheus.yml": "nox -s integration",
+    "kubernetes.yaml": "a test of its own",
+    "otel-collector.yaml": "nobody, as the page says",
+    "go": "nobody, as it is for comparison",
+}
+INSTALLS = re.compile(r"pip install|-m venv")
+IN_CLONE = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q (-e )?'?\.")
+COMMENT = re.compile(r"\s{2,}#.*| &$")
+NUMBER = re.compile(r"\d{3,}|\d+\\\.\d+")  # in a text whose dots are escaped
+# What listens on port 8000, and how it is told to take a free one.
+LISTENS = {
+    "hypercorn -k": " -b 127.0.0.1:0",
+    "-m trio_httptrack": " --bind 127.0.0.1:0",
+    "serve.py": "",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block, or a file that the page includes."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+    file: str | None = None
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Who runs it, if it is not run with its page among the tests."""
+        if self.kind == "console" and all(map(INSTALLS.search, self.text.splitlines())):
+            return "nox -s build"
+        return RUN_ELSEWHERE.get(self.file or self.kind)
+
+    def __str__(self) -> str:
+        return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
+
+
+executed: list[Block] = []  # by this test run; the tests' conftest tells how many
+
+
+class PageError(AssertionError):
+    """A page does not do what it says."""
+
+
+def pages() -> list[Path]:
+    """README.md, and every page of the documentation."""
+    generated = {DOCS / "_build", DOCS / "benchmarks"}
+    found = [*DOCS.rglob("*.md"), *DOCS.rglob("*.rst")]
+    return [ROOT / "README.md", *sorted(each for each in found if not generated & {*each.parents})]
+
+
+def blocks(page: Path) -> list[Block]:
+    """What is on a page, in its order."""
+    read = from_markdown if page.suffix == ".md" else from_rst
+    return sorted(read(page, page.read_text()), key=lambda block: block.line)
+
+
+def from_markdown(page: Path, text: str) -> Iterator[Block]:
+    for match in re.finditer(r"^```(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
+        if not match[1].startswith("{"):  # as a directive does
+            yield found(page, match, match[1], match[2])
+
+
+def from_rst(page: Path, text: str) -> Iterator[Block]:
+    body = r"(?: +:.*\n)*\n((?: +.*\n|\n)+)"
+    for match in re.finditer(rf"^ *\.\. code-block:: (\w+)\n{body}", f"{text}\n", re.MULTILINE):
+        yield found(page, match, match[1], dedent(match[2]).strip("\n") + "\n")
+    for match in re.finditer(r"^ *\.\. literalinclude:: (\S+)$", text, re.MULTILINE):
+        file = page.parent / match[1]
+        kind = {".py": "python", ".yml": "yaml"}.get(file.suffix, file.suffix[1:])
+        yield found(page, match, kind, file.read_text(), file.name)
+    for match in re.finditer(r"^>>> (?:.+\n)+", text, re.MULTILINE):
+        yield found(page, match, "doctest", match[0])
+
+
+def found(page: Path, at: re.Match[str], kind: str, text: str, file: str | None = None) -> Block:
+    line = at.string.count("\n", 0, at.start()) + 1
+    if kind in FILES and file is None:
+        named = re.match(r"# ([\w-]+\.\w+)\b", text)
+        if named is None:
+            raise PageError(f"{page}:{line}: the first line must be a comment with the file's name")
+        file = named[1]
+    return Block(page, line, kind, text, file)
+
+
+class Reader:
+    """Somebody who follows one page, in a folder of their own."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        folder: Path,
+        environ: Mapping[str, str],
+        *,
+        clone: Path | None,
+    ) -> None:
+        self.folder = folder
+        self.executed: list[Block] = []
+        self.transcript = ""
+        """All that was printed."""
+
+        self._nursery = nursery
+        self._environ = {**environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONUNBUFFERED": "1"}
+        self._clone = clone
+        self._files: dict[str, str] = {}
+        self._typed = ""
+        self._typed_at = 0  # where in the transcript the last commands begin
+        self._server: trio.Process | None = None
+        self._others: list[trio.Process] = []
+        self._running = 0
+        self._address = "127.0.0.1:0"
+        self._printed = trio.lowlevel.ParkingLot()
+
+    async def do(self, block: Block) -> None:
+        """Do what somebody does who reads this block."""
+        if block.kind == "console":
+            self._typed_at = len(self.transcript)
+            for command in block.text.replace("\\\n", "").splitlines():
+                await self._type(command)
+        elif block.elsewhere is not None:
+            return
+        elif block.file is not None:
+            self._files[block.file] = block.text
+        elif block.kind == "text":
+            await self._expect(block.text.splitlines())
+        elif block.kind != "doctest":
+            raise PageError(f"nobody knows what to do with a block of {block.kind!r}")
+        elif "doctest" not in self._typed:
+            await self._type(f"python -m doctest {shlex.quote(str(block.page))}")
+        if self._clone is not None or block.elsewhere is None:
+            self.executed.append(block)
+
+    async def finish(self) -> None:
+        """The page is read: end what still runs, and see that no file was written for nothing."""
+        for process in self._others:
+            kill(process)
+            await process.wait()
+        await self._press_ctrl_c()
+        compiled = {path.name.split(".")[0] for path in self.folder.glob("__pycache__/*.pyc")}
+        for file in self._files:
+            if Path(file).stem not in compiled and f" {file}" not in self._typed:
+                raise PageError(f"{file} is not used by anything on its page")
+
+    async def _type(self, command: str) -> None:
+        goes_on = command.endswith(" &")
+        command = COMMENT.sub("", command).strip()
+        if INSTALLS.search(command) and self._clone is None:
+            check_installation(command)
+            return
+        listens = [option for name, option in LISTENS.items() if name in command]
+        if listens:
+            await self._press_ctrl_c()
+            command = f"{command}{listens[0]}"
+        for file, text in self._files.items():  # anew, for they may name the server's address
+            (self.folder / file).write_text(self._here(text))
+        self._typed += f"{command}\n"
+        process = await self._start(self._here(command))
+        if listens:
+            self._server = process
+            self._address = (await self._search(process, r"Running on https?://([\d.:]+)"))[1]
+        elif goes_on:
+            self._others.append(process)
+        elif await process.wait() != 0:
+            raise PageError(f"`{command}` failed with status {process.returncode}")
+
+    def _here(self, text: str) -> str:
+        return text.replace("127.0.0.1:8000", self._address)
+
+    async def _start(self, command: str) -> trio.Process:
+        start = partial(
+            trio.lowlevel.open_process,
+            ["bash", "-c", command],
+            cwd=self._clone if IN_CLONE.match(command) else self.folder,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=listen_to_ctrl_c,
+        )
+        process = await start()
+        await self._nursery.start(self._read, process)
+        return process
+
+    async def _read(self, process: trio.Process, *, task_status: trio.TaskStatus[None]) -> None:
+        assert process.stdout is not None
+        task_status.started()
+        self._running += 1
+        try:
+            async with process.stdout:
+                async for chunk in process.stdout:
+                    self.transcript += chunk.decode()
+                    self._printed.unpark_all()
+            await process.wait()
+            self._running -= 1
+            self._printed.unpark_all()
+        finally:
+            kill(process)
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+    async def _search(self, process: trio.Process, pattern: str) -> re.Match[str]:
+        begun = self._typed_at
+        while (match := re.search(pattern, self.transcript[begun:])) is None:
+            if process.poll() is not None:
+                raise PageError("the server has ended")
+            await self._printed.park()
+        return match
+
+    async def _expect(self, lines: list[str]) -> None:
+        while True:
+            at = self._typed_at
+            for line in lines:
+                pattern = NUMBER.sub(r"\\d[\\d.]*", re.escape(line))
+                match = re.compile(pattern).search(self.transcript, at)
+                if match is None:
+                    break
+                at = match.end()
+            else:
+                return
+            with trio.move_on_after(SECONDS / 2) as waiting:
+                if self._running:
+                    await self._printed.park()
+                    continue
+            if waiting.cancelled_caught or not self._running:
+                raise PageError(f"this was not printed: {line}")
+
+    async def _press_ctrl_c(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            os.killpg(server.pid, signal.SIGINT)
+            if await server.wait() != 0:
+                raise PageError(f"the server has ended with status {server.returncode}")
+
+
+def kill(process: trio.Process) -> None:
+    """All of its process group, if any of it is there."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def listen_to_ctrl_c() -> None:
+    """In a new process: it ignores SIGINT if this one does, as in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def check_installation(command: str) -> None:
+    """What would be installed exists, as far as can be told without installing it."""
+    for argument in shlex.split(command.partition("pip install")[2]):
+        if re.match(r"trio-httptrack\b", argument):
+            extras = Requirement(argument).extras
+            if not extras <= set(metadata("trio-httptrack").get_all("Provides-Extra", [])):
+                raise PageError(f"`{command}`: there is no extra of that name")
+
+
+async def follow(
+    page: Path, folder: Path, environ: Mapping[str, str], *, clone: Path | None = None
+) -> Reader:
+    """Do everything on a page, in an empty folder.
+
+    With a clone, which is where what the README says of one is done, things are installed, too.
+    Raises a :class:`PageError` at the first block that fails.
+    """
+    todo = blocks(page)
+    failure = None
+    async with trio.open_nursery() as nursery:
+        reader = Reader(nursery, folder, environ, clone=clone)
+        try:
+            for block in todo:
+                with trio.move_on_after(SECONDS if clone is None else INSTALLING) as doing:
+                    await reader.do(block)
+                if doing.cancelled_caught:
+                    raise PageError("it does not come to an end")
+            await reader.finish()
+        except PageError as error:
+            failure = f"{block}: {error}\n\n{reader.transcript}"
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise PageError(failure)
+    return reader
+
+
+def follow_as_a_stranger(page: Path, dist: Path) -> int:
+    """Do everything on a page in an empty environment, with what was built; count the blocks."""
+    (sdist,) = dist.glob("*.tar.gz")
+    with TemporaryDirectory() as name:
+        folder, environment = Path(name, "page"), Path(name, "environment")
+        folder.mkdir()
+        venv.create(environment, with_pip=True)
+        shutil.unpack_archive(sdist, name, filter="data")
+        clone = Path(name, sdist.name.removesuffix(".tar.gz"))
+        environ = {
+            **{key: os.environ[key] for key in os.environ if not key.startswith("PYTHON")},
+            "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+            "PIP_FIND_LINKS": str(dist),
+        }
+        reader = trio.run(partial(follow, page, folder, environ, clone=clone))
+    return len(reader.executed)
+
+
+def main() -> None:
+    dist = Path(sys.argv[1]).resolve()
+    total = 0
+    for page in pages():
+        if any(block.elsewhere == "nox -s build" for block in blocks(page)):
+            number = follow_as_a_stranger(page, dist)
+            total += number
+            print(f"{os.path.relpath(page, ROOT)}: {number} code blocks", flush=True)  # noqa: T201
+    print(f"{total} code blocks executed in empty environments")  # noqa: T201
+    if not total:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

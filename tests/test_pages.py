@@ -1,0 +1,140 @@
+"""README and docs do what they say, block by block."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_httptrack import tracked_server
+from trio_httptrack._hypercorn.drain import DEFAULTS
+
+from . import pages
+from .hypercorn_process import failing_hypercorn, get, hypercorn
+from .test_opentelemetry import Receiver
+
+PAGES = [page for page in pages.pages() if pages.blocks(page)]
+README, DOCS = pages.ROOT / "README.md", pages.DOCS
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(pages.ROOT))
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """In which the commands are this Python's."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+async def test_every_code_block_does_what_its_page_says(
+    page: Path, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Files, commands and what they print, from the first block to the last."""
+    if page.stem == "reloads" and version("hypercorn").startswith("0.17"):
+        pytest.skip("as the page says, Hypercorn 0.17 dies of a SIGHUP")
+    async with tracked_server(Receiver()) as collector:
+        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.urls[0]
+        reader = await pages.follow(page, tmp_path, environ)
+    pages.executed += reader.executed
+    assert reader.executed
+    if page == README:  # each of its servers was a tracked one
+        assert reader.transcript.count("Connections: new 0, active 0, idle 0; in all:") == 5
+
+
+def test_a_page_that_does_not_do_what_it_says_fails(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """In each of the ways in which it may not."""
+    cases = {
+        "status 1": "```console\nfalse\n```",
+        "not printed: two": "```console\necho one\n```\n\n```text\ntwo\n```",
+        "not printed: one": "```console\necho two one\n```\n\n```text\ntwo\none\n```".replace(
+            "two one", "one; echo two"
+        ),
+        "not used by anything": "```python\n# unused.py\nprint(1)\n```",
+        "no extra of that name": "```console\npip install 'trio-httptrack[nothing]'\n```",
+        "nobody knows": "```perl\nprint 1\n```",
+        "must be a comment": "```python\nprint(1)\n```",
+        "the server has ended": "```console\nhypercorn -k trio nothing:app\n```",
+    }
+    for number, (complaint, text) in enumerate(cases.items()):
+        page = tmp_path / f"{number}.md"
+        page.write_text(f"{text}\n")
+        with pytest.raises(pages.PageError, match=complaint):
+            trio.run(pages.follow, page, tmp_path, environ)
+
+
+def test_a_command_that_fails_to_end_is_told_by_its_page(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is ended."""
+    monkeypatch.setattr(pages, "SECONDS", 0.1)
+    page = tmp_path / "page.md"
+    page.write_text("```console\nsleep 1000\n```\n")
+    with pytest.raises(pages.PageError, match="does not come to an end"):
+        trio.run(pages.follow, page, tmp_path, environ)
+
+
+def test_the_reference_has_the_settings_as_they_are() -> None:
+    """As has the page about reloads: each with its default."""
+    for page in DOCS / "howto" / "reloads.rst", DOCS / "reference" / "server.rst":
+        rows = dict(re.findall(r"\* - ``(drain_\w+)``\n     - (\S+)\n", page.read_text()))
+        assert {name: float(default) for name, default in rows.items()} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("number", "worker", "conn_state"),
+    [
+        (0, "trio", "hook('myapp:trackr')"),
+        (1, "trio", "hook('myap:tracker')"),
+        (2, "trio", "trio_httptrack.StatsTracker()"),
+        (3, "asyncio", "hook('myapp:tracker')"),
+    ],
+)
+async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
+    number: int, worker: str, conn_state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table's order; what differs from one application to the next is a … there."""
+    page = (DOCS / "howto" / "hypercorn.md").read_text()
+    lines = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(lines) == 5
+    (tmp_path / "myapp.py").write_text("import trio_httptrack\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        f"import trio_httptrack\nfrom trio_httptrack import hook\nconn_state = {conn_state}\n"
+        "del trio_httptrack, hook\n"
+    )
+    _, stderr = await failing_hypercorn("-k", worker, "-c", f"file:{config}", "ways_in.unaware:app")
+    assert re.search(re.escape(lines[number]).replace("…", ".*"), stderr), stderr
+
+
+async def test_the_command_for_kubernetes_serves_what_its_probe_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is on the port where the probe asks."""
+    manifest = (pages.ROOT / "examples" / "kubernetes.yaml").read_text()
+    listed = re.search(r"command:\s+\[(hypercorn.+?)\]", manifest, re.DOTALL)
+    assert listed is not None
+    command = [argument.strip().strip('"') for argument in listed[1].split(",")]
+    probe = re.search(r"httpGet: { path: (\S+), port: (\d+) }", manifest)
+    assert probe is not None
+    bind = command.index("--bind")
+    assert command.pop(bind) == "--bind"
+    assert command.pop(bind) == f"0.0.0.0:{probe[2]}"
+    monkeypatch.setenv("PYTHONPATH", str(pages.ROOT / "examples"))
+    config = tmp_path / "hypercorn_conf.py"
+    config.write_text(
+        "from trio_httptrack import hook\nconn_state = hook('trio_httptrack.config:tracker')\n"
+    )
+    command[command.index("file:hypercorn_conf.py")] = f"file:{config}"
+    async with hypercorn(*command[1:]) as server:
+        assert await get(f"{server.url}{probe[1]}") == b""
+    assert "Connections: new 0, active 0, idle 0; in all: accepted 1" in server.stderr
