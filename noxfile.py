@@ -73,8 +73,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    session.install(".[docs]")
+    """The pages, and that nothing is missing from them."""
+    session.install(".[docs,test]")
     session.run("sphinx-build", "-nW", "-b", "html", "docs", "docs/_build")
+    session.run("python", "-m", "pytest", "tests/built_docs")
 
 
 @nox.session

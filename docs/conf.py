@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
@@ -13,6 +13,7 @@ import trio_httptrack.testing
 sys.path.append(str(Path(__file__).parent))  # for state_diagram
 
 project = "trio-httptrack"
+project_copyright = "2026, the trio-httptrack developers"
 version = release = installed_version(project)
 extensions = [
     "myst_parser",
@@ -50,7 +51,7 @@ autodoc_type_aliases = {  # by what a reader can use instead of private or very 
 for package in trio_httptrack, trio_httptrack.testing:
     public = ModuleAnalyzer.for_module(package.__name__)
     public.analyze()
-    for module in iter_modules(package.__path__, f"{package.__name__}."):
+    for module in walk_packages(package.__path__, f"{package.__name__}."):
         if module.name != "trio_httptrack.testing._httpx":  # which needs httpx and shows nothing
             private = ModuleAnalyzer.for_module(module.name)
             private.analyze()

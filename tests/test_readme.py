@@ -35,12 +35,3 @@ def test_every_guarantee_is_the_name_of_a_test() -> None:
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert len(names) == 13
     assert names <= set(re.findall(r"def test_(\w+)", source))
-
-
-def test_every_link_leads_somewhere() -> None:
-    """In the README and on the pages in Markdown; Sphinx looks at those of the others."""
-    for page in [README, pages.ROOT / "CONTRIBUTING.md"]:
-        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
-        assert links
-        for link in links:
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
