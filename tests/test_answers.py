@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -223,6 +224,31 @@ async def test_a_handler_that_fails_between_head_and_body_answers_500(
         else:
             assert await http1(stream) == (500, b"")
             assert await read_to_end(stream) == b""
+
+
+async def test_who_has_ended_its_side_still_gets_its_500(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the request has one line in the log, not a second one without a status."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if scope["path"] == "/fails":
+            raise ValueError("the application's own error")
+        await respond(send, b"late")
+
+    logger = logging.getLogger("access")
+    logger.setLevel(logging.INFO)
+    async with memory_server(without_lifespan(app), accesslog=logger) as server:
+        for path, status in (b"/fails", b"500"), (b"/", b"200"):
+            stream = await server.connect()
+            await stream.send_all(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await stream.send_eof()
+            assert (await read_to_end(stream)).startswith(b"HTTP/1.1 " + status)
+    lines = [record.getMessage() for record in caplog.records if record.name == "access"]
+    assert len(lines) == 2
+    assert ['" 500 ' in lines[0], '" 200 ' in lines[1]] == [True, True]
 
 
 async def test_a_refused_head_is_the_applications_error(

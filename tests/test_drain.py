@@ -19,7 +19,7 @@ from h2.connection import ConnectionState
 from hypercorn.logging import Logger
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_httptrack import ConnState, HijackTracker, ShutdownReport
+from trio_httptrack import ConnState, HijackTracker, ShutdownReport, compose
 from trio_httptrack.testing import ClientStream, MemoryServer, RecordingTracker, memory_server
 
 from .clients import GoAwayHttp2, http1, read_to_end
@@ -921,6 +921,26 @@ async def test_upgraded_connections_are_followed_until_their_sockets_close(
                 assert trio.current_time() == time
                 assert hijacks.connections() == conns[time:]
         assert ended == [2]
+
+
+async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> None:
+    """As one that is on the config and an argument, too."""
+    hijacks = HijackTracker()
+    async with memory_server(app, tracker=compose(hijacks, hijacks)) as server:
+        peer = await open_websocket(server, "http1")
+        assert hijacks.count == 1
+        await peer.stream.aclose()
+        await hijacks.wait()
+    assert hijacks.count == 0
+
+
+async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
+    """It is told so, and nobody waits for what never ends."""
+    hijacks = HijackTracker()
+    with pytest.raises(AttributeError):
+        hijacks.track("no Conn", ConnState.HIJACKED)  # type: ignore[arg-type]
+    assert hijacks.count == 0
+    await hijacks.wait()
 
 
 # Handlers, the deadline, and what is said of it

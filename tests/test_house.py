@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,13 @@ except ModuleNotFoundError as error:
     )
     assert ended.stdout.startswith(f"trio_httptrack.{module} needs {package}")
     assert ended.stdout.endswith(f": pip install 'trio-httptrack[{extra}]'\n")
+
+
+def test_the_locale_does_not_matter() -> None:
+    """As in a container that sets none, with a Python that is told to do as it says."""
+    modules = "trio_httptrack.status, trio_httptrack.testing"
+    subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-X", "warn_default_encoding", "-c", f"import {modules}"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        check=True,
+    )

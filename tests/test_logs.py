@@ -31,3 +31,11 @@ def test_anything_may_stand_for_a_connection(caplog: pytest.LogCaptureFixture) -
     """As with the other trackers, the connection need not be a Conn."""
     LogTracker(level=logging.WARNING).track("me", ConnState.CLOSED)
     assert caplog.messages == ["me closed"]
+
+
+def test_what_is_no_logger_or_level_is_refused_at_once() -> None:
+    """A name would fail with every transition, and nowhere else."""
+    with pytest.raises(TypeError, match=r"logger must be a Logger, .* not 'myapp'"):
+        LogTracker("myapp")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"level must be a number, .* not 'INFO'"):
+        LogTracker(level="INFO")  # type: ignore[arg-type]

@@ -692,6 +692,8 @@ def test_something_else_than_a_stats_tracker_is_refused() -> None:
     """It would fail with the first viewer."""
     with pytest.raises(TypeError, match="a StatsTracker is needed, not <HijackTracker"):
         StatusApp(HijackTracker())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="hijack_tracker must be a HijackTracker, not <StatsTr"):
+        StatusApp(StatsTracker(), hijack_tracker=StatsTracker())  # type: ignore[arg-type]
 
 
 async def test_middleware_that_believes_headers_changes_nothing(autojump_clock: MockClock) -> None:

@@ -39,12 +39,15 @@ class HijackTracker(ProcessLocal):
         return list(self._conns)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Take note of a transition. Not a checkpoint."""
-        if state is HIJACKED:
-            self._conns[conn] = None
-            if len(self._conns) == 1:
-                self._none_open = trio.Event()
+        """Take note of a transition. Only HIJACKED matters, and once. Not a checkpoint.
+
+        Of all trackers this one needs a :class:`Conn`, whose end it can wait for.
+        """
+        if state is HIJACKED and conn not in self._conns:
             conn._call_when_closed(self._forget)
+            if not self._conns:
+                self._none_open = trio.Event()
+            self._conns[conn] = None
 
     def _forget(self, conn: Conn) -> None:
         del self._conns[conn]

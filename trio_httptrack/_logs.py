@@ -18,7 +18,10 @@ class LogTracker(ProcessLocal):
 
     Args:
       logger: where to; by default the logger named ``trio_httptrack``.
-      level: one of :mod:`logging`'s levels.
+      level: one of :mod:`logging`'s levels, such as ``logging.INFO``, which is the default.
+
+    Raises:
+      TypeError: ``logger`` or ``level`` is something else, such as a name.
 
     >>> import logging, sys
     >>> logger = logging.getLogger("doctest")
@@ -28,7 +31,13 @@ class LogTracker(ProcessLocal):
     """
 
     def __init__(self, logger: logging.Logger | None = None, level: int = logging.INFO) -> None:
-        self._logger = logging.getLogger("trio_httptrack") if logger is None else logger
+        if logger is None:
+            logger = logging.getLogger("trio_httptrack")
+        if not isinstance(logger, logging.Logger):
+            raise TypeError(f"logger must be a Logger, as of logging.getLogger(), not {logger!r}")
+        if not isinstance(level, int):
+            raise TypeError(f"level must be a number, such as logging.INFO, not {level!r}")
+        self._logger = logger
         self._level = level
 
     def track(self, conn: Hashable, state: ConnState) -> None:

@@ -222,7 +222,7 @@ class Connection:
             return
         if self.gone or not (self._protocol.may_still_answer and self._handlers):
             self.close()
-        await self._protocol.hang_up()
+            await self._protocol.hang_up()
         self._tell_handlers()
 
     def parked(self) -> AbstractContextManager[None]:

@@ -40,7 +40,6 @@ DEFAULTS: dict[str, float] = {
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
 }
-FORCED = ("app_shutdown_timeout", "aborted_by_app")
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -111,7 +110,7 @@ async def drain(worker: Worker, context: WorkerContext) -> None:
                     await worker.wait_for_none()
     finally:
         worker.abort()
-    forced = sum(each.conn.close_reason in FORCED for each in connections)
+    forced = sum(each.conn.close_reason == "app_shutdown_timeout" for each in connections)
     worker.report = ShutdownReport(
         finished=len(connections) - forced,
         forced=forced,

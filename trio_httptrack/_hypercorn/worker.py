@@ -95,6 +95,7 @@ class Worker:
     def _make_context(self, max_requests: int | None) -> WorkerContext:
         self._drained = trio.Event()
         context = WorkerContext(max_requests)
+        self._hypercorn_context = context
         self.context = copy(context)
         self.context.terminated = context.event_class()
         self._nursery.start_soon(self._drain, context)
@@ -106,8 +107,13 @@ class Worker:
 
     @property
     def late(self) -> bool:
-        """Whether it is the end of the drain (which Hypercorn's clock may see a moment sooner)."""
-        return trio.current_time() > self.deadline - 0.1
+        """Whether it is the end of the drain.
+
+        Hypercorn ends its own nursery then, maybe before our drain has run for the first time.
+        """
+        now = trio.current_time()
+        deadline = min(self.deadline, now + self.config.graceful_timeout)
+        return self._hypercorn_context.terminated.is_set() and now > deadline - 0.1
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         return Lifespan(app, config, state)

@@ -44,7 +44,7 @@ class StatusApp:
         Everybody else gets a 403.
 
     Raises:
-      TypeError: ``stats_tracker`` is something else, or ``allow`` is a single string.
+      TypeError: a tracker is something else, or ``allow`` is a single string.
       ValueError: something in ``allow`` is not a network.
 
     >>> from trio_httptrack import StatsTracker
@@ -64,6 +64,8 @@ class StatusApp:
     ) -> None:
         if not isinstance(stats_tracker, StatsTracker):
             raise TypeError(f"a StatsTracker is needed, not {stats_tracker!r}")
+        if hijack_tracker is not None and not isinstance(hijack_tracker, HijackTracker):
+            raise TypeError(f"hijack_tracker must be a HijackTracker, not {hijack_tracker!r}")
         self._tracker = stats_tracker
         self._hijacks = hijack_tracker
         self._access = Access(allow)

@@ -21,8 +21,8 @@ from .._states import PATH_LENGTH, ConnState
 from ._history import INTERVAL, LENGTH, RATES_OVER
 from ._view import COLUMNS, Query, Row, View
 
-STYLE = Path(__file__).with_name("page.css").read_text()
-SCRIPT = Path(__file__).with_name("page.js").read_text()
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -27,7 +27,7 @@ class Tls:
             assert server is not None
             assert config.certfile is not None
             self.server = server
-            self._trusted = Path(config.certfile).read_text()
+            self._trusted = Path(config.certfile).read_text(encoding="utf-8")
 
     def client(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
         """Trusts the server's own certificate only, and by whatever name it is called."""
