@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from priority.priority import DeadlockError, MissingStreamError, PriorityTree
 
-from trio_httptrack._hypercorn.http2 import Turns
+from trio_httptrack._hypercorn.http2_output import Turns
 
 calls = st.lists(
     st.tuples(
