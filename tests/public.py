@@ -106,7 +106,7 @@ def documented(body: list[ast.stmt], of: str = "") -> dict[str, str]:
 
 def raised(node: ast.AST) -> set[str]:
     return {
-        ast.unparse(each.exc.func)
+        ast.unparse(each.exc.func if isinstance(each.exc, ast.Call) else each.exc)
         for each in ast.walk(node)
-        if isinstance(each, ast.Raise) and isinstance(each.exc, ast.Call)
+        if isinstance(each, ast.Raise) and isinstance(each.exc, ast.Call | ast.Name)
     }

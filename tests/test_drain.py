@@ -1049,7 +1049,7 @@ async def test_the_report_of_a_server_that_was_cancelled_is_an_error() -> None:
         async with memory_server(app) as server:
             scope.cancel()
             await trio.sleep_forever()
-    with pytest.raises(RuntimeError, match="without a drain"):
+    with pytest.raises(RuntimeError, match="before its connections were drained"):
         await server.shutdown()
 
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from trio_httptrack import tracked_server
-from trio_httptrack._hypercorn.drain import DEFAULTS
+from trio_httptrack._hypercorn.settings import DEFAULTS
 
 from . import pages
 from .hypercorn_process import failing_hypercorn, get, hypercorn

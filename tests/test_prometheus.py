@@ -341,7 +341,10 @@ def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:
         "from trio_httptrack.prometheus import *\n"
         "PrometheusTracker(); PrometheusTracker(CollectorRegistry())",
         PROMETHEUS_MULTIPROC_DIR=str(tmp_path),
-    ) == ("ValueError: a process has one PrometheusTracker only, in multiprocess mode")
+    ) == (
+        "ValueError: in multiprocess mode a process has one PrometheusTracker only: make it once, "
+        "where the application's module is imported"
+    )
 
 
 def test_a_process_of_the_same_number_is_refused(tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ from trio_httptrack.prometheus import *
 PrometheusTracker()
 """
     said = failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
-    assert said.endswith("is locked: another process with this number uses the directory")
+    assert said.endswith(": give each container a PROMETHEUS_MULTIPROC_DIR of its own")
 
 
 def test_a_lock_that_a_scrape_takes_away_is_taken_anew(

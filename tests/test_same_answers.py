@@ -73,7 +73,7 @@ from wsproto.events import (
 )
 
 from trio_httptrack import install, tracked_server
-from trio_httptrack._hypercorn import config as internals
+from trio_httptrack._hypercorn import install as internals
 
 from .support import OLD_HYPERCORN, client_ssl, respond
 

@@ -15,7 +15,7 @@ from hypercorn.statsd import StatsdLogger
 from trio.testing import MockClock
 
 from trio_httptrack import LogTracker, tracked_server
-from trio_httptrack._hypercorn.errors import SettingError
+from trio_httptrack._hypercorn.settings import SettingError
 from trio_httptrack.testing import memory_server
 
 from .clients import http1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from priority.priority import DeadlockError, MissingStreamError, PriorityTree
 
-from trio_httptrack._hypercorn.http2_output import Turns
+from trio_httptrack._hypercorn.http2_output import RoundRobin
 
 calls = st.lists(
     st.tuples(
@@ -20,7 +20,7 @@ calls = st.lists(
 @given(calls)
 def test_whose_turns_come_are_those_of_hypercorns_tree(sequence: list[tuple[str, int]]) -> None:
     """After any calls that Hypercorn may make, as many turns go to the same streams."""
-    tree, turns = PriorityTree(), Turns()
+    tree, turns = PriorityTree(), RoundRobin()
     present: set[int] = set()
     for call, stream in sequence:
         if (stream in present) == (call == "insert_stream"):
@@ -43,7 +43,7 @@ def test_whose_turns_come_are_those_of_hypercorns_tree(sequence: list[tuple[str,
 
 def test_each_has_its_turn() -> None:
     """One after the other, whoever came when."""
-    turns = Turns()
+    turns = RoundRobin()
     for stream in (1, 3, 5):
         turns.insert_stream(stream)
         turns.unblock(stream)
@@ -55,7 +55,7 @@ def test_each_has_its_turn() -> None:
 
 def test_a_stream_that_is_gone_is_missing() -> None:
     """Hypercorn, which may write to it, takes it for that."""
-    turns = Turns()
+    turns = RoundRobin()
     turns.insert_stream(1)
     turns.remove_stream(1)
     turns.remove_stream(1)

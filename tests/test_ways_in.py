@@ -36,8 +36,9 @@ from trio_httptrack import (
     tracked_server,
     wrap,
 )
-from trio_httptrack._hypercorn import config as internals
-from trio_httptrack._hypercorn.config import resolve
+from trio_httptrack._hypercorn import install as internals
+from trio_httptrack._hypercorn import worker
+from trio_httptrack._hypercorn.hooks import resolve
 
 from .hypercorn_process import GET, SECONDS, connect, failing_hypercorn, get, read_all
 from .hypercorn_process import hypercorn as hypercorn_command
@@ -376,6 +377,13 @@ async def test_wrap_refuses_what_is_not_a_tracker(there: object, added: Any) -> 
     assert vars(config)["conn_state"] is there
 
 
+async def test_wrap_refuses_what_is_not_a_config() -> None:
+    """The application, as a rule, which would then be served untracked."""
+    with pytest.raises(TypeError, match="must be Hypercorn's Config, not <function"):
+        wrap(hello, StatsTracker())  # type: ignore[arg-type]
+    assert not hasattr(hello, "conn_state")
+
+
 @limited
 async def test_a_config_without_conn_state_is_hypercorns_own_business(
     nursery: trio.Nursery,
@@ -417,7 +425,7 @@ async def test_install_refuses_a_hypercorn_that_it_does_not_know(
     """The error names the version that is there and those that would do; nothing is replaced."""
     original = vars(internals)["hypercorn_serve"]  # as if install() had not been called yet
     monkeypatch.setattr(hypercorn.trio.run, "worker_serve", serve or original)
-    monkeypatch.setattr(internals, "TCPServer", tcp_server)
+    monkeypatch.setattr(worker, "TCPServer", tcp_server)
     before = [vars(module)["worker_serve"] for module in MODULES]
     with pytest.raises(RuntimeError, match=rf"^Hypercorn {version('hypercorn')} .* 0\.17\.3 to 0"):
         install()
@@ -425,6 +433,16 @@ async def test_install_refuses_a_hypercorn_that_it_does_not_know(
 
 
 # One's own code: tracked_server()
+
+
+async def test_a_tracked_server_refuses_a_hypercorn_that_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would serve, and track nothing."""
+    monkeypatch.setattr(worker, "hypercorn_serve", another_worker_serve)
+    with pytest.raises(RuntimeError, match="cannot be tracked: its trio worker is not the one"):
+        async with tracked_server(hello):
+            pass
 
 
 class Slow:

@@ -2,8 +2,9 @@
 
 from ._conns import ConnTracker
 from ._hijacks import HijackTracker
-from ._hypercorn.config import hook, install, wrap
 from ._hypercorn.drain import ShutdownReport
+from ._hypercorn.hooks import hook, wrap
+from ._hypercorn.install import install
 from ._logs import LogTracker
 from ._server import TrackedServer, tracked_server
 from ._states import Conn, ConnState

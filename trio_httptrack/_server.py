@@ -11,9 +11,10 @@ from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from ._conns import ConnTracker
-from ._hypercorn.config import resolve
 from ._hypercorn.drain import ShutdownReport
 from ._hypercorn.errors import ungrouped
+from ._hypercorn.hooks import resolve
+from ._hypercorn.settings import check_config
 from ._hypercorn.worker import serve
 from ._states import Conn, ConnState
 from ._stats import Stats, StatsTracker
@@ -76,7 +77,10 @@ class TrackedServer:
         self._shutdown.set()
         await self._ended.wait()
         if self._report is None:
-            raise RuntimeError("the server has ended without a drain")
+            raise RuntimeError(
+                "the server has failed or was cancelled before its connections were drained; "
+                "its own error leaves the tracked_server block"
+            )
         return self._report
 
 
@@ -92,13 +96,19 @@ async def tracked_server(
 
     Args:
       app: an ASGI or WSGI application.
-      config: Hypercorn's; it is not changed. None listens on 127.0.0.1, on a free port.
+      config: Hypercorn's. No setting is changed; only where there is a ``statsd_host``, the
+        logger is replaced by one that keeps no request waiting. None listens on 127.0.0.1, on
+        a free port.
       tracker: called for each transition, after ``config.conn_state`` if that is set.
 
     Raises:
-      TypeError: ``config`` or ``tracker`` is something else.
-      ValueError: ``config.conn_state`` does not lead to a tracker.
+      TypeError: ``config`` is not Hypercorn's Config, or ``tracker`` no tracker.
+      ValueError: ``config.conn_state`` does not lead to a tracker, or another of our settings
+        cannot be used.
       OSError: the address cannot be bound.
+      RuntimeError: this version of Hypercorn is not supported.
+      hypercorn.utils.LifespanFailureError: the application's startup has failed.
+      hypercorn.utils.LifespanTimeoutError: it took longer than ``startup_timeout``.
 
     >>> import trio
     >>> async def app(scope, receive, send):
@@ -151,10 +161,3 @@ async def serving(
             yield
             server._shutdown.set()
             await server._ended.wait()
-
-
-def check_config(config: object) -> None:
-    if not isinstance(config, Config):
-        raise TypeError(
-            f"config must be Hypercorn's Config, not {config!r} (a tracker is tracker=)"
-        )

@@ -37,7 +37,7 @@ class Stats:
     active: int = 0
     """Gauge: connections with a request in flight, ``>= 0``.
 
-    Persistently high: the application is slower than its clients ask. Close to the
+    Persistently high: requests come in faster than the application answers them. Close to the
     number of open connections under load, it says that you need more workers.
     """
 
@@ -79,8 +79,8 @@ class Stats:
     closed_total: int = 0
     """Counter: connections closed, upgraded ones not among them.
 
-    Growing as fast as ``accepted_total`` is normal; growing much slower means that
-    connections pile up.
+    ``accepted_total - hijacked_total - closed_total`` connections are open. If that only
+    grows, they pile up.
     """
 
     @property

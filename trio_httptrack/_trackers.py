@@ -26,11 +26,11 @@ class Tracker(Protocol):
     """
 
     def track(self, conn: Conn, state: ConnState, /) -> None:
-        """Called once for each transition, in the server's own task.
+        """Called once for each transition, in Trio's thread, by whichever task has caused it.
 
-        It must not block and cannot await: what takes time belongs into a task
-        of your own. An exception is logged and harms neither the connection
-        nor the other trackers.
+        That may be the one of a request's handler. It must not block and cannot await: what
+        takes time belongs into a task of your own. An exception is logged and harms neither
+        the connection nor the other trackers.
         """
 
 
@@ -79,7 +79,7 @@ class Composed(TrackerFunc):
     def track(self, conn: Conn, state: ConnState) -> None:
         try:
             self._first.track(conn, state)
-        except BaseException as error:  # also KeyboardInterrupt: the ConnTracker is last
+        except BaseException as error:  # KeyboardInterrupt, too: the ConnTracker must still count
             errors = [error, *self._track_others(conn, state)]
         else:
             if self._only_conn_trackers_follow and (state is ACTIVE or state is IDLE):

@@ -13,7 +13,7 @@ imports the trackers of its worker from here:
 """
 
 from ._conns import ConnTracker
-from ._hypercorn.config import hook
+from ._hypercorn.hooks import hook
 from ._stats import StatsTracker
 from ._trackers import Tracker, TrackerFunc, compose
 

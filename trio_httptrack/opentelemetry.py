@@ -35,8 +35,8 @@ class OpenTelemetryTracker(StatsTracker):
         ones are not among them: they leave HTTP as ``hijacked``.
 
     Args:
-      meter_provider: what exports them; by default the global one. One tracker for each: of two,
-        OpenTelemetry would take the gauges of one only.
+      meter_provider: what exports them; by default the global one. Make one tracker for each:
+        of two, OpenTelemetry would export the gauges of one only.
 
     Raises:
       ModuleNotFoundError: on import, without the extra ``opentelemetry``.

@@ -72,8 +72,8 @@ class PrometheusTracker(StatsTracker):
       ValueError: the registry has these metrics already; or, in multiprocess mode, the process
         has another tracker.
       NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
-      RuntimeError: it was set too late, or a process with this one's number, such as one in
-        another container, uses the same directory.
+      RuntimeError: it was set after ``prometheus_client`` was imported; or another process with
+        the same number, such as one in another container, uses the same directory.
 
     >>> from prometheus_client import CollectorRegistry, generate_latest
     >>> from trio_httptrack import Conn, ConnState
@@ -183,7 +183,10 @@ class _Shared(trio.abc.Instrument):
 
     def __init__(self, directory: Path, registry: CollectorRegistry, numbers: list[int]) -> None:
         if _Shared.of_process is not None:
-            raise ValueError("a process has one PrometheusTracker only, in multiprocess mode")
+            raise ValueError(
+                "in multiprocess mode a process has one PrometheusTracker only: make it once, "
+                "where the application's module is imported"
+            )
         self._lock = _hold_lock(directory / f"{LOCK}{os.getpid()}")
         gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
         counter = Counter(*TRANSITIONS, registry=registry)
@@ -264,7 +267,10 @@ def _hold_lock(path: Path) -> BinaryIO:
             pass  # another process takes it for a dead one's, and away
         file.close()
         time.sleep(0.01)
-    raise RuntimeError(f"{path} is locked: another process with this number uses the directory")
+    raise RuntimeError(
+        f"{path} is locked by another process with this one's number, perhaps in another "
+        "container: give each container a PROMETHEUS_MULTIPROC_DIR of its own"
+    )
 
 
 def _forget_dead_workers(directory: Path) -> None:

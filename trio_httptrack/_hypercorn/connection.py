@@ -8,20 +8,21 @@ the client and the application do,
 * an error ends this connection and no other;
 * once the socket is closed, nothing is left but a handler that is still working.
 
-No task waits for a deadline: one cancel scope is around the whole conversation, and the
-worker's timeouts cancel it when the connection has rested too long.
+No task waits for a deadline: one cancel scope is around the whole conversation. The worker's
+timeouts cancel it when the connection has rested too long; in a drain it has a deadline.
 
-Hypercorn's protocols write an answer in many small parts. Who is about to cause several of
-them, with no checkpoint between, corks the connection and flushes it behind them.
+Hypercorn's protocols write an answer in many small parts. Code that is about to cause several
+of them, with no checkpoint between, calls ``cork`` first and ``flush`` last: they leave in one
+write.
 
 :meth:`Connection.close` is the only place where a socket is closed. It is synchronous,
 so it can be called from anywhere, and closing a socket wakes whoever reads or writes
 it; that is why writing may be shielded from cancellation (an application that gives up
 on a ``send`` must not leave half a frame behind) and still always ends.
 
-Ctrl-C is protected from here: it is for the server's main task, which shuts down
-because of it, and not for the connection that happened to be running. An application's
-own code can be interrupted as ever.
+Our code here is protected from Ctrl-C. That is for the server's main task, which shuts down
+because of it, and not for whichever connection happens to be running. An application's own
+code can be interrupted as ever.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Connection:
         self._timeout: Timeout | None = None
         self._expiry: str | None = None
         self._protocol: Protocol | None = None
-        self._handlers: dict[Handler, None] = {}  # in this order
+        self._handlers: dict[Handler, None] = {}  # a set in the order of their requests
         self._talking = True
         self._lingering = False
         self.draining = False  # no request is to follow those that are on their way
@@ -199,7 +200,7 @@ class Connection:
         await self._protocol.handle(RawData(data))
         if self._protocol.idle:
             await self._rest()
-        elif self._protocol.over:
+        elif self._protocol.refused:
             self.close()
 
     async def _receive(self) -> bytes:
@@ -226,7 +227,10 @@ class Connection:
         self._tell_handlers()
 
     def parked(self) -> AbstractContextManager[None]:
-        """Around any waiting of the reader for something else than the next bytes."""
+        """To be put around every wait of the reader that is not for bytes.
+
+        The peer's end is noticed all the same.
+        """
         return self._transport.watch(self._peer_hung_up)
 
     def _peer_hung_up(self, reset: bool) -> None:
@@ -314,8 +318,8 @@ class Connection:
             del self._handlers[handler]
         self._leave_if_done()
 
-    async def log_application_error(self, error: BaseException) -> None:
-        await self._worker.log_application_error(error, self.conn)
+    async def log_application_error(self, error: BaseException, path: str) -> None:
+        await self._worker.log_application_error(error, self.conn, path)
 
     # States and the end
 
@@ -349,13 +353,20 @@ class Connection:
         except Exception as error:
             self._worker.log_error(error, "A tracker failed (%s %s)", self.conn, state)
 
-    def _expire_after(self, timeout: Timeout, reason: str | None) -> None:
+    def _expire_after(self, timeout: Timeout, reason: str) -> None:
         """End the conversation unless something happens in time."""
         self._expiry = reason
-        self._wait_for(None if self.draining else timeout)
-        if self.draining and self.conn.state is NEW:
+        if self.draining:
+            self._expire_in_drain()
+        else:
+            self._wait_for(timeout)
+
+    def _expire_in_drain(self) -> None:
+        """The same by the drain's own, shorter times. HTTP/2 ends by other rules."""
+        self._wait_for(None)
+        if self.conn.state is NEW:
             self._conversation.deadline = self.conn.opened_at + self._worker.grace.new
-        elif self.draining and self.conn.protocol != "h2":  # which ends by its own rules
+        elif self.conn.protocol != "h2":
             self._conversation.deadline = trio.current_time() + self._worker.grace.idle
 
     def _wait_for(self, timeout: Timeout | None) -> None:
@@ -381,7 +392,7 @@ class Connection:
             self.spawn(self._do_not_linger)
             return
         if self.conn.state in (NEW, IDLE):
-            self._expire_after(self._worker.keep_alive_timeout, None)
+            self._expire_in_drain()
         if self.conn.state in (ACTIVE, IDLE):
             self._drain_protocol()
         for handler in self._handlers:
@@ -410,7 +421,7 @@ class Connection:
             self.close("app_shutdown_timeout" if self._worker.late else "aborted_by_app")
 
     async def linger(self) -> None:
-        """End our side, and read on to nothing until the client ends its own.
+        """End our side, and read and discard until the client ends its own.
 
         It has its answer before it finished speaking. Were the socket closed now, the kernel
         would answer what is still on its way with a reset, and that can reach the client
@@ -427,7 +438,7 @@ class Connection:
         await self._transport.finish()
 
     async def _do_not_linger(self) -> None:
-        """In a drain, for longer than it takes who reads to notice the end."""
+        """In a drain: a client that reads has noticed our end by then."""
         await trio.sleep(LINGER_TIMEOUT)
         if not self._transport.unsent:
             self.expire()
@@ -445,7 +456,7 @@ class Connection:
         self._enter(CLOSED)
 
     def _leave_if_done(self) -> None:
-        """Nobody reads and nobody works: what is left only serves those who did."""
+        """End when the reader and all handlers have: other tasks have nobody left to serve."""
         if not self._talking and not self._handlers:
             self.close()
             self._nursery.cancel_scope.cancel()

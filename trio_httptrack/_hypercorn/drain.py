@@ -21,45 +21,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
-from hypercorn.config import Config
-
-from .errors import SettingError
 
 if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
 
     from .connection import Connection
     from .worker import Worker
-
-# New ones are given as long as Go's http.Server.Shutdown gives them.
-DEFAULTS: dict[str, float] = {
-    "drain_idle_timeout": 0.5,
-    "drain_new_timeout": 5.0,
-    "drain_websocket_code": 1012,
-}
-WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
-
-
-class Grace:
-    """What a Config grants its connections in a drain."""
-
-    def __init__(self, config: Config) -> None:
-        self.idle = self._seconds(config, "drain_idle_timeout")
-        self.new = self._seconds(config, "drain_new_timeout")
-        code: Any = getattr(config, "drain_websocket_code", DEFAULTS["drain_websocket_code"])
-        if code not in WEBSOCKET_CODES:
-            raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
-        self.websocket_code = int(code)
-
-    @staticmethod
-    def _seconds(config: Config, name: str) -> float:
-        seconds: Any = getattr(config, name, DEFAULTS[name])
-        if not isinstance(seconds, (int, float)) or not seconds >= 0:
-            raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
-        return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +44,12 @@ class ShutdownReport:
     """Connections that were open when the drain began and ended in time, ``>= 0``."""
 
     forced: int
-    """Connections that were cut off at the end of ``graceful_timeout``, ``>= 0``. Where it is
-    seldom zero, requests take longer than that, or handlers that run for ever do not wait for
+    """Connections that were cut off at the end of ``graceful_timeout``, ``>= 0``. If it is
+    often above zero, requests take longer than that, or handlers that run for ever do not wait for
     ``conn.draining``."""
 
     seconds: float
-    """How long the drain took."""
+    """How long the drain took, ``>= 0`` and hardly more than ``graceful_timeout``."""
 
     def __str__(self) -> str:
         return (

@@ -21,18 +21,15 @@ if sys.version_info < (3, 11):
 TRAVELLING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
 
 
-class SettingError(ValueError):
-    """A setting of ours on a Config cannot be used."""
-
-
 class PeerGone(BrokenPipeError):
-    """An application's ``send`` came after its peer had gone (ASGI asks for an OSError).
+    """An application's ``send`` came when nobody reads its answer any more: the connection has
+    ended, or this request's stream of it (ASGI asks for an OSError).
 
     Not an error of the application, so it is not logged as one.
     """
 
     def __init__(self, conn: Conn) -> None:
-        super().__init__(errno.EPIPE, f"{conn} is closed")
+        super().__init__(errno.EPIPE, f"the client does not read this answer any more ({conn})")
 
 
 def split(
@@ -46,7 +43,7 @@ def split(
 
 @contextmanager
 def ungrouped(nurseries: int) -> Iterator[None]:
-    """Let an error that is alone leave the groups of so many nurseries nobody needs to know of."""
+    """Unwrap an error that is alone in the groups that so many nurseries of ours put around it."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -23,12 +23,12 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper
 
 from .errors import TRAVELLING, PeerGone, split
+from .websockets import ABNORMAL_END, WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .connection import Connection
-    from .websockets import WebSocket
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
@@ -119,10 +119,8 @@ class Handler:
     def hang_up(self) -> None:
         """Called by the connection: the peer has gone, whatever the protocol knows of it."""
         if self._disconnect is None:
-            kind = self._scope["type"]
-            self._disconnect = {"type": f"{kind}.disconnect"}
-            if kind == "websocket":
-                self._disconnect["code"] = 1006  # RFC 6455, 7.1.5: closed without a close frame
+            websocket = self._scope["type"] == "websocket"
+            self._disconnect = dict(ABNORMAL_END) if websocket else {"type": "http.disconnect"}
             self._has_changed()
 
     @trio.lowlevel.enable_ki_protection
@@ -192,11 +190,11 @@ class Handler:
             if rest is not None:
                 _, rest = split(rest, PeerGone)
             if rest is not None:
-                await self._connection.log_application_error(rest)
+                await self._connection.log_application_error(rest, self.path)
             if travels is not None:
                 raise travels from None
         try:
             await self._protocol_send(None)
         finally:
-            # It knows us, too: let them go without the help of the garbage collector.
+            # It knows us, too. Break the cycle, so that both are freed at once.
             self._protocol_send = _ended

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DECODED = frozenset({b"host", b":authority", b"connection", b"upgrade", b"http2-settings"})
 
 
-class Server(h11.Connection):
+class H11Connection(h11.Connection):
     """h11's server, with three differences.
 
     * It is deaf to what a client sends after its last request. A client that said
@@ -70,8 +70,8 @@ def headers_are_decodable(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
-class Turn:
-    """The event that a pipelined request waits for, as Hypercorn's protocol uses events."""
+class PipelineEvent:
+    """What a pipelined request waits for, with what Hypercorn's protocol needs of an event."""
 
     def __init__(self, connection: Connection) -> None:
         self._event = trio.Event()
@@ -93,8 +93,8 @@ class Turn:
 
 def adopt(protocol: H11Protocol, connection: Connection) -> None:
     """Give a new protocol our h11, and make its waiting reader known."""
-    protocol.connection = Server(connection, protocol.config.h11_max_incomplete_size)
-    protocol.can_read = Turn(connection)
+    protocol.connection = H11Connection(connection, protocol.config.h11_max_incomplete_size)
+    protocol.can_read = PipelineEvent(connection)
 
 
 def drain(protocol: H11Protocol) -> None:

@@ -19,7 +19,7 @@ from hypercorn.protocol.h2 import H2Protocol
 
 from .http2_connection import H2Connection
 from .http2_input import Streams
-from .http2_output import StreamBuffers, Turns, send, stream_send
+from .http2_output import RoundRobin, StreamBuffers, send, stream_send
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -54,7 +54,7 @@ def adopt(protocol: H2Protocol, connection: Connection) -> None:
     """Put ours in the place of Hypercorn's, in a new protocol."""
     protocol.initiate = partial(initiate, protocol, connection)  # type: ignore[method-assign]
     protocol.stream_send = partial(stream_send, protocol, connection)  # type: ignore[method-assign]
-    protocol.priority = Turns()  # type: ignore[assignment]
+    protocol.priority = RoundRobin()  # type: ignore[assignment]
     protocol.streams = Streams(protocol)
     protocol.stream_buffers = StreamBuffers(protocol)
     protocol.connection = H2Connection(protocol, protocol.streams, connection)  # type: ignore[assignment]

@@ -85,7 +85,7 @@ class StreamBuffers(dict[int, hypercorn_h2.StreamBuffer]):
             await self._none_left.park()
 
 
-class Turns:
+class RoundRobin:
     """Whose turn it is to send: each stream that has something, one after the other.
 
     Stands where Hypercorn has a ``PriorityTree``, and answers as that does.

@@ -51,5 +51,5 @@ class Lifespan(HypercornLifespan):
 
     async def _raise_failure(self) -> None:
         if self.failure is not None:
-            await self._over.wait()  # as a rule it comes from there, and cancels this
-            raise self.failure  # which the application has kept to itself
+            await self._over.wait()  # usually the application raises it itself, which cancels us
+            raise self.failure  # here it has swallowed it

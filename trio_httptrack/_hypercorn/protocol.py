@@ -71,7 +71,7 @@ class Protocol(ProtocolWrapper):
         return self._protocol.idle
 
     @property
-    def over(self) -> bool:
+    def refused(self) -> bool:
         """Whether an HTTP/1 request was refused without an application: nothing follows."""
         if isinstance(self._protocol, H2Protocol) or self._protocol.stream is None:
             return False

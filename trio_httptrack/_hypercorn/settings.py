@@ -1,35 +1,56 @@
-"""Hypercorn's Config as its protocols see it on the way of each request."""
+"""What a Config says to a tracked server, beside what it says to Hypercorn."""
 
 from __future__ import annotations
 
-from time import time
+from inspect import isroutine
+from typing import Any
 
 from hypercorn.config import Config
 
+# New ones are given as long as Go's http.Server.Shutdown gives them.
+DEFAULTS: dict[str, float] = {
+    "drain_idle_timeout": 0.5,
+    "drain_new_timeout": 5.0,
+    "drain_websocket_code": 1012,
+}
+WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
-def once_per_second(config: Config) -> Config:
-    """The same settings, but the server's own response headers are made once a second.
 
-    Formatting the date for each response takes as long as parsing a request's first line.
-    What is returned is no copy: what is changed later holds for both.
-    """
-    kind = type(config)
-    if kind.response_headers is not Config.response_headers:
-        return config  # whose headers may be others for each response
-    second = 0
-    made: dict[str, list[tuple[bytes, bytes]]] = {}
+class SettingError(ValueError):
+    """A setting of ours on a Config cannot be used."""
 
-    class OncePerSecond(kind):  # type: ignore[misc, valid-type]
-        def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
-            nonlocal second
-            now = int(time())
-            if now != second:
-                second = now
-                made.clear()
-            if protocol not in made:
-                made[protocol] = super().response_headers(protocol)
-            return made[protocol]
 
-    same = object.__new__(OncePerSecond)
-    same.__dict__ = config.__dict__
-    return same
+class Grace:
+    """What a Config grants its connections in a drain."""
+
+    def __init__(self, config: Config) -> None:
+        self.idle = self._seconds(config, "drain_idle_timeout")
+        self.new = self._seconds(config, "drain_new_timeout")
+        code: Any = getattr(config, "drain_websocket_code", DEFAULTS["drain_websocket_code"])
+        if code not in WEBSOCKET_CODES:
+            raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
+        self.websocket_code = int(code)
+
+    @staticmethod
+    def _seconds(config: Config, name: str) -> float:
+        seconds: Any = getattr(config, name, DEFAULTS[name])
+        if not isinstance(seconds, (int, float)) or not seconds >= 0:
+            raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+        return seconds
+
+
+def check_config(config: object) -> None:
+    """Raise a TypeError unless it is a Config."""
+    if not isinstance(config, Config):
+        advice = " (a tracker is tracker=)" if hasattr(config, "track") else ""
+        raise TypeError(f"config must be Hypercorn's Config, not {config!r}{advice}")
+
+
+def is_setting(name: str) -> bool:
+    """Whether Hypercorn's Config, or we, know a setting of this name."""
+    if name == "conn_state" or name in DEFAULTS:
+        return True
+    if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__}:
+        return False
+    attribute = getattr(Config, name, None)
+    return not isroutine(attribute) and getattr(attribute, "fset", True) is not None

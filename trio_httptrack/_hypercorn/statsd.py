@@ -23,7 +23,7 @@ from hypercorn.trio.statsd import StatsdLogger as HypercornStatsdLogger
 
 from .._states import ConnState
 from .._stats import StatsTracker
-from .errors import SettingError
+from .settings import SettingError
 
 INTERVAL = 10.0  # seconds
 RESOLVE_TIMEOUT = 5.0  # seconds

@@ -1,4 +1,4 @@
-"""When those who wait have waited too long: one clock for all of a worker's connections.
+"""Timeouts: one queue and one task for all of a worker's connections that may wait equally long.
 
 A cancel scope's deadline for each connection, set and cleared with each request, costs ten
 times as much. Connections that may wait equally long are due in the order in which they

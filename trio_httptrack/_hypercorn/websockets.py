@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypercorn.protocol.events import Body, Data, Event, Response, StreamClosed
@@ -9,7 +10,14 @@ from hypercorn.protocol.ws_stream import WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 from wsproto.extensions import PerMessageDeflate
+from wsproto.frame_protocol import CloseReason
 from wsproto.handshake import server_extensions_handshake
+
+# Without a close frame (RFC 6455, 7.1.5).
+ABNORMAL_END: Mapping[str, Any] = {
+    "type": "websocket.disconnect",
+    "code": int(CloseReason.ABNORMAL_CLOSURE),
+}
 
 
 class WebSocket:
@@ -40,7 +48,7 @@ class WebSocket:
         if isinstance(event, StreamClosed) and self._awaits_answer:
             # It is the application that has finished. Nobody shall wait for it to read.
             assert self._stream.app_put is not None
-            await self._stream.app_put({"type": "websocket.disconnect", "code": 1006})
+            await self._stream.app_put(dict(ABNORMAL_END))
             return
         self._answered = self._answered or isinstance(event, Response)
         await self._stream_send(event)
@@ -53,8 +61,8 @@ class WebSocket:
             if not (stream.closed or self._answered):
                 stream.closed = True  # what the application answers from here on is dropped
                 await stream._send_error_response(400)
-                if stream.app_put is not None:
-                    await stream.app_put({"type": "websocket.disconnect", "code": 1006})
+                assert stream.app_put is not None
+                await stream.app_put(dict(ABNORMAL_END))
             return
         await self._stream_handle(event)
         if stream.buffer.length > stream.buffer.max_length:

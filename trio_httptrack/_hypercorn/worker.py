@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from copy import copy
 from functools import partial
+from importlib.metadata import version
+from inspect import signature
 from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve as hypercorn_serve
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
 
-from .._states import Conn
+from .._states import PATH_LENGTH, Conn
 from .._stats import StatsTracker
 from .._trackers import Composed, compose
 from .connection import Connection
-from .drain import Grace, ShutdownReport, drain
+from .drain import ShutdownReport, drain
 from .errors import ungrouped
 from .kernel import Kernel, SystemKernel
 from .lifespan import Lifespan
-from .settings import once_per_second
+from .response_headers import with_cached_headers
+from .settings import Grace
 from .statsd import Statsd
 from .timeouts import Timeout
 
@@ -38,12 +43,33 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
+SUPPORTED = "0.17.3 to 0.18"
+
+
+def check_seam() -> None:
+    """Raise a RuntimeError if we could not put our names into Hypercorn's worker."""
+    names = {"TCPServer", "WorkerContext", "Lifespan"}
+    arguments = ["app", "config", "context", "state", "stream"]
+    if (
+        not names <= set(hypercorn_serve.__code__.co_names)
+        or list(signature(TCPServer).parameters) != arguments
+    ):
+        refuse_hypercorn()
+
+
+def refuse_hypercorn() -> NoReturn:
+    raise RuntimeError(
+        f"Hypercorn {version('hypercorn')} cannot be tracked: its trio worker is not the one of "
+        f"Hypercorn {SUPPORTED}, or something else has replaced it"
+    )
+
+
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
     context: WorkerContext
-    """Hypercorn's, as its protocols see it: for them the worker never terminates, because what
-    that means for a connection is said by its drain."""
+    """Hypercorn's, as its protocols see it. For them the worker never terminates: how a connection
+    ends is decided by our drain."""
 
     report: ShutdownReport
     """Of the drain, when it is over."""
@@ -52,9 +78,9 @@ class Worker:
     """When the drain ends by force."""
 
     def __init__(
-        self, config: Config, tracker: Composed, nursery: trio.Nursery, kernel: Kernel
+        self, config: Config, tracker: Composed, kernel: Kernel, nursery: trio.Nursery
     ) -> None:
-        self.config = once_per_second(config)
+        self.config = with_cached_headers(config)
         self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
         self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
         self.grace = Grace(config)
@@ -73,6 +99,7 @@ class Worker:
         self, app: AppWrapper, *, listener: trio.abc.Listener[Any] | None = None, **kwargs: Any
     ) -> None:
         """Run Hypercorn's ``worker_serve``, on its sockets or on a listener in their place."""
+        check_seam()
         names: dict[str, object] = {
             "TCPServer": self.make_connection,
             "WorkerContext": self._make_context,
@@ -155,9 +182,11 @@ class Worker:
             exc_info=error if first else None,
         )
 
-    async def log_application_error(self, error: BaseException, conn: Conn) -> None:
+    async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None:
         """Log what a handler raised; its client is answered with a 500."""
-        await self.config.log.error("Error in ASGI Framework (%s)", conn, exc_info=error)
+        await self.config.log.error(
+            "Error in ASGI Framework (%s, %r)", conn, path[:PATH_LENGTH], exc_info=error
+        )
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""
@@ -170,6 +199,19 @@ async def _serve_listener(
     await trio.serve_listeners(handler, [listener], **kwargs)
 
 
+async def run(
+    make_worker: Callable[[trio.Nursery], Worker], app: AppWrapper, **kwargs: Any
+) -> ShutdownReport:
+    """Make a worker and let it serve until it has ended."""
+    # The nurseries are ours, and the three of Hypercorn's worker_serve.
+    with ungrouped(nurseries=4):
+        async with trio.open_nursery() as nursery:
+            worker = make_worker(nursery)
+            await worker.serve(app, **kwargs)
+            nursery.cancel_scope.cancel()
+    return worker.report
+
+
 async def serve(
     app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
 ) -> ShutdownReport:
@@ -177,13 +219,9 @@ async def serve(
 
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
-    # The nurseries are ours, and the three of Hypercorn's worker_serve.
-    with closing(SystemKernel()) as kernel, ungrouped(nurseries=4):
-        async with trio.open_nursery() as nursery:
-            worker = Worker(config, tracker, nursery, kernel)
-            await worker.serve(app, **kwargs)
-            nursery.cancel_scope.cancel()
+    with closing(SystemKernel()) as kernel:
+        report = await run(partial(Worker, config, tracker, kernel), app, **kwargs)
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:
         await config.log.info("Connections: %s", stats[0])
-    return worker.report
+    return report

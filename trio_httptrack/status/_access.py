@@ -27,6 +27,12 @@ from urllib.parse import urlsplit
 
 from .._states import Conn
 
+# What proxies add, by their first two words.
+PROXY_HEADERS = {
+    *(b"forwarded", b"via", b"x-forwarded", b"x-real", b"x-client", b"x-envoy"),
+    *(b"cf-connecting", b"true-client", b"fastly-client"),
+}
+
 
 class Access:
     """``allow`` are networks and addresses as strings, or None for this machine only."""
@@ -50,18 +56,11 @@ class Access:
         if peer is None or not peer.is_loopback:
             peer_name = peer or "an unknown address"
             return f"This page is for this machine's own users, and you ask from {peer_name}."
-        if scope.get("http_version") == "1.0" or not PROXYS.isdisjoint(map(_kind, headers)):
+        if scope.get("http_version") == "1.0" or not PROXY_HEADERS.isdisjoint(map(_kind, headers)):
             return "This page is not shown through a proxy."
         if not _is_local(headers.get(b"host", b"localhost")):
             return "This page is shown to http://localhost only, not by another name."
         return None
-
-
-# What proxies add.
-PROXYS = {
-    *(b"forwarded", b"via", b"x-forwarded", b"x-real", b"x-client", b"x-envoy"),
-    *(b"cf-connecting", b"true-client", b"fastly-client"),
-}
 
 
 def _kind(header: bytes) -> bytes:

@@ -91,7 +91,7 @@ def page(view: View) -> str:
 </section>
 <section>
 <h2>Since the start</h2>
-<p class="about">And how often in a second, over the last {RATES_OVER}.</p>
+<p class="about">Per second, over the last {RATES_OVER}.</p>
 <dl id="totals" class="totals">{changing["totals"]}</dl>
 </section>
 <section>

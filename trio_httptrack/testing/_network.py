@@ -263,7 +263,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self.socket.closed:
                 raise trio.ClosedResourceError
-            if self.socket.closed or not self.socket.ended:
+            if not self.socket.ended:
                 await self._when_possible(partial(self.socket.shutdown, SHUT_WR))
 
     async def aclose(self) -> None:

@@ -55,7 +55,11 @@ class RecordingTracker(ProcessLocal):
         self._changed = trio.lowlevel.ParkingLot()
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Keep one transition. Called by the server; must be called within Trio."""
+        """Keep one transition.
+
+        Raises:
+          RuntimeError: it is not called within Trio, whose clock is read.
+        """
         self.events.append(Transition(conn, state, trio.current_time()))
         self._changed.unpark_all()
 
@@ -83,7 +87,7 @@ class RecordingTracker(ProcessLocal):
           times: how often it must have been reported, at least 1.
 
         Raises:
-          ValueError: ``times`` is less, or ``state`` is none.
+          ValueError: ``times`` is below 1, or ``state`` is not a ConnState.
         """
         state = ConnState(state)
         if times < 1:

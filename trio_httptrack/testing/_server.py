@@ -12,8 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from copy import copy
-from functools import cached_property
-from inspect import isroutine
+from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,12 +23,13 @@ from hypercorn.utils import LifespanFailureError
 
 from .._extra import needed
 from .._hypercorn.connection import Connection
-from .._hypercorn.drain import DEFAULTS, ShutdownReport
-from .._hypercorn.errors import split, ungrouped
+from .._hypercorn.drain import ShutdownReport
+from .._hypercorn.errors import split
 from .._hypercorn.kernel import Kernel
 from .._hypercorn.lifespan import Lifespan
-from .._hypercorn.worker import Worker
-from .._server import App, TrackedServer, check_config, serving
+from .._hypercorn.settings import check_config, is_setting
+from .._hypercorn.worker import Worker, run
+from .._server import App, TrackedServer, serving
 from .._states import Conn
 from .._trackers import Composed, Tracker
 from ._network import (
@@ -184,6 +184,7 @@ class MemoryServer(TrackedServer):
           ConnectionRefusedError: the server does not accept any more.
           trio.BrokenResourceError: the TLS handshake failed.
           ValueError: ``alpn`` is given for a connection that does no handshake here.
+          ModuleNotFoundError: a certificate is needed, and the extra ``testing`` is missing.
         """
         if alpn and not (tls and handshake):
             raise ValueError(f"alpn={alpn!r} is part of the TLS handshake, and there is none")
@@ -221,13 +222,15 @@ class MemoryServer(TrackedServer):
         Args:
           http1: whether HTTP/1.1 may be spoken.
           http2: whether HTTP/2 may be spoken.
+
+        Raises:
+          ModuleNotFoundError: the extra ``testing`` is missing.
         """
         with needed("httpx_transport()", extra="testing"):
             from ._httpx import MemoryTransport
         return MemoryTransport(self, http1=http1, http2=http2)
 
 
-OURS = {"conn_state", *DEFAULTS}  # settings that Hypercorn's Config does not have by itself
 LIFESPAN = (
     'Raised by the application in its lifespan, a call with scope["type"] == "lifespan". '
     "An application that has none raises, or returns, before it receives anything."
@@ -241,11 +244,11 @@ class MemoryWorker(Worker):
         self,
         config: Config,
         tracker: Composed,
-        nursery: trio.Nursery,
         kernel: Kernel,
         fail: Callable[[BaseException], None],
+        nursery: trio.Nursery,
     ) -> None:
-        super().__init__(config, tracker, nursery, kernel)
+        super().__init__(config, tracker, kernel, nursery)
         self._fail = fail
 
     def make_connection(self, *args: Any) -> Connection:
@@ -287,10 +290,10 @@ class MemoryWorker(Worker):
         lifespan = super().make_lifespan(cast(AppWrapper, watched), config, state)
         return lifespan
 
-    async def log_application_error(self, error: BaseException, conn: Conn) -> None:
+    async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None:
         if not isinstance(error, Exception):
             self._fail(error)  # such as pytest.fail's
-        await super().log_application_error(error, conn)
+        await super().log_application_error(error, conn, path)
 
     async def log_contained(self, error: BaseException, conn: Conn) -> None:
         self._fail(error)
@@ -333,8 +336,11 @@ async def memory_server(
       settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
 
     Raises:
-      TypeError: there is no such setting, or ``config`` or ``tracker`` is something else.
-      ValueError: ``config.conn_state`` does not lead to a tracker.
+      TypeError: there is no such setting, ``config`` is not Hypercorn's Config, or ``tracker``
+        no tracker.
+      ValueError: ``config.conn_state`` does not lead to a tracker, or another of our settings
+        cannot be used.
+      hypercorn.utils.LifespanFailureError: the application's startup has failed.
 
     >>> import trio, trio.testing
     >>> async def app(scope, receive, send):
@@ -366,12 +372,8 @@ async def memory_server(
     async def serve(
         app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
     ) -> ShutdownReport:
-        with ungrouped(nurseries=4):  # as the worker's own
-            async with trio.open_nursery() as nursery:
-                worker = MemoryWorker(config, tracker, nursery, server._kernel, fail)
-                await worker.serve(app, listener=server._listener, **kwargs)
-                nursery.cancel_scope.cancel()
-        return worker.report
+        make_worker = partial(MemoryWorker, config, tracker, server._kernel, fail)
+        return await run(make_worker, app, listener=server._listener, **kwargs)
 
     try:
         async with serving(server, serve, app, config, tracker):
@@ -388,14 +390,6 @@ async def memory_server(
             raise errors[0]  # noqa: B904  # whose context is now what the block made of it
     if errors:
         raise errors[0]
-
-
-def is_setting(name: str) -> bool:
-    """Whether Hypercorn's Config, or we, know a setting of this name."""
-    if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__, *OURS}:
-        return False
-    attribute = getattr(Config, name, None)
-    return not isroutine(attribute) and getattr(attribute, "fset", True) is not None
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from hypercorn.config import Config
 
-from trio_httptrack._hypercorn import settings
-from trio_httptrack._hypercorn.settings import once_per_second
+from trio_httptrack._hypercorn import response_headers
+from trio_httptrack._hypercorn.response_headers import with_cached_headers
 
 
 def test_the_headers_of_a_second_are_made_once_for_each_protocol(
@@ -12,9 +12,9 @@ def test_the_headers_of_a_second_are_made_once_for_each_protocol(
 ) -> None:
     """And anew in the next second, when the date and the settings may be others."""
     now = 1_000_000.0
-    monkeypatch.setattr(settings, "time", lambda: now)
+    monkeypatch.setattr(response_headers, "time", lambda: now)
     config = Config()
-    view = once_per_second(config)
+    view = with_cached_headers(config)
     headers = view.response_headers("h11")
     config.alt_svc_headers = ['h3=":443"']
     now += 0.9
@@ -27,7 +27,7 @@ def test_the_headers_of_a_second_are_made_once_for_each_protocol(
 def test_a_setting_that_is_changed_is_changed_for_both() -> None:
     """A server does not keep what its Config was when it began."""
     config = Config()
-    view = once_per_second(config)
+    view = with_cached_headers(config)
     config.keep_alive_max_requests = 5
     view.read_timeout = 7
     assert view.keep_alive_max_requests == 5
@@ -45,6 +45,6 @@ def test_a_config_with_headers_of_its_own_is_asked_each_time() -> None:
             self.number += 1
             return [(b"x-number", b"%d" % self.number)]
 
-    view = once_per_second(Numbered())
+    view = with_cached_headers(Numbered())
     assert view.response_headers("h11") == [(b"x-number", b"1")]
     assert view.response_headers("h11") == [(b"x-number", b"2")]

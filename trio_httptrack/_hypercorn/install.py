@@ -1,0 +1,152 @@
+"""Where Hypercorn's workers are entered: the one monkeypatch.
+
+:func:`install` replaces the two names by which Hypercorn calls its trio worker with
+functions that look whether the Config has a ``conn_state``, and the asyncio worker's with one
+that refuses such a Config.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import hypercorn.asyncio
+import hypercorn.trio
+import trio
+from hypercorn.asyncio.run import worker_serve as hypercorn_asyncio_serve
+from hypercorn.config import Config
+from hypercorn.trio.run import worker_serve as hypercorn_serve
+from hypercorn.typing import AppWrapper
+
+from .errors import ungrouped
+from .settings import SettingError
+from .worker import check_seam, refuse_hypercorn, serve
+
+Trigger = Callable[[], Awaitable[object]]
+
+
+def install() -> None:
+    """Make Hypercorn's trio worker honour ``config.conn_state``.
+
+    :func:`wrap` and :func:`hook` call it. Call it yourself, anywhere in the module of your
+    application, if the config is a TOML file, which cannot call functions. A Config without
+    ``conn_state`` is served exactly as without it. May be called again.
+
+    Raises:
+      RuntimeError: this version of Hypercorn is not supported; nothing was changed.
+
+    >>> install()
+    """
+    if hypercorn.trio.run.worker_serve is _serve_process:
+        return
+    check_seam()
+    if hypercorn.trio.run.worker_serve is not hypercorn_serve:
+        refuse_hypercorn()
+    # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
+    _replace(hypercorn.trio.run, _serve_process)
+    _replace(hypercorn.trio, _serve)
+    _replace(hypercorn.asyncio.run, _asyncio_serve_process)
+    _replace(hypercorn.asyncio, _asyncio_serve)
+
+
+def _replace(module: Any, worker_serve: Callable[..., object]) -> None:
+    module.worker_serve = worker_serve
+
+
+async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
+    """Stands in for ``worker_serve`` in ``hypercorn.trio``."""
+    from .hooks import resolve  # which needs install()
+
+    conn_state = getattr(config, "conn_state", None)
+    if conn_state is None:
+        await hypercorn_serve(app, config, **kwargs)
+    else:
+        await serve(app, config, resolve(conn_state), **kwargs)
+
+
+async def _serve_process(
+    app: AppWrapper, config: Config, *, shutdown_trigger: Trigger | None = None, **kwargs: Any
+) -> None:
+    """The same in ``hypercorn.trio.run``, in a process that has nothing else to do.
+
+    Hypercorn's asyncio worker drains on SIGTERM, its trio worker dies of it, and its parent
+    sends it as soon as the first of several workers has ended. A tracked worker drains, and
+    goes on draining when it is told again. Ctrl-C is the parent's business, if there is one.
+    """
+    if getattr(config, "conn_state", None) is None:
+        await _serve(app, config, shutdown_trigger=shutdown_trigger, **kwargs)
+        return
+    terminated = trio.Event()
+
+    async def listen(task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:  # all of them: one that is left over would kill us later
+                terminated.set()
+
+    with _exit_in_one_line(), ungrouped(nurseries=1):
+        if shutdown_trigger is not None:  # a process of Hypercorn's, that ends when this ends
+            _refuse_copies(config)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from when nobody listens any more
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listen)
+            trigger = partial(_first_of, terminated.wait, shutdown_trigger or _ctrl_c)
+            await _serve(app, config, shutdown_trigger=trigger, **kwargs)
+            nursery.cancel_scope.cancel()
+
+
+def _refuse_copies(config: Any) -> None:
+    """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
+    from .hooks import Hook, named
+
+    for part in named(config.conn_state).trackers:
+        if not isinstance(part, Hook):
+            raise SettingError(
+                f"conn_state: {part!r} is a copy of the application's tracker: "
+                "name that by its import path, conn_state = hook('myapp:tracker')"
+            )
+
+
+async def _ctrl_c() -> None:
+    """Wait for the first. The second is a KeyboardInterrupt, which does not wait for anybody."""
+    with trio.open_signal_receiver(signal.SIGINT) as interrupted:
+        await interrupted.__anext__()
+
+
+async def _first_of(*triggers: Trigger) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(trigger: Trigger) -> None:
+            await trigger()
+            nursery.cancel_scope.cancel()
+
+        for trigger in triggers:
+            nursery.start_soon(wait, trigger)
+
+
+def _asyncio_serve(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[None]:
+    """Stands in for ``worker_serve`` in ``hypercorn.asyncio``."""
+    if getattr(config, "conn_state", None) is not None:
+        raise SettingError(
+            "only Hypercorn's trio worker is tracked, and this is the asyncio worker: "
+            "start it with -k trio, or remove conn_state from its config"
+        )
+    return hypercorn_asyncio_serve(app, config, **kwargs)
+
+
+def _asyncio_serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[None]:
+    """The same in ``hypercorn.asyncio.run``. Raises when called, before there is a loop."""
+    with _exit_in_one_line():
+        return _asyncio_serve(app, config, **kwargs)
+
+
+@contextmanager
+def _exit_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except SettingError as error:
+        sys.exit(f"trio_httptrack: {error}")  # on stderr, with status 1 and no traceback
