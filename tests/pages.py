@@ -8,8 +8,8 @@ Whoever follows a page writes its files, types its commands, and compares what c
   until another is started or the page ends; then it gets a Ctrl-C, and must end well. So does a
   command that ends with ``&``, but that is killed.
 * A ``text`` block is what was printed since the last block of commands was begun. Its lines come in
-  this order, maybe with others between them. Decimals, and whole numbers of three or more
-  digits, are seconds, ports and the like: they may be others.
+  this order, maybe with others between them, as a ``...`` may say. Decimals, and whole numbers of
+  three or more digits, are seconds, ports and the like: they may be others.
 * Examples with ``>>>`` are doctests, one session for the page.
 
 ``python -m tests.pages dist`` does the same in an empty environment for each page, where
@@ -259,6 +259,8 @@ class Reader:
         while True:
             at = self._typed_at
             for line in lines:
+                if line.strip() == "...":
+                    continue
                 pattern = NUMBER.sub(r"\\d[\\d.]*", re.escape(line))
                 match = re.compile(pattern).search(self.transcript, at)
                 if match is None:

@@ -17,7 +17,8 @@ class LogTracker(ProcessLocal):
     Neither paths nor headers are logged.
 
     Args:
-      logger: where to; by default the logger named ``trio_httptrack``.
+      logger: where to; by default the logger named ``trio_httptrack``. Like any other, it shows
+        nothing below a warning until its level is set, and it has a handler.
       level: one of :mod:`logging`'s levels, such as ``logging.INFO``, which is the default.
 
     Raises:

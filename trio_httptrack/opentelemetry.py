@@ -2,7 +2,7 @@
 
 The gauges are observed when they are exported, so a request pays nothing for them. A
 connection's duration is recorded when it closes. Each process exports its own numbers;
-a collector adds them up.
+who reads them adds them up.
 """
 
 from __future__ import annotations

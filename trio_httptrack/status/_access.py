@@ -1,12 +1,12 @@
 """Who may see the page. It shows the addresses of clients and the paths that they ask for.
 
 What counts is the address at the other end of the socket, which nobody can forge. Headers that
-a proxy adds are never a reason to let somebody in. Unless it is told whom to allow, the page
-is for whoever sits at this machine, and that a peer's address is a loopback one is not
-enough for it:
+a proxy adds are never a reason to let somebody in. Without ``allow``, only a browser on this
+machine may see the page, and a loopback address does not prove that it is one:
 
 * behind a proxy on the same machine, everybody has that address. Most say that they are one, by a
-  header or by speaking HTTP/1.0; one that does not cannot be told from a browser;
+  header or by speaking HTTP/1.0; one that does not cannot be told from a browser, and nginx,
+  since 1.29.7, does not unless it is configured to;
 * a web site whose name resolves to 127.0.0.1 can make a browser that runs here read the page
   and tell (DNS rebinding); but the request then names that site as its host.
 """

@@ -39,9 +39,10 @@ class StatusApp:
       hijack_tracker: shows the upgraded connections, too.
       allow: who may look, as a list of networks such as ``["10.1.0.0/16", "::1"]``. A peer's
         address is that of its socket; headers such as ``X-Forwarded-For`` do not change it.
-        By default it is shown to browsers on the same machine only: as ``localhost`` and, as far
-        as that can be known, not through a proxy. With ``allow`` the address is all that counts.
-        Everybody else gets a 403.
+        By default it is shown to browsers on the same machine only, as ``localhost``, and not
+        through a proxy, as far as that can be known: a proxy on the same machine that adds no
+        header, such as nginx since 1.29.7 unless told otherwise, looks like a browser. With
+        ``allow`` the address is all that counts. Everybody else gets a 403.
 
     Raises:
       TypeError: a tracker is something else, or ``allow`` is a single string.
