@@ -117,7 +117,7 @@ async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
 
 
 async def test_the_command_for_kubernetes_serves_what_its_probe_asks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And is on the port where the probe asks."""
     manifest = (pages.ROOT / "examples" / "kubernetes.yaml").read_text()
@@ -130,11 +130,6 @@ async def test_the_command_for_kubernetes_serves_what_its_probe_asks(
     assert command.pop(bind) == "--bind"
     assert command.pop(bind) == f"0.0.0.0:{probe[2]}"
     monkeypatch.setenv("PYTHONPATH", str(pages.ROOT / "examples"))
-    config = tmp_path / "hypercorn_conf.py"
-    config.write_text(
-        "from trio_httptrack import hook\nconn_state = hook('trio_httptrack.config:tracker')\n"
-    )
-    command[command.index("file:hypercorn_conf.py")] = f"file:{config}"
     async with hypercorn(*command[1:]) as server:
         assert await get(f"{server.url}{probe[1]}") == b""
     assert "Connections: new 0, active 0, idle 0; in all: accepted 1" in server.stderr

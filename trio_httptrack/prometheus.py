@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import trio
 
+from ._asgi import live, refuse_websocket
 from ._extra import needed
 from ._states import ACTIVE, CLOSED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
@@ -135,23 +136,21 @@ class MetricsApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            while True:
-                event = await receive()
-                await send({"type": f"{event['type']}.complete"})
-                if event["type"] == "lifespan.shutdown":
-                    return
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close"})
-            return
-        registry = self._registry
-        if self._directory is not None:
-            if _Shared.of_process is not None:
-                _Shared.of_process.write()
-            _forget_dead_workers(self._directory)
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
-        await make_asgi_app(registry)(scope, receive, send)
+            await live(receive, send)
+        elif scope["type"] == "websocket":
+            await refuse_websocket(receive, send)
+        else:
+            await make_asgi_app(self._metrics())(scope, receive, send)
+
+    def _metrics(self) -> Collector:
+        if self._directory is None:
+            return self._registry
+        if _Shared.of_process is not None:
+            _Shared.of_process.write()
+        _forget_dead_workers(self._directory)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
+        return registry
 
 
 class _Collector(Collector):

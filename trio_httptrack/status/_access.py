@@ -25,7 +25,7 @@ from ipaddress import (
 from typing import Any
 from urllib.parse import urlsplit
 
-from .._states import Conn
+from .._asgi import conn_of
 
 # What proxies add, by their first two words.
 PROXY_HEADERS = {
@@ -75,9 +75,9 @@ def _network(name: object) -> IPv4Network | IPv6Network:
 
 
 def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
-    conn = (scope.get("extensions") or {}).get("httptrack")
+    conn = conn_of(scope)
     # Middleware may put into the scope what it reads in a header.
-    client: Any = conn.client if isinstance(conn, Conn) else scope.get("client")
+    client: Any = scope.get("client") if conn is None else conn.client
     try:
         peer = ip_address(client[0])
     except (IndexError, TypeError, ValueError):  # such as a Unix socket's

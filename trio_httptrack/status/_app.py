@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import trio
 
+from .._asgi import conn_of, live, refuse_websocket
 from .._hijacks import HijackTracker
-from .._states import Conn
 from .._stats import StatsTracker
 from ._access import Access
 from ._history import INTERVAL, History
@@ -79,21 +80,14 @@ class StatusApp:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close"})
+            await refuse_websocket(receive, send)
         else:
             await self._answer(scope, receive, send)
 
     async def _live(self, receive: Any, send: Any) -> None:
         async with trio.open_nursery() as nursery:
-            while True:
-                event = await receive()
-                if event["type"] == "lifespan.startup":
-                    nursery.start_soon(self._history.keep)
-                await send({"type": f"{event['type']}.complete"})
-                if event["type"] == "lifespan.shutdown":
-                    nursery.cancel_scope.cancel()
-                    return
+            await live(receive, send, partial(nursery.start_soon, self._history.keep))
+            nursery.cancel_scope.cancel()
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = self._access.refusal(scope)
@@ -136,7 +130,7 @@ class StatusApp:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
-        conn = (scope.get("extensions") or {}).get("httptrack")
+        conn = conn_of(scope)
         async with trio.open_nursery() as nursery:
 
             async def end_with(wait: Callable[[], Awaitable[object]]) -> None:
@@ -148,7 +142,7 @@ class StatusApp:
                     pass
 
             nursery.start_soon(end_with, disconnect)
-            if isinstance(conn, Conn):
+            if conn is not None:
                 nursery.start_soon(end_with, conn.draining.wait)
             while True:
                 body = self._update(query)
