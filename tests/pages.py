@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import venv
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -202,10 +203,11 @@ class Reader:
         for file, text in self._files.items():  # anew, for they may name the server's address
             (self.folder / file).write_text(self._here(text))
         self._typed += f"{command}\n"
+        begun = len(self.transcript)
         process = await self._start(self._here(command))
         if listens:
             self._server = process
-            self._address = (await self._search(process, r"Running on https?://([\d.:]+)"))[1]
+            self._address = await self._listening(process, begun)
         elif goes_on:
             self._others.append(process)
         elif await process.wait() != 0:
@@ -232,12 +234,13 @@ class Reader:
 
     async def _read(self, process: trio.Process, *, task_status: trio.TaskStatus[None]) -> None:
         assert process.stdout is not None
+        decoder = getincrementaldecoder("utf-8")()
         task_status.started()
         self._running += 1
         try:
             async with process.stdout:
                 async for chunk in process.stdout:
-                    self.transcript += chunk.decode()
+                    self.transcript += decoder.decode(chunk)
                     self._printed.unpark_all()
             await process.wait()
             self._running -= 1
@@ -247,13 +250,14 @@ class Reader:
             with trio.CancelScope(shield=True):
                 await process.wait()
 
-    async def _search(self, process: trio.Process, pattern: str) -> re.Match[str]:
-        begun = self._typed_at
-        while (match := re.search(pattern, self.transcript[begun:])) is None:
+    async def _listening(self, process: trio.Process, begun: int) -> str:
+        """The address that a server has found."""
+        address = re.compile(r"Running on https?://([\d.:]+)")
+        while (match := address.search(self.transcript, begun)) is None:
             if process.poll() is not None:
                 raise PageError("the server has ended")
             await self._printed.park()
-        return match
+        return match[1]
 
     async def _expect(self, lines: list[str]) -> None:
         while True:
