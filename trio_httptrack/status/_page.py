@@ -38,7 +38,7 @@ POLICY = (
 # What each state's gauge says, and what it means where it stays high.
 ABOUT = {
     ConnState.NEW: ("nothing that is HTTP yet", "clients are silent or too slow"),
-    ConnState.ACTIVE: ("a request in flight", "the application is slower than its clients ask"),
+    ConnState.ACTIVE: ("a request in flight", "requests come in faster than they are answered"),
     ConnState.IDLE: ("between two requests", "many clients that ask seldom"),
     ConnState.HIJACKED: ("WebSockets over HTTP/1.1", "clients that stay"),
 }
@@ -91,7 +91,7 @@ def page(view: View) -> str:
 </section>
 <section>
 <h2>Since the start</h2>
-<p class="about">Per second, over the last {RATES_OVER}.</p>
+<p class="about">Per second, over the last {RATES_OVER} seconds.</p>
 <dl id="totals" class="totals">{changing["totals"]}</dl>
 </section>
 <section>
