@@ -251,6 +251,66 @@ async def test_who_has_ended_its_side_still_gets_its_500(
     assert ['" 500 ' in lines[0], '" 200 ' in lines[1]] == [True, True]
 
 
+@pytest.mark.parametrize("way", ["returns", "is cancelled"])
+async def test_who_hangs_up_is_no_error_of_the_server(
+    way: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An application that ends when it is told owes no answer, and no 500 is in the log."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with trio.CancelScope() as work:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if way == "is cancelled":
+                work.cancel()
+                await trio.sleep_forever()
+
+    logger = logging.getLogger("access")
+    logger.setLevel(logging.INFO)
+    async with memory_server(without_lifespan(app), accesslog=logger) as server:
+        stream = await server.connect()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+        await stream.conn.wait_closed()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "access"]
+    assert '" - ' in line
+
+
+async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
+    autojump_clock: MockClock,
+) -> None:
+    """Also if the handler still works: nobody waits for it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"hello")
+        await trio.sleep(300)
+
+    async with memory_server(without_lifespan(app), graceful_timeout=500) as server:
+        stream = await server.connect()
+        assert await http1(stream) == (200, b"hello")
+        await stream.aclose()
+        await stream.conn.wait_closed()
+        assert trio.current_time() == 0
+
+
+async def test_the_log_of_an_applications_error_names_the_request(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But not all of a path that a client has made too long, nor its query."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("the application's own error")
+
+    async with memory_server(without_lifespan(app)) as server:
+        stream = await server.connect()
+        await stream.send_all(b"GET /%b?secret HTTP/1.1\r\nHost: localhost\r\n\r\n" % (b"x" * 300))
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 500 ")
+    (record,) = [each for each in caplog.records if "Error in ASGI" in each.getMessage()]
+    assert f"{'/' + 'x' * 199!r})" in record.getMessage()
+    assert "secret" not in record.getMessage()
+
+
 async def test_a_refused_head_is_the_applications_error(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -931,7 +931,8 @@ async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> 
         assert hijacks.count == 1
         await peer.stream.aclose()
         await hijacks.wait()
-    assert hijacks.count == 0
+        assert hijacks.count == 0
+        await http1(await server.connect())  # the server is well
 
 
 async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
@@ -941,6 +942,28 @@ async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
         hijacks.track("no Conn", ConnState.HIJACKED)  # type: ignore[arg-type]
     assert hijacks.count == 0
     await hijacks.wait()
+
+
+@pytest.mark.parametrize("grace", [0, 0.05, 3])
+async def test_who_is_cut_off_at_the_end_is_told_apart_from_a_cancellation(
+    grace: float, autojump_clock: MockClock
+) -> None:
+    """However short the grace is, and whoever is faster at its end, we or Hypercorn."""
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    for cancels in False, True:
+        with trio.CancelScope() as scope:
+            async with memory_server(without_lifespan(endless), graceful_timeout=grace) as server:
+                stream = await server.connect()
+                await stream.send_all(request())
+                await wait_all_tasks_blocked()
+                if cancels:
+                    scope.cancel()
+                    await trio.sleep_forever()
+        reason = "aborted_by_app" if cancels else "app_shutdown_timeout"
+        assert stream.conn.close_reason == reason
 
 
 # Handlers, the deadline, and what is said of it

@@ -31,6 +31,10 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def is_ours(path: Path) -> bool:
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
 def test_the_core_imports_trio_and_the_standard_library_only() -> None:
     """The trackers can be used, and reasoned about, without any server."""
     allowed = CORE | set(sys.stdlib_module_names) | {"trio", "exceptiongroup"}
@@ -51,9 +55,7 @@ def test_only_the_hypercorn_room_knows_hypercorns_internals() -> None:
 def test_the_hypercorn_room_knows_the_core_only() -> None:
     """It never imports what stands on it."""
     for path in (PACKAGE / "_hypercorn").glob("*.py"):
-        ours = {
-            m for m in imports(path) if (PACKAGE / m.replace(".", "/")).with_suffix(".py").exists()
-        }
+        ours = {m for m in imports(path) if is_ours(PACKAGE / m.replace(".", "/"))}
         assert {m for m in ours if not m.startswith("_hypercorn")} <= CORE, path.name
 
 

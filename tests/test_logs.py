@@ -33,6 +33,14 @@ def test_anything_may_stand_for_a_connection(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == ["me closed"]
 
 
+def test_an_adapter_is_a_logger(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as one that adds something to each line."""
+    adapter = logging.LoggerAdapter(logging.getLogger("trio_httptrack"), {"worker": 1})
+    with caplog.at_level(logging.INFO):
+        LogTracker(adapter).track(Conn(), ConnState.NEW)
+    assert caplog.records[0].message.endswith(" new")
+
+
 def test_what_is_no_logger_or_level_is_refused_at_once() -> None:
     """A name would fail with every transition, and nowhere else."""
     with pytest.raises(TypeError, match=r"logger must be a Logger, .* not 'myapp'"):

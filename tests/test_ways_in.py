@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -19,7 +19,6 @@ import hypercorn.trio
 import pytest
 import trio
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import LifespanFailureError
 from trio.testing import wait_all_tasks_blocked
 
@@ -415,21 +414,57 @@ class AnotherTCPServer:
     def __init__(self, app: object, config: object, stream: object) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("serve", "tcp_server"), [(another_worker_serve, TCPServer), (None, AnotherTCPServer)]
-)
+@pytest.fixture
+def uninstalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if ``install()`` had not been called yet."""
+    for module in MODULES:
+        kind = "asyncio_" if "asyncio" in module.__name__ else ""
+        monkeypatch.setattr(module, "worker_serve", vars(internals)[f"hypercorn_{kind}serve"])
+
+
 @limited
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.__name__))
+@pytest.mark.usefixtures("uninstalled")
+async def test_install_refuses_what_another_library_has_replaced(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the names it is, and whatever is there now; nothing is replaced."""
+    monkeypatch.setattr(module, "worker_serve", another_worker_serve)
+    before = [vars(each)["worker_serve"] for each in MODULES]
+    with pytest.raises(RuntimeError, match="or something else has replaced it"):
+        install()
+    assert [vars(each)["worker_serve"] for each in MODULES] == before
+
+
+@limited
+@pytest.mark.usefixtures("uninstalled")
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [
+        ("TCPServer", AnotherTCPServer),
+        ("hypercorn_serve", another_worker_serve),
+        ("hypercorn_serve", partial(another_worker_serve)),
+    ],
+)
 async def test_install_refuses_a_hypercorn_that_it_does_not_know(
-    serve: Any, tcp_server: type, monkeypatch: pytest.MonkeyPatch
+    name: str, replacement: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the version that is there and those that would do; nothing is replaced."""
-    original = vars(internals)["hypercorn_serve"]  # as if install() had not been called yet
-    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", serve or original)
-    monkeypatch.setattr(worker, "TCPServer", tcp_server)
+    monkeypatch.setattr(worker, name, replacement)
     before = [vars(module)["worker_serve"] for module in MODULES]
     with pytest.raises(RuntimeError, match=rf"^Hypercorn {version('hypercorn')} .* 0\.17\.3 to 0"):
         install()
     assert [vars(module)["worker_serve"] for module in MODULES] == before
+
+
+@limited
+@pytest.mark.usefixtures("uninstalled")
+async def test_hypercorns_own_asyncio_serve_refuses_a_tracked_config() -> None:
+    """It would serve untracked."""
+    config = local()
+    wrap(config, StatsTracker())
+    with pytest.raises(ValueError, match="only Hypercorn's trio worker is tracked"):
+        vars(hypercorn.asyncio)["worker_serve"](hello, config)
 
 
 # One's own code: tracked_server()

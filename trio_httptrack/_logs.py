@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from typing import Any
 
 from ._local import ProcessLocal
 from ._states import ConnState
@@ -31,10 +32,14 @@ class LogTracker(ProcessLocal):
     a connection new
     """
 
-    def __init__(self, logger: logging.Logger | None = None, level: int = logging.INFO) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger | logging.LoggerAdapter[Any] | None = None,
+        level: int = logging.INFO,
+    ) -> None:
         if logger is None:
             logger = logging.getLogger("trio_httptrack")
-        if not isinstance(logger, logging.Logger):
+        if not isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
             raise TypeError(f"logger must be a Logger, as of logging.getLogger(), not {logger!r}")
         if not isinstance(level, int):
             raise TypeError(f"level must be a number, such as logging.INFO, not {level!r}")

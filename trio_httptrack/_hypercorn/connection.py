@@ -221,10 +221,17 @@ class Connection:
         """Tell the protocol, and with it the handlers, that nothing more will be read."""
         if self._protocol is None:
             return
-        if self.gone or not (self._protocol.may_still_answer and self._handlers):
+        owed = any(not handler.answered for handler in self._handlers)
+        if self.gone or not (self._protocol.may_still_answer and owed):
             self.close()
             await self._protocol.hang_up()
         self._tell_handlers()
+
+    async def leave_unanswered(self) -> None:
+        """Called for an application that was told of the disconnect, and has ended by that."""
+        if self._protocol is not None and not self._talking and self._protocol.may_still_answer:
+            self.close()
+            await self._protocol.hang_up()
 
     def parked(self) -> AbstractContextManager[None]:
         """To be put around every wait of the reader that is not for bytes.

@@ -41,7 +41,6 @@ class Handler:
     """The task of one request, or of one WebSocket."""
 
     __slots__ = (
-        "_answered",
         "_begun",
         "_changed",
         "_config",
@@ -52,7 +51,9 @@ class Handler:
         "_protocol_send",
         "_scope",
         "_start",
+        "_told",
         "_upgrades",
+        "answered",
         "websocket",
     )
 
@@ -72,7 +73,8 @@ class Handler:
         self._disconnect: Any = None
         self._start: Any = None  # the head, while it waits
         self._begun = False
-        self._answered = False
+        self._told = False  # that its peer has gone
+        self.answered = False
         self.websocket: WebSocket | None = None  # if it is one
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
@@ -130,6 +132,7 @@ class Handler:
             await trio.lowlevel.checkpoint()
         while not self._events:
             if self._disconnect is not None:
+                self._told = True
                 return self._disconnect
             await self._change()
         event = self._events.popleft()
@@ -146,7 +149,7 @@ class Handler:
         connection = self._connection
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            if not self._answered and (
+            if not self.answered and (
                 connection.gone or (self._disconnect is not None and not self._http1)
             ):
                 raise PeerGone(connection.conn)
@@ -158,7 +161,7 @@ class Handler:
                     return
             start, self._start = self._start, None
             if type_ == "http.response.body" and not event.get("more_body", False):
-                self._answered = True  # what closes the connection from here on is no error
+                self.answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
                 connection.upgrading = self._upgrades
             if self._http1:
@@ -183,6 +186,7 @@ class Handler:
 
     async def run(self, app: AppWrapper) -> None:
         """Run the application to its end, and tell the protocol of it."""
+        failed = False
         try:
             await self._call(app)
         except BaseException as error:
@@ -190,10 +194,13 @@ class Handler:
             if rest is not None:
                 _, rest = split(rest, PeerGone)
             if rest is not None:
+                failed = True
                 await self._connection.log_application_error(rest, self.path)
             if travels is not None:
                 raise travels from None
         try:
+            if self._told and not (failed or self._begun):
+                await self._connection.leave_unanswered()
             await self._protocol_send(None)
         finally:
             # It knows us, too. Break the cycle, so that both are freed at once.

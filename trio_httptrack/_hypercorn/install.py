@@ -43,18 +43,18 @@ def install() -> None:
     """
     if hypercorn.trio.run.worker_serve is _serve_process:
         return
-    check_seam()
-    if hypercorn.trio.run.worker_serve is not hypercorn_serve:
-        refuse_hypercorn()
     # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
-    _replace(hypercorn.trio.run, _serve_process)
-    _replace(hypercorn.trio, _serve)
-    _replace(hypercorn.asyncio.run, _asyncio_serve_process)
-    _replace(hypercorn.asyncio, _asyncio_serve)
-
-
-def _replace(module: Any, worker_serve: Callable[..., object]) -> None:
-    module.worker_serve = worker_serve
+    workers: list[tuple[Any, object, object]] = [
+        (hypercorn.trio.run, hypercorn_serve, _serve_process),
+        (hypercorn.trio, hypercorn_serve, _serve),
+        (hypercorn.asyncio.run, hypercorn_asyncio_serve, _asyncio_serve_process),
+        (hypercorn.asyncio, hypercorn_asyncio_serve, _asyncio_serve),
+    ]
+    check_seam()
+    if any(module.worker_serve is not theirs for module, theirs, _ in workers):
+        refuse_hypercorn()
+    for module, _, ours in workers:
+        module.worker_serve = ours
 
 
 async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:

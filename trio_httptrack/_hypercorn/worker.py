@@ -16,7 +16,7 @@ from copy import copy
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
-from types import FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, NoReturn
 
 import trio
@@ -49,9 +49,11 @@ SUPPORTED = "0.17.3 to 0.18"
 def check_seam() -> None:
     """Raise a RuntimeError if we could not put our names into Hypercorn's worker."""
     names = {"TCPServer", "WorkerContext", "Lifespan"}
+    code = getattr(hypercorn_serve, "__code__", None)
     arguments = ["app", "config", "context", "state", "stream"]
     if (
-        not names <= set(hypercorn_serve.__code__.co_names)
+        not isinstance(code, CodeType)
+        or not names <= set(code.co_names)
         or list(signature(TCPServer).parameters) != arguments
     ):
         refuse_hypercorn()
@@ -139,8 +141,9 @@ class Worker:
         Hypercorn ends its own nursery then, maybe before our drain has run for the first time.
         """
         now = trio.current_time()
-        deadline = min(self.deadline, now + self.config.graceful_timeout)
-        return self._hypercorn_context.terminated.is_set() and now > deadline - 0.1
+        grace = self.config.graceful_timeout
+        deadline = min(self.deadline, now + grace) - min(0.1, grace / 2)
+        return self._hypercorn_context.terminated.is_set() and now >= deadline
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         return Lifespan(app, config, state)
