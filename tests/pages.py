@@ -3,13 +3,13 @@
 Whoever follows a page writes its files, types its commands, and compares what comes out:
 
 * A block in Python or a format such as TOML is a file. Its first line is a comment that says the
-  name; a file that the page includes has its own. Some command must use it.
-* A ``console`` block is typed into a shell. A server goes on while the next commands are typed,
-  until another is started or the page ends; then it gets a Ctrl-C, and must end well. So does a
-  command that ends with ``&``, but that is killed.
-* A ``text`` block is what was printed since the last block of commands was begun. Its lines come in
-  this order, maybe with others between them, as a ``...`` may say. Decimals, and whole numbers of
-  three or more digits, are seconds, ports and the like: they may be others.
+  name; a file that the page includes has its own. A later command must use it.
+* A ``console`` block is typed into a shell, line by line. Each command must succeed, and ``curl``
+  must get what it asks for. A server goes on while the next commands are typed, until another is
+  started or the page ends; then it gets a Ctrl-C, and must end well. A command that ends with ``&``
+  goes on to the end of the page.
+* A ``text`` block is what was printed since the last block of commands was begun: these lines in
+  this order, maybe with others between them, as a ``...`` may say. Ports and seconds may be others.
 * Examples with ``>>>`` are doctests, one session for the page.
 
 ``python -m tests.pages dist`` does the same in an empty environment for each page, where
@@ -54,12 +54,15 @@ RUN_ELSEWHERE = {  # than by what the page says
 INSTALLS = re.compile(r"pip install|-m venv")
 IN_CLONE = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q (-e )?'?\.")
 COMMENT = re.compile(r"\s{2,}#.*| &$")
-NUMBER = re.compile(r"\d{3,}|\d+\\\.\d+")  # in a text whose dots are escaped
+# What differs each time, in a text that is escaped for a regular expression: ports and seconds.
+VARYING = re.compile(
+    r"(?<=:)\d{4,5}|(?<=',\\ )\d{4,5}|\d+\\\.\d+(?=\\ s\b)|(?<=data:\\ )\d+\\\.\d+"
+)
 # What listens on port 8000, and how it is told to take a free one.
 LISTENS = {
-    "hypercorn -k": " -b 127.0.0.1:0",
+    "hypercorn -k trio": " -b 127.0.0.1:0",
     "-m trio_httptrack": " --bind 127.0.0.1:0",
-    "serve.py": "",
+    "python serve.py": "",
 }
 
 
@@ -149,10 +152,17 @@ class Reader:
         """All that was printed."""
 
         self._nursery = nursery
-        self._environ = {**environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONUNBUFFERED": "1"}
+        self._environ = {
+            **environ,
+            "CURL_HOME": str(folder),
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONUNBUFFERED": "1",
+        }
+        (folder / ".curlrc").write_text("fail\nsilent\nshow-error\n")
         self._clone = clone
         self._files: dict[str, str] = {}
-        self._typed = ""
+        self._unused: set[str] = set()
+        self._doctested = False
         self._typed_at = 0  # where in the transcript the last commands begin
         self._server: trio.Process | None = None
         self._others: list[trio.Process] = []
@@ -170,11 +180,13 @@ class Reader:
             return
         elif block.file is not None:
             self._files[block.file] = block.text
+            self._unused.add(block.file)
         elif block.kind == "text":
             await self._expect(block.text.splitlines())
         elif block.kind != "doctest":
             raise PageError(f"nobody knows what to do with a block of {block.kind!r}")
-        elif "doctest" not in self._typed:
+        elif not self._doctested:
+            self._doctested = True
             await self._type(f"python -m doctest {shlex.quote(str(block.page))}")
         if self._clone is not None or block.elsewhere is None:
             self.executed.append(block)
@@ -182,13 +194,24 @@ class Reader:
     async def finish(self) -> None:
         """The page is read: end what still runs, and see that no file was written for nothing."""
         for process in self._others:
-            kill(process)
-            await process.wait()
+            if process.poll() is None:
+                kill(process)
+            elif process.returncode != 0:
+                raise PageError(f"what was started with & has ended with {process.returncode}")
         await self._press_ctrl_c()
-        compiled = {path.name.split(".")[0] for path in self.folder.glob("__pycache__/*.pyc")}
-        for file in self._files:
-            if Path(file).stem not in compiled and f" {file}" not in self._typed:
-                raise PageError(f"{file} is not used by anything on its page")
+        unused = [file for file in self._unused if not any(self._compiled(file))]
+        if unused:
+            raise PageError(f"{unused[0]} is not used by any command that follows it")
+
+    def _compiled(self, file: str) -> Iterator[Path]:
+        return self.folder.glob(f"__pycache__/{Path(file).stem}.*") if ".py" in file else iter(())
+
+    def _save(self, file: str) -> None:
+        path, text = self.folder / file, self._here(self._files[file])
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            for compiled in self._compiled(file):
+                compiled.unlink()
 
     async def _type(self, command: str) -> None:
         goes_on = command.endswith(" &")
@@ -200,9 +223,10 @@ class Reader:
         if listens:
             await self._press_ctrl_c()
             command = f"{command}{listens[0]}"
-        for file, text in self._files.items():  # anew, for they may name the server's address
-            (self.folder / file).write_text(self._here(text))
-        self._typed += f"{command}\n"
+        for file in self._files:  # anew, for they may name the server's address
+            self._save(file)
+            if re.search(rf"(?<![\w./-]){re.escape(file)}(?![\w.-])", command):
+                self._unused.discard(file)
         begun = len(self.transcript)
         process = await self._start(self._here(command))
         if listens:
@@ -219,7 +243,7 @@ class Reader:
     async def _start(self, command: str) -> trio.Process:
         start = partial(
             trio.lowlevel.open_process,
-            ["bash", "-c", command],
+            ["bash", "-o", "pipefail", "-c", command],
             cwd=self._clone if IN_CLONE.match(command) else self.folder,
             env=self._environ,
             stdin=subprocess.DEVNULL,
@@ -243,12 +267,13 @@ class Reader:
                     self.transcript += decoder.decode(chunk)
                     self._printed.unpark_all()
             await process.wait()
-            self._running -= 1
-            self._printed.unpark_all()
-        finally:
+        except BaseException:
             kill(process)
             with trio.CancelScope(shield=True):
                 await process.wait()
+            raise
+        self._running -= 1
+        self._printed.unpark_all()
 
     async def _listening(self, process: trio.Process, begun: int) -> str:
         """The address that a server has found."""
@@ -260,29 +285,32 @@ class Reader:
         return match[1]
 
     async def _expect(self, lines: list[str]) -> None:
-        while True:
-            at = self._typed_at
-            for line in lines:
-                if line.strip() == "...":
-                    continue
-                pattern = NUMBER.sub(r"\\d[\\d.]*", re.escape(line))
-                match = re.compile(pattern).search(self.transcript, at)
+        missing = self._first_missing(lines)
+        with trio.move_on_after(SECONDS / 2):
+            while missing is not None and self._running:
+                await self._printed.park()
+                missing = self._first_missing(lines)
+        if missing is not None:
+            raise PageError(f"this was not printed: {missing}")
+
+    def _first_missing(self, lines: list[str]) -> str | None:
+        at = self._typed_at
+        for line in lines:
+            if line.strip() != "...":
+                pattern = VARYING.sub(r"\\d[\\d.]*", re.escape(line))
+                match = re.compile(rf"(?<![\w.]){pattern}").search(self.transcript, at)
                 if match is None:
-                    break
-                at = match.end()
-            else:
-                return
-            with trio.move_on_after(SECONDS / 2) as waiting:
-                if self._running:
-                    await self._printed.park()
-                    continue
-            if waiting.cancelled_caught or not self._running:
-                raise PageError(f"this was not printed: {line}")
+                    return line
+                at = self.transcript.find("\n", match.end())
+                if at < 0:
+                    at = len(self.transcript)
+        return None
 
     async def _press_ctrl_c(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            os.killpg(server.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # or it has ended by itself
+                os.killpg(server.pid, signal.SIGINT)
             if await server.wait() != 0:
                 raise PageError(f"the server has ended with status {server.returncode}")
 

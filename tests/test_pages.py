@@ -7,6 +7,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -49,27 +50,73 @@ async def test_every_code_block_does_what_its_page_says(
         assert reader.transcript.count("Connections: new 0, active 0, idle 0; in all:") == 5
 
 
+LIES = {
+    "`false` failed with status 1": "```console\nfalse\n```",
+    "failed with status 1": "```console\nfalse | cat\n```",
+    "not printed: two": "```console\necho one\n```\n```text\ntwo\n```",
+    "not printed: one": "```console\necho one; echo two\n```\n```text\ntwo\none\n```",
+    "not printed: three": "```console\necho two three\n```\n```text\ntwo\nthree\n```",
+    "not printed: earlier": (
+        "```console\necho earlier\n```\n```console\necho later\n```\n```text\nearlier\n```"
+    ),
+    "not printed: idle 1.0": "```console\necho idle 2.0\n```\n```text\nidle 1.0\n```",
+    "not printed: 200 OK": "```console\necho 503 OK\n```\n```text\n200 OK\n```",
+    "not printed: 1 passed": "```console\necho 11 passed\n```\n```text\n1 passed\n```",
+    "unused.py is not used": "```python\n# unused.py\n```\n```console\ntrue\n```",
+    "twice.py is not used": (
+        "```python\n# twice.py\n```\n```console\npython -c 'import twice'\n```\n"
+        "```python\n# twice.py\n1 / 0\n```\n```console\ntrue\n```"
+    ),
+    "app.toml is not used": "```toml\n# app.toml\n```\n```console\necho app.tomlx\n```",
+    "no extra of that name": "```console\npip install 'trio-httptrack[nothing]'\n```",
+    "nobody knows what to do with a block of 'perl'": "```perl\nprint 1\n```",
+    "must be a comment": "```python\nprint(1)\n```",
+    "the server has ended\n": "```console\nhypercorn -k trio nothing:app\n```",
+    "ended with status 3": (
+        "```python\n# serve.py\nimport signal, sys\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(3))\n"
+        "print('Running on http://127.0.0.1:1')\nsignal.pause()\n```\n"
+        "```console\npython serve.py\n```"
+    ),
+}
+
+
+@pytest.mark.parametrize("complaint", LIES)
 def test_a_page_that_does_not_do_what_it_says_fails(
-    tmp_path: Path, environ: dict[str, str]
+    complaint: str, tmp_path: Path, environ: dict[str, str]
 ) -> None:
     """In each of the ways in which it may not."""
-    cases = {
-        "status 1": "```console\nfalse\n```",
-        "not printed: two": "```console\necho one\n```\n\n```text\ntwo\n```",
-        "not printed: one": "```console\necho two one\n```\n\n```text\ntwo\none\n```".replace(
-            "two one", "one; echo two"
-        ),
-        "not used by anything": "```python\n# unused.py\nprint(1)\n```",
-        "no extra of that name": "```console\npip install 'trio-httptrack[nothing]'\n```",
-        "nobody knows": "```perl\nprint 1\n```",
-        "must be a comment": "```python\nprint(1)\n```",
-        "the server has ended": "```console\nhypercorn -k trio nothing:app\n```",
-    }
-    for number, (complaint, text) in enumerate(cases.items()):
-        page = tmp_path / f"{number}.md"
-        page.write_text(f"{text}\n")
-        with pytest.raises(pages.PageError, match=complaint):
-            trio.run(pages.follow, page, tmp_path, environ)
+    page = tmp_path / "page.md"
+    page.write_text(f"{LIES[complaint]}\n")
+    with pytest.raises(pages.PageError, match=re.escape(complaint)):
+        trio.run(pages.follow, page, tmp_path, environ)
+
+
+def test_a_page_in_the_other_format_is_read_as_well(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Its blocks do not differ."""
+    page = tmp_path / "page.rst"
+    page.write_text(".. code-block:: console\n\n   echo one\n\n.. code-block:: text\n\n   two\n")
+    with pytest.raises(pages.PageError, match="not printed: two"):
+        trio.run(pages.follow, page, tmp_path, environ)
+
+
+async def test_a_request_that_is_answered_with_an_error_fails(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Where ``curl`` alone would be content."""
+    async with tracked_server(refuse) as server:
+        page = tmp_path / "page.md"
+        page.write_text(f"```console\ncurl {server.urls[0]}\n```\n")
+        with pytest.raises(pages.PageError, match="failed with status 22"):
+            await pages.follow(page, tmp_path, environ)
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body"})
 
 
 def test_a_command_that_fails_to_end_is_told_by_its_page(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from sphinx.util.inventory import InventoryFile
 
 from trio_httptrack._states import TRANSITIONS
@@ -14,6 +15,11 @@ from .. import pages
 from ..public import Public, public_names
 
 BUILT = pages.DOCS / "_build"
+README, *PAGES = pages.pages()
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(pages.DOCS))
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +36,34 @@ def test_every_public_name_is_in_the_reference(public: Public, reference: set[st
     assert public.path in reference
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in pages.pages() if page.parent.name != "reference"],
-    ids=lambda p: p.stem,
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "reference"], ids=name)
 def test_no_code_block_is_overlooked(page: Path) -> None:
-    """What a page shows as code is what the tests find there and run."""
-    if page.name == "README.md":
-        return
+    """What Sphinx shows as code is what the tests find on the page, or in what it includes."""
+    found = len(pages.blocks(page))
+    for marks in re.findall(r':start-after: "(.+)"\n:end-before: "(.+)"', page.read_text()):
+        begins, ends = (line_of(mark) for mark in marks)
+        found += sum(begins < block.line < ends for block in pages.blocks(README))
     html = (BUILT / page.relative_to(pages.DOCS)).with_suffix(".html").read_text()
-    included = pages.blocks(pages.ROOT / "README.md") if "README.md" in page.read_text() else []
-    shown = re.findall(r'<div class="(?:doctest )?highlight-(\w+)', html)
-    found = [block.kind for block in pages.blocks(page)]
-    assert len(found) <= len(shown) <= len(found) + len(included)
+    assert len(re.findall(r'<div class="(?:doctest )?highlight-', html)) == found
+
+
+def line_of(mark: str) -> int:
+    readme = README.read_text()
+    return readme.count("\n", 0, readme.index(mark)) + 1
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "reference"], ids=name)
+def test_the_reference_has_no_code_but_the_docstrings(page: Path) -> None:
+    """Which doctest runs."""
+    assert pages.blocks(page) == []
+    assert not re.search(r"^(?!\.\. [\w-]+::$).*::$|^ *>>>", page.read_text(), re.MULTILINE)
+
+
+def test_no_code_block_of_the_readme_is_overlooked() -> None:
+    """A parser for Markdown finds as many."""
+    tokens = MarkdownIt().parse(README.read_text())
+    code = [token for token in tokens if token.type in ("fence", "code_block")]
+    assert len(code) == len(pages.blocks(README))
 
 
 def test_the_diagram_has_each_transition_and_no_other() -> None:
