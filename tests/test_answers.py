@@ -294,6 +294,23 @@ async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
         assert trio.current_time() == 0
 
 
+async def test_who_ends_its_side_while_the_answer_is_written_gets_all_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    """That the application has said everything does not mean that the client has it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"x" * 1_000_000)
+
+    async with memory_server(without_lifespan(app)) as server:
+        stream = await server.connect()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await wait_all_tasks_blocked()
+        await stream.send_eof()
+        await wait_all_tasks_blocked()
+        assert (await read_to_end(stream)).endswith(b"\r\n\r\n" + b"x" * 1_000_000)
+
+
 async def test_the_log_of_an_applications_error_names_the_request(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

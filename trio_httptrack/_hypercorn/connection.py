@@ -221,7 +221,7 @@ class Connection:
         """Tell the protocol, and with it the handlers, that nothing more will be read."""
         if self._protocol is None:
             return
-        owed = any(not handler.answered for handler in self._handlers)
+        owed = any(not handler.written for handler in self._handlers)
         if self.gone or not (self._protocol.may_still_answer and owed):
             self.close()
             await self._protocol.hang_up()

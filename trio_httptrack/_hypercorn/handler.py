@@ -41,6 +41,7 @@ class Handler:
     """The task of one request, or of one WebSocket."""
 
     __slots__ = (
+        "_answered",
         "_begun",
         "_changed",
         "_config",
@@ -53,8 +54,8 @@ class Handler:
         "_start",
         "_told",
         "_upgrades",
-        "answered",
         "websocket",
+        "written",
     )
 
     def __init__(
@@ -74,7 +75,8 @@ class Handler:
         self._start: Any = None  # the head, while it waits
         self._begun = False
         self._told = False  # that its peer has gone
-        self.answered = False
+        self._answered = False
+        self.written = False  # the whole answer: nothing is owed any more
         self.websocket: WebSocket | None = None  # if it is one
         http1 = scope["http_version"] in ("1.0", "1.1")
         self._upgrades = http1 and scope["type"] == "websocket"
@@ -149,7 +151,7 @@ class Handler:
         connection = self._connection
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            if not self.answered and (
+            if not self._answered and (
                 connection.gone or (self._disconnect is not None and not self._http1)
             ):
                 raise PeerGone(connection.conn)
@@ -161,7 +163,7 @@ class Handler:
                     return
             start, self._start = self._start, None
             if type_ == "http.response.body" and not event.get("more_body", False):
-                self.answered = True  # what closes the connection from here on is no error
+                self._answered = True  # what closes the connection from here on is no error
             elif type_ == "websocket.accept":
                 connection.upgrading = self._upgrades
             if self._http1:
@@ -172,6 +174,7 @@ class Handler:
         finally:  # also where the event is refused: the application may try again for ever
             if self._http1:
                 await connection.flush()
+                self.written = self._answered
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.disable_ki_protection
