@@ -65,7 +65,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """As its developers check the code, and as a user's type checker reads what is installed."""
-    session.install(".[bench,browser,lint,test]")
+    session.install(".[bench,browser,docs,lint,test]")
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_httptrack", "--ignoreexternal")

@@ -384,7 +384,7 @@ def main() -> None:
     dist = Path(sys.argv[1]).resolve()
     total = 0
     for page in pages():
-        if any(block.elsewhere == "nox -s build" for block in blocks(page)):
+        if any(block.kind == "console" and INSTALLS.search(block.text) for block in blocks(page)):
             number = follow_as_a_stranger(page, dist)
             total += number
             print(f"{os.path.relpath(page, ROOT)}: {number} code blocks", flush=True)  # noqa: T201
