@@ -334,6 +334,29 @@ trio.run(main)
     assert failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "2.0"
 
 
+def test_a_worker_that_is_just_starting_does_not_fail_the_scrape_of_another(tmp_path: Path) -> None:
+    """Its file is there a moment before its content."""
+    (tmp_path / "counter_4711.db").touch()
+    program = """
+import trio
+from trio_httptrack import Conn, ConnState
+from trio_httptrack.prometheus import *
+PrometheusTracker().track(Conn(), ConnState.NEW)
+sent = []
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+async def send(event):
+    sent.append(event)
+
+scope = {"type": "http", "method": "GET", "headers": [], "query_string": b""}
+trio.run(MetricsApp(), scope, receive, send)
+raise SystemExit(str(b'connections{state="new"} 1.0' in sent[1]["body"]))
+"""
+    assert failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "True"
+
+
 def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:
     """Their files are the same; each would overwrite the other's numbers."""
     assert failed(
