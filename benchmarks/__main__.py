@@ -1,8 +1,8 @@
-"""Measure a tracked Hypercorn beside plain ones, and print what came out.
+"""Measure a tracked Hypercorn beside other servers, and print the table.
 
-``python -m benchmarks`` takes some five minutes, ``--quick`` under two. All servers run at
-the same time, on one core, and are asked in turn by one load generator on another; each
-ratio is the median of the rounds' own, with the least and the greatest behind it.
+``python -m benchmarks`` takes some twelve minutes, ``--quick`` five. All servers of a row run at
+the same time, on one core, and get their load in turn from one generator on another; each
+ratio is the median of the rounds' own ratios, with the smallest and the largest next to it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import trustme
 
@@ -32,24 +35,43 @@ from .chart import chart
 from .micro import timings
 from .servers import LOAD_CORE, Load, Server, loading, serving
 
-SERVERS = {
-    "plain trio": ("trio", "settings"),
-    "plain asyncio": ("asyncio", "settings"),
-    "tracked": ("trio", "settings_tracked"),
-}
-CONNECTIONS = (1, 32, 256, 2000)
-RATES = [  # what, kind of load, connections, the least ratio to plain trio
-    ("HTTP/1.1 keep-alive, small GET, 32 connections", "get", 32, 2.0),
-    ("the same, 1 connection", "get", 1, 1.0),
-    ("the same, 256 connections", "get", 256, 1.0),
-    ("the same, 2,000 connections", "get", 2000, 1.0),
-    ("one request per connection", "one-shot", 32, 1.0),
-    ("POST of 1 KiB", "post", 32, 1.0),
-    ("a response streamed in ten chunks", "stream", 32, 1.0),
-    ("a 1 MiB response", "megabyte", 32, 1.0),
-    ("HTTP/2 over TLS, 1 stream at a time", "h2-1", 32, 1.0),
-    ("HTTP/2 over TLS, 10 streams at a time", "h2-10", 32, 1.0),
-    ("WebSocket echo", "websocket", 32, 1.0),
+TRIO, ASYNCIO = "plain trio", "plain asyncio"
+UVICORN, UVLOOP = "uvicorn h11", "uvicorn httptools+uvloop"
+TRACKED = "tracked"
+NEEDS = {UVICORN: ("uvicorn",), UVLOOP: ("uvicorn", "httptools", "uvloop")}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A row for each baseline: how many requests each server handles in a second."""
+
+    metric: str
+    load: str
+    """The kind of load, as ``load.make()`` knows it."""
+
+    connections: int
+    goals: dict[str, float]
+    """The smallest ratio to each baseline."""
+
+    app: str = "app"
+    https: bool = False
+
+
+RATES = [
+    Rate("GET, 32 connections", "get", 32, {TRIO: 2.0, ASYNCIO: 1.0, UVICORN: 2.5, UVLOOP: 0.6}),
+    Rate("GET, 1 connection", "get", 1, {TRIO: 1.0, UVICORN: 2.5}),
+    Rate("GET, 256 connections", "get", 256, {TRIO: 1.0, UVICORN: 2.5}),
+    Rate("GET, 2,000 connections", "get", 2000, {TRIO: 1.0, UVICORN: 2.5}),
+    Rate("GET with a browser's twelve headers", "browser", 32, {UVICORN: 2.0}),
+    Rate("GET over TLS", "tls", 32, {UVICORN: 2.5}, https=True),
+    Rate("GET, one request per connection", "one-shot", 32, {TRIO: 1.0, UVICORN: 1.0}),
+    Rate("POST of 1 KiB", "post", 32, {TRIO: 1.0, UVICORN: 2.5}),
+    Rate("response streamed in ten chunks", "stream", 32, {TRIO: 1.0, UVICORN: 1.5}),
+    Rate("1 MiB response", "megabyte", 32, {TRIO: 1.0, UVICORN: 1.0}),
+    Rate("HTTP/2 over TLS, 1 stream at a time", "h2-1", 32, {TRIO: 1.0}, https=True),
+    Rate("HTTP/2 over TLS, 10 streams at a time", "h2-10", 32, {TRIO: 1.0}, https=True),
+    Rate("WebSocket echo, all with wsproto", "websocket", 32, {TRIO: 1.0, UVICORN: 1.0}),
+    Rate("GET of a Quart-Trio page", "get", 32, {TRIO: 2.0}, app="quart_app"),
 ]
 
 
@@ -57,11 +79,8 @@ RATES = [  # what, kind of load, connections, the least ratio to plain trio
 class Row:
     """A line of the table."""
 
-    what: str
-    against: str
-    """What the figure is compared with."""
-
-    base: str
+    metric: str
+    baseline: str
     figure: str
     ratios: list[float]
     goal: str
@@ -71,170 +90,261 @@ class Row:
         ratio = f"{median(self.ratios):.2f}" if median(self.ratios) > 0.01 else "< 0.01"
         spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}" if len(self.ratios) > 1 else ""
         met = "yes" if self.met else "NO"
-        return [self.what, self.against, self.base, self.figure, ratio, spread, self.goal, met]
+        return [self.metric, self.baseline, self.figure, ratio, spread, self.goal, met]
 
 
-HEAD = ["what", "beside", "its", "tracked", "ratio", "spread", "goal", "met"]
+HEAD = ["metric", "baseline", "tracked", "ratio", "spread", "goal", "met"]
+WIDTHS = [60, 38, 12, 6, 11, 9, 3]
+Measurement = Callable[[str], Iterable[Row]]
 
 
 class Bench:
-    """Takes the measurements, one row or several at a time."""
+    """Takes the measurements, each of which makes a row or several."""
 
-    def __init__(self, certificate: Path, load: Load, rounds: int, seconds: float) -> None:
+    def __init__(self, certificate: Path, load: Load, stack: ExitStack, quick: bool) -> None:
         self.certificate = certificate
         self.load = load
-        self.rounds = rounds
-        self.seconds = seconds
-        self.busiest = 0.0
-        self.over_connections: dict[str, dict[int, float]] = {name: {} for name in SERVERS}
+        self.stack = stack
+        self.rounds, self.seconds = (2, 0.3) if quick else (5, 1.0)
+        self.servers: dict[tuple[str, str, bool], Server] = {}
+        self.names = [TRIO, ASYNCIO, UVICORN, UVLOOP, TRACKED]
+        self.left_out: set[str] = set()
+        for name, modules in NEEDS.items():
+            if not all(map(find_spec, modules)):
+                self.names.remove(name)
+                self.left_out.add(name)
+        self.busiest = 0.0, ""
+        self.over_connections: dict[str, dict[int, float]] = {name: {} for name in self.names}
 
-    def rates(self) -> Iterator[Row]:
-        with ExitStack() as stack:
-            servers = {
-                name: stack.enter_context(serving(*how, self.certificate))
-                for name, how in SERVERS.items()
-            }
-            for what, kind, connections, least in RATES:
-                yield from self._rate(servers, what, kind, connections, least)
-            yield from self._other_generators(servers)
+    def measurements(self) -> dict[str, Measurement]:
+        """By what ``--only`` calls them."""
+        return {
+            **{f"{rate.metric}, requests/s": partial(self.rate, rate) for rate in RATES},
+            f"{RATES[0].metric}, requests/s by wrk": self.wrk,
+            "HTTP/2 over TLS, 10 streams at a time, requests/s by h2load": self.h2load,
+            "GET, 32 connections, while 15,000 clients vanish, requests/s": self.vanishing,
+            "memory per idle connection, 5,000 of them": self.memory,
+            "from the client's close to CLOSED, p99 of 1,000": self.closings,
+            "from the start to the first response": self.start,
+            "instructions per GET, by callgrind": self.instructions,
+            "track() and stats()": self.calls,
+        }
 
-    def _rate(
-        self, servers: dict[str, Server], what: str, kind: str, connections: int, least: float
-    ) -> Iterator[Row]:
-        names = list(servers) if kind == "get" else ["plain trio", "tracked"]
-        scheme = "https" if kind.startswith("h2") else "http"
-        results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    def server(self, name: str, *, app: str = "app", https: bool = False) -> Server:
+        """A server that runs until all is measured."""
+        key = name, app, https
+        if key not in self.servers:
+            certificate = self.certificate if https else None
+            server = serving(name, app=app, certificate=certificate)
+            self.servers[key] = self.stack.enter_context(server)
+        return self.servers[key]
+
+    def compared(self, goals: dict[str, float]) -> list[str]:
+        return [name for name in self.names if name in goals or name == TRACKED]
+
+    def found(self, tool: str) -> bool:
+        if shutil.which(tool) is None:
+            self.left_out.add(tool)
+        return tool not in self.left_out
+
+    def in_turn(self, names: list[str]) -> Iterator[str]:
+        """Each name once in each round, and in each round another one first."""
         for number in range(self.rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                result = self.load(
-                    "run",
-                    kind=kind,
-                    port=servers[name].ports[scheme],
-                    connections=connections,
-                    # Long enough for each connection to have its turn.
-                    seconds=max(self.seconds, connections / 1000),
-                    warmup=0.3 + connections / 4000,
-                )
-                self.busiest = max(self.busiest, result["busy"])
-                results[name].append(result)
-        unit = "messages/s" if kind == "websocket" else "requests/s"
-        rates = {name: [result["rate"] for result in results[name]] for name in names}
-        yield at_least(f"{unit}: {what}", "plain trio", rates, unit, least)
-        if kind == "get":
+            first = number % len(names)
+            yield from names[first:] + names[:first]
+
+    def rate(self, rate: Rate, metric: str) -> Iterator[Row]:
+        charted = rate.load == "get" and rate.app == "app"
+        names = self.names if charted else self.compared(rate.goals)
+        servers = {name: self.server(name, app=rate.app, https=rate.https) for name in names}
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        p99: dict[str, list[float]] = {name: [] for name in names}
+        for name in self.in_turn(names):
+            result = self.load(
+                "run",
+                kind=rate.load,
+                port=servers[name].port,
+                connections=rate.connections,
+                # Long enough for each connection to have its turn.
+                seconds=max(self.seconds, rate.connections / 1000),
+                warmup=0.3 + rate.connections / 4000,
+            )
+            self.busiest = max(self.busiest, (result["busy"], f"{rate.metric}, {name}"))
+            rates[name].append(result["rate"])
+            p99[name].append(result["p99"] * 1e3)
+        yield from self.at_least(metric, rates, rate.goals)
+        if charted:
             for name in names:
-                self.over_connections[name][connections] = median(rates[name])
-        if (kind, connections) == ("get", 32):
-            yield at_least("the same", "plain asyncio", rates, unit, 1.0)
-            p99 = {name: [result["p99"] * 1e3 for result in results[name]] for name in names}
-            yield at_most("p99 latency of the same", "plain trio", p99, "ms", 0.6)
+                self.over_connections[name][rate.connections] = median(rates[name])
+        if rate is RATES[0]:
+            yield at_most(f"{rate.metric}, p99 latency", TRIO, p99, " ms", 0.6)
 
-    def _other_generators(self, servers: dict[str, Server]) -> Iterator[Row]:
-        """What others measure, where they are installed."""
-        seconds = str(max(1, round(self.seconds)))  # neither knows fractions
-        wrk = ["wrk", "-t1", "-c32", f"-d{seconds}"]
-        h2load = ["h2load", "-c32", "-m10", "-D", seconds]
-        for command, scheme, what in (
-            (wrk, "http", RATES[0][0]),
-            (h2load, "https", "HTTP/2 over TLS, 32 connections, 10 streams at a time"),
-        ):
-            if not shutil.which(command[0]):
-                continue
-            rates: dict[str, list[float]] = {name: [] for name in ("plain trio", "tracked")}
-            for _ in range(self.rounds):
-                for name, found in rates.items():
-                    url = f"{scheme}://127.0.0.1:{servers[name].ports[scheme]}/"
-                    found.append(requests_per_second([*command, url]))
-            least = 2.0 if scheme == "http" else 1.0
-            what = f"requests/s by {command[0]}: {what}"
-            yield at_least(what, "plain trio", rates, "requests/s", least)
+    def at_least(
+        self, metric: str, rates: dict[str, list[float]], goals: dict[str, float]
+    ) -> Iterator[Row]:
+        for baseline, goal in goals.items():
+            if baseline in self.names:
+                yield at_least(metric, baseline, rates, goal)
 
-    def memory(self) -> Row:
-        """What 5,000 idle connections cost the server."""
+    def wrk(self, metric: str) -> Iterator[Row]:
+        """What a generator in C measures, which is never the limit itself."""
+        if self.found("wrk"):
+            yield from self._other("wrk -t1 -c32 -d{}", metric, RATES[0].goals)
+
+    def h2load(self, metric: str) -> Iterator[Row]:
+        if self.found("h2load"):
+            yield from self._other("h2load -c32 -m10 -D {}", metric, {TRIO: 1.0}, https=True)
+
+    def _other(
+        self, command: str, metric: str, goals: dict[str, float], https: bool = False
+    ) -> Iterator[Row]:
+        names = self.compared(goals)
+        servers = {name: self.server(name, https=https) for name in names}
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        whole = max(1, round(self.seconds))  # neither knows fractions
+        for name in self.in_turn(names):
+            url = f"{'https' if https else 'http'}://127.0.0.1:{servers[name].port}/"
+            rates[name].append(requests_per_second([*command.format(whole).split(), url]))
+        yield from self.at_least(metric, rates, goals)
+
+    def vanishing(self, metric: str) -> Iterator[Row]:
+        """What other clients get while the connections of those that vanished are closed."""
+        rates: dict[str, list[float]] = {"usual": [], TRACKED: []}
+        for _ in range((self.rounds + 1) // 2):
+            # What vanishes is nice: its end shall not slow down the generator.
+            with serving(TRACKED) as server, loading(nice=19) as clients:
+                files = server.open_files()
+                clients("hold", port=server.port, connections=15_000)
+                found = self.load(
+                    "vanish", port=server.port, victims=clients.pid, server=server.pid, files=files
+                )
+            rates["usual"].append(found["before"]["rate"])
+            rates[TRACKED].append(found["during"]["rate"])
+        yield at_least(metric, "usual", rates, 0.5)
+
+    def memory(self, metric: str) -> Iterator[Row]:
         connections = 5000
+        goals = {TRIO: 0.8, UVICORN: 1.0}
         cost: dict[str, list[float]] = {}
-        for name in ("plain trio", "tracked"):
-            with serving(*SERVERS[name], self.certificate) as server:
-                port = server.ports["http"]
+        for name in self.compared(goals):
+            with serving(name) as server:
+                port = server.port
                 self.load("run", kind="get", port=port, connections=32, seconds=0.5, warmup=0)
                 before = server.memory()
                 self.load("hold", port=port, connections=connections)
                 cost[name] = [(server.memory() - before) / connections / 1024]
             self.load("release")
-        what = "server memory per idle connection, 5,000 of them"
-        return at_most(what, "plain trio", cost, "KiB", 0.8)
+        for baseline, goal in goals.items():
+            if baseline in cost:
+                yield at_most(metric, baseline, cost, " KiB", goal)
 
-    def closings(self) -> Row:
-        """How long after its client a connection is closed, with 1,000 idle ones."""
+    def closings(self, metric: str) -> Iterator[Row]:
         keep_alive = 5
-        with serving("trio", "settings_closings", self.certificate) as server:
-            port = server.ports["http"]
-            self.load("hold", port=port, connections=1000)
+        with serving("tracked, with closings") as server:
+            self.load("hold", port=server.port, connections=1000)
             left = self.load("release")
             time.sleep(0.5)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/closings") as answer:
-                reported = json.load(answer)
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/closings") as response:
+                reported = json.load(response)
         delays = sorted(reported[client] - when for client, when in left.items())
         p99 = delays[len(delays) * 99 // 100]
-        with serving("trio", "settings", self.certificate, keep_alive=keep_alive) as server:
+        with serving(TRIO, keep_alive=keep_alive) as server:
             at_rest = server.open_files()
-            self.load("hold", port=server.ports["http"], connections=1000)
+            self.load("hold", port=server.port, connections=1000)
             self.load("release")
             began = time.monotonic()
             while server.open_files() > at_rest + 10:  # 1 %
                 time.sleep(0.01)
             plain = time.monotonic() - began
-        return Row(
-            "CLOSED after the client has closed, p99 of 1,000 idle connections",
-            "plain trio",
-            f"{plain:.1f} s, of a keep-alive of {keep_alive}",
-            f"{p99 * 1e3:.2f} ms",
-            [p99 / plain],
-            "< 10 ms",
-            p99 < 0.01,
+        baseline = f"{TRIO}: {plain:.1f} s of {keep_alive} s keep-alive"
+        yield Row(metric, baseline, f"{p99 * 1e3:.2f} ms", [p99 / plain], "< 10 ms", p99 < 0.01)
+
+    def start(self, metric: str) -> Iterator[Row]:
+        times: dict[str, list[float]] = {TRIO: [], TRACKED: []}
+        for name in self.in_turn(list(times)):
+            began = time.perf_counter()
+            with serving(name):
+                times[name].append((time.perf_counter() - began) * 1e3)
+        yield at_most(metric, TRIO, times, " ms", 1.0)
+
+    def instructions(self, metric: str) -> Iterator[Row]:
+        """What twice as many requests cost more: neither the start nor the end is counted."""
+        if not self.found("valgrind"):
+            return
+        requests, goal = 400, 260_000
+        baseline = UVICORN if UVICORN in self.names else TRIO
+        cost = {
+            name: (self._callgrind(name, 2 * requests) - self._callgrind(name, requests)) / requests
+            for name in (baseline, TRACKED)
+        }
+        figure = cost[TRACKED]
+        yield Row(
+            metric,
+            f"{baseline}: {cost[baseline]:,.0f}",
+            f"{figure:,.0f}",
+            [figure / cost[baseline]],
+            f"< {goal:,}",
+            figure < goal,
         )
 
+    def _callgrind(self, name: str, requests: int) -> int:
+        log = self.certificate.with_name("callgrind.log")
+        options = ["--callgrind-out-file=/dev/null", f"--log-file={log}"]
+        with serving(name, under=("valgrind", "--tool=callgrind", *options)) as server:
+            self.load("repeat", port=server.port, requests=requests)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait()
+        found = re.search(r"Collected : (\d+)", log.read_text())
+        assert found is not None, log.read_text()
+        return int(found[1])
 
-def at_least(what: str, against: str, found: dict[str, list[float]], unit: str, goal: float) -> Row:
-    return compared(what, against, found, unit, f">= {goal}", lambda ratio: ratio >= goal)
+    def calls(self, _: str) -> Iterator[Row]:
+        """What a call costs, in this process."""
+        found = [timings() for _ in range(self.rounds)]
+
+        def row(metric: str, baseline: str, key: str, base: str, most: float) -> Row:
+            times = {
+                name: [timing[of] * 1e9 for timing in found]
+                for name, of in ((baseline, base), (TRACKED, key))
+            }
+            return at_most(metric, baseline, times, " ns", most)
+
+        metric = "one track() through compose(stats, conns)"
+        yield row(metric, "an empty method", "track", "empty", 6)
+        yield row(metric, "prometheus inc() + dec()", "track", "prometheus", 0.5)
+        metric = "stats() with 100,000 connections"
+        yield row(metric, "with 10", "stats of 100,000", "stats of 10", 1.1)
 
 
-def at_most(what: str, against: str, found: dict[str, list[float]], unit: str, goal: float) -> Row:
-    return compared(what, against, found, unit, f"<= {goal}", lambda ratio: ratio <= goal)
+def at_least(metric: str, baseline: str, found: dict[str, list[float]], goal: float) -> Row:
+    return compared(metric, baseline, found, "/s", f">= {goal}", lambda ratio: ratio >= goal)
+
+
+def at_most(
+    metric: str, baseline: str, found: dict[str, list[float]], unit: str, goal: float
+) -> Row:
+    return compared(metric, baseline, found, unit, f"<= {goal}", lambda ratio: ratio <= goal)
 
 
 def compared(
-    what: str, against: str, found: dict[str, list[float]], unit: str, goal: str, reached: Any
+    metric: str,
+    baseline: str,
+    found: dict[str, list[float]],
+    unit: str,
+    goal: str,
+    reached: Callable[[float], bool],
 ) -> Row:
-    base, figures = found[against], found["tracked"]
+    base, figures = found[baseline], found[TRACKED]
     ratios = [figure / other for figure, other in zip(figures, base, strict=True)]
     digits = 0 if median(figures) >= 100 else 1
     return Row(
-        what,
-        against,
-        f"{median(base):,.{digits}f} {unit}",
-        f"{median(figures):,.{digits}f} {unit}",
+        metric,
+        f"{baseline}: {median(base):,.{digits}f}{unit}",
+        f"{median(figures):,.{digits}f}{unit}",
         ratios,
         goal,
         reached(median(ratios)),
     )
-
-
-def calls(rounds: int) -> Iterator[Row]:
-    """What a call costs, in this process."""
-    found = [timings() for _ in range(rounds)]
-
-    def row(what: str, against: str, key: str, base: str, most: float) -> Row:
-        times = {
-            name: [timing[of] * 1e9 for timing in found]
-            for name, of in ((against, base), ("tracked", key))
-        }
-        return at_most(what, against, times, "ns", most)
-
-    what = "one track() through compose(stats, conns)"
-    yield row(what, "an empty method", "track", "empty", 6)
-    yield row("the same", "prometheus inc() + dec()", "track", "prometheus", 0.5)
-    what = "stats() with 100,000 connections"
-    yield row(what, "with 10", "stats of 100,000", "stats of 10", 1.1)
 
 
 def requests_per_second(command: list[str]) -> float:
@@ -251,9 +361,18 @@ def markdown(rows: Iterable[Row]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def show(cells: list[str]) -> None:
+    print(*(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument(
+        "--only",
+        metavar="SUBSTRING",
+        help="measure only what has this in its name, and write no files",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -264,38 +383,35 @@ def main() -> None:
     arguments = parser.parse_args()
     if sys.platform != "linux" or (os.cpu_count() or 1) < 2:
         sys.exit("Linux and two cores are needed: one for the servers, one for the load.")
-    rounds, seconds = (2, 0.3) if arguments.quick else (5, 1.0)
-    about = (
-        f"{rounds} rounds of {seconds:g} s each; Python {platform.python_version()}, "
-        f"Hypercorn {version('hypercorn')}, trio {version('trio')}, h11 {version('h11')}, "
-        f"h2 {version('h2')}"
-    )
-    print(about, flush=True)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 16_000:
+        sys.exit("A process must be able to open 16,000 files: raise the limit, ulimit -Hn.")
+    os.sched_setaffinity(0, {LOAD_CORE})
     rows: list[Row] = []
-
-    def show(row: Row) -> None:
-        rows.append(row)
-        what, against, base, figure, ratio, spread, goal, met = row.cells()
-        print(f"{what:<64} {ratio:>6} {spread:>12}  {goal:>8} {met:>4}   ", end="")
-        print(f"{figure} beside {base} ({against})", flush=True)
-
-    print(f"{'what':<64} {'ratio':>6} {'spread':>12}  {'goal':>8} {'met':>4}")
-    with TemporaryDirectory() as folder, loading() as load:
+    with TemporaryDirectory() as folder, loading() as load, ExitStack() as stack:
         certificate = Path(folder, "localhost.pem")
         issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
         issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
-        bench = Bench(certificate, load, rounds, seconds)
-        for row in bench.rates():
-            show(row)
-        show(bench.memory())
-        show(bench.closings())
-        for row in calls(rounds):
-            show(row)
-    limit = f"The load generator was busy for at most {bench.busiest:.0%} of its core's time."
-    print(limit)
+        bench = Bench(certificate, load, stack, arguments.quick)
+        show(HEAD)
+        for metric, measure in bench.measurements().items():
+            if (arguments.only or "").lower() in metric.lower():
+                for row in measure(metric):
+                    rows.append(row)
+                    show(row.cells())
+    packages = ["hypercorn", "trio", "h11", "h2", "uvicorn", "httptools", "uvloop", "quart-trio"]
+    versions = [f"{name} {version(name)}" for name in packages if find_spec(name.replace("-", "_"))]
+    about = (
+        f"{bench.rounds} rounds of {bench.seconds:g} s each; Python {platform.python_version()}, "
+        f"{', '.join(versions)}. The load generator was busy for at most {bench.busiest[0]:.0%} of "
+        f"its core's time ({bench.busiest[1]})."
+    )
+    if bench.left_out:
+        about += f" Left out, as it is not installed: {', '.join(sorted(bench.left_out))}."
+    print(about)
+    if arguments.only is not None:
+        return
     arguments.output.mkdir(parents=True, exist_ok=True)
-    table = f"{markdown(rows)}\n{about}. {limit}\n"
-    arguments.output.joinpath("table.md").write_text(table)
+    arguments.output.joinpath("table.md").write_text(f"{markdown(rows)}\n{about}\n")
     title = "Requests per second over the number of connections"
     picture = chart(title, bench.over_connections)
     arguments.output.joinpath("throughput.svg").write_text(picture)

@@ -42,17 +42,17 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
         await send({"type": "http.response.body"})
     elif scope["path"] == "/closings":
-        await answer(send, json.dumps(closings.times).encode())
+        await respond(send, json.dumps(closings.times).encode())
     elif scope["path"] == "/megabyte":
-        await answer(send, MEGABYTE)
+        await respond(send, MEGABYTE)
     else:
         if scope["method"] == "POST":
             while (await receive())["more_body"]:
                 pass
-        await answer(send, HELLO)
+        await respond(send, HELLO)
 
 
-async def answer(send: Any, body: bytes) -> None:
+async def respond(send: Any, body: bytes) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import math
 
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 64, 130, 24, 44
+WIDTH, HEIGHT = 690, 360
+LEFT, RIGHT, TOP, BOTTOM = 64, 180, 24, 44
 
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #333 }
-.grid { stroke: #ddd }
-.line { fill: none; stroke-width: 2.5 }
-.tracked { stroke: #0a7d4b; fill: #0a7d4b }
-.trio { stroke: #b4540a; fill: #b4540a }
-.asyncio { stroke: #3b62c4; fill: #3b62c4 }
-text.label { stroke: none }
-path.line { fill: none }
-@media (prefers-color-scheme: dark) {
-  text { fill: #ddd }
-  .grid { stroke: #444 }
-  .tracked { stroke: #4cc38a; fill: #4cc38a }
-  .trio { stroke: #f0924a; fill: #f0924a }
-  .asyncio { stroke: #8aa9f5; fill: #8aa9f5 }
+COLORS = {  # of a light page and of a dark one
+    "tracked": ("#0a7d4b", "#4cc38a"),
+    "plain trio": ("#b4540a", "#f0924a"),
+    "plain asyncio": ("#3b62c4", "#8aa9f5"),
+    "uvicorn h11": ("#8a3fa8", "#cf8fe8"),
+    "uvicorn httptools+uvloop": ("#666", "#aaa"),
 }
+
+
+def colors(which: int) -> str:
+    return "".join(
+        f".line{number} {{ stroke: {pair[which]}; fill: {pair[which]} }}\n"
+        for number, pair in enumerate(COLORS.values())
+    )
+
+
+STYLE = f"""
+text {{ font: 13px system-ui, sans-serif; fill: #333 }}
+.grid {{ stroke: #ddd }}
+{colors(0)}
+path.line {{ fill: none; stroke-width: 2.5 }}
+text.label {{ stroke: none }}
+@media (prefers-color-scheme: dark) {{
+text {{ fill: #ddd }}
+.grid {{ stroke: #444 }}
+{colors(1)}
+}}
 """
 
 
@@ -61,13 +72,13 @@ def chart(title: str, rates: dict[str, dict[int, float]]) -> str:
     )
     taken: list[float] = []
     for name, line in sorted(rates.items(), key=lambda item: -item[1][connections[-1]]):
-        kind = name.split()[-1]
+        kind = f"line{list(COLORS).index(name)}"
         points = [f"{x(number):.1f} {y(rate):.1f}" for number, rate in sorted(line.items())]
         label = y(line[connections[-1]]) + 4
         while any(abs(label - other) < 16 for other in taken):
             label += 1
         taken.append(label)
-        parts.append(f'<path class="line {kind}" style="fill: none" d="M{"L".join(points)}"/>')
+        parts.append(f'<path class="line {kind}" d="M{"L".join(points)}"/>')
         parts += [
             f'<circle class="{kind}" cx="{point.split()[0]}" cy="{point.split()[1]}" r="3"/>'
             for point in points

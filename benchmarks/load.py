@@ -1,9 +1,9 @@
 """The load generator: a process of its own, on raw sockets, that does as little as it can.
 
-Each connection asks, waits for the whole answer, and asks again (a closed loop). HTTP/1
-answers are not parsed: a connection's first one is read with h11, and those that follow must
-have its length, its first line and its end. It reads one JSON object a line, an order, and prints
-one for each, the result. Linux only, for epoll.
+Each connection sends a request, waits for the whole response, and sends the next (a closed loop).
+HTTP/1 responses are not parsed: a connection's first one is read with h11, and those that follow
+must have its length, its first line and its end. The process reads one JSON object a line, an
+order, and prints one for each, the result. Linux only, for epoll.
 """
 
 from __future__ import annotations
@@ -11,38 +11,74 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import ssl
 import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import count
 from typing import Any
 
 import h11
 
+from .servers import open_files
+
 GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\nuser-agent: load\r\n%s\r\n"
+BROWSER = b"""\
+GET / HTTP/1.1
+host: localhost:8000
+user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0
+accept: image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5
+accept-language: en-US,en;q=0.5
+accept-encoding: gzip, deflate, br, zstd
+connection: keep-alive
+referer: http://localhost:8000/some/page
+cookie: session=7d1c3f0b9a2e48d6; theme=dark; seen=%d
+sec-fetch-dest: image
+sec-fetch-mode: no-cors
+sec-fetch-site: same-origin
+priority: u=5, i
+
+""".replace(b"\n", b"\r\n")
 UPGRADE = (
     b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
-PATHS = {"get": b"/", "stream": b"/stream", "megabyte": b"/megabyte"}
+PATHS = {"stream": b"/stream", "megabyte": b"/megabyte"}
 RECEIVE = 2**18
+RECORD = 2**14
+"""The largest TLS record."""
+
+clock = time.perf_counter
 
 
 class Failed(Exception):
-    """The server answered something else than before."""
+    """The server sent something else than before."""
+
+
+@cache
+def tls(protocol: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # what is measured is not the client
+    context.set_alpn_protocols([protocol])
+    return context
 
 
 class Connection:
-    """One HTTP/1.1 connection that asks again and again."""
+    """One HTTP/1.1 connection that sends request after request."""
 
     reconnects = False
+    protocol = ""
+    """The one to negotiate over TLS; empty without TLS."""
 
     def __init__(self, address: tuple[str, int], request: bytes) -> None:
         self.address = address
         self.request = request
-        self.asked = 0.0
+        self.sent_at = 0.0
         self.connect()
         self.first = self.learn()
         self.left = 0
@@ -50,35 +86,46 @@ class Connection:
     def connect(self) -> None:
         self.socket: Any = socket.create_connection(self.address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.protocol:
+            self.socket = tls(self.protocol).wrap_socket(self.socket)
+            # A server that does not negotiate, as uvicorn, speaks HTTP/1.1.
+            if (self.socket.selected_alpn_protocol() or TLS.protocol) != self.protocol:
+                raise Failed(f"the server does not speak {self.protocol}")
 
     def learn(self) -> bytes:
-        """The first answer's bytes, read carefully."""
+        """The first response's bytes, read carefully."""
         client = h11.Connection(h11.CLIENT)
         method = self.request.split(b" ", 1)[0]
         client.send(h11.Request(method=method, target="/", headers=[("host", "localhost")]))
         client.send(h11.EndOfMessage())
         self.socket.sendall(self.request)
-        answer = b""
+        response = b""
         while True:
             event = client.next_event()
             if event is h11.NEED_DATA:
                 data = self.socket.recv(RECEIVE)
-                answer += data
+                response += data
                 client.receive_data(data)
             elif isinstance(event, h11.Response) and event.status_code != 200:
                 raise Failed(event)
             elif isinstance(event, h11.EndOfMessage):
-                return answer
+                return response
 
-    def ask(self, number: int = 1) -> None:
+    def send(self, number: int = 1) -> None:
+        """Send a request; ``number`` of them where they share a connection."""
         self.left = len(self.first)
-        self.asked = time.perf_counter()
+        self.sent_at = clock()
         if self.socket.send(self.request) != len(self.request):
             raise Failed("a request did not fit into the socket's buffer")
 
+    def receive(self) -> bytes:
+        """What is there. A buffer for more than that would take half of this process's time."""
+        data: bytes = self.socket.recv(min(self.left + 1, RECEIVE))
+        return data
+
     def read(self) -> int:
-        """What is there; how many answers are complete."""
-        data = self.socket.recv(RECEIVE)
+        """Read what is there; return how many responses are complete."""
+        data = self.receive()
         if self.left == len(self.first) and data[:12] != self.first[:12]:
             raise Failed(data[:100])
         self.left -= len(data)
@@ -92,24 +139,38 @@ class Connection:
         self.socket.close()
 
 
+class TLS(Connection):
+    protocol = "http/1.1"
+
+
+class Browser(Connection):
+    """Twelve headers, of which the cookie has another value in each request."""
+
+    numbers = count(10**9)
+
+    def send(self, number: int = 1) -> None:
+        self.request = BROWSER % next(self.numbers)
+        super().send()
+
+
 class OneShot(Connection):
     """A new connection for each request, which the server closes."""
 
     reconnects = True
 
     def learn(self) -> bytes:
-        answer = super().learn()
+        response = super().learn()
         self.socket.close()
-        return answer
+        return response
 
-    def ask(self, number: int = 1) -> None:
-        self.left = len(self.first)
-        self.asked = time.perf_counter()
+    def send(self, number: int = 1) -> None:
+        sent_at = clock()
         self.connect()
-        self.socket.send(self.request)
+        super().send()
+        self.sent_at = sent_at
 
     def read(self) -> int:
-        data = self.socket.recv(RECEIVE)
+        data = self.receive()
         if not data:
             if self.left:
                 raise Failed(f"closed with {self.left} bytes missing")
@@ -126,34 +187,26 @@ class WebSocket(Connection):
 
     def learn(self) -> bytes:
         self.socket.sendall(GET % (b"/", UPGRADE))
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += self.socket.recv(RECEIVE)
-        if not answer.startswith(b"HTTP/1.1 101 "):
-            raise Failed(answer)
+        response = b""
+        while b"\r\n\r\n" not in response:
+            response += self.socket.recv(RECEIVE)
+        if not response.startswith(b"HTTP/1.1 101 "):
+            raise Failed(response)
         # A mask of zeros is a mask.
         self.request = bytes([0x81, 0x80 | len(self.MESSAGE)]) + bytes(4) + self.MESSAGE
         return bytes([0x81, len(self.MESSAGE)]) + self.MESSAGE
 
 
 class Http2(Connection):
-    """HTTP/2 over TLS, with so many streams at work at any time."""
+    """HTTP/2 over TLS, with ``streams`` requests in flight at any time."""
+
+    protocol = "h2"
 
     def __init__(self, address: tuple[str, int], streams: int) -> None:
         self.streams = streams
         self.next_id = 1
         self.buffer = b""
         super().__init__(address, b"")
-
-    def connect(self) -> None:
-        super().connect()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # what is measured is not the client
-        context.set_alpn_protocols(["h2"])
-        self.socket = context.wrap_socket(self.socket)
-        if self.socket.selected_alpn_protocol() != "h2":
-            raise Failed("the server does not speak HTTP/2")
 
     def learn(self) -> bytes:
         window = 2**31 - 1
@@ -163,7 +216,7 @@ class Http2(Connection):
             + self.frame(0x4, 0, 0, settings)
             + self.frame(0x8, 0, 0, struct.pack(">L", window - 65_535))  # WINDOW_UPDATE
         )
-        self.ask(1)
+        self.send(1)
         while not self.ended():
             self.buffer += self.socket.recv(RECEIVE)
         self.socket.setblocking(False)
@@ -173,9 +226,9 @@ class Http2(Connection):
     def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
         return struct.pack(">LBL", len(payload) << 8 | kind, flags, stream_id) + payload
 
-    def ask(self, number: int = 0) -> None:
-        """As many requests as were answered, at first as many as there are streams."""
-        self.asked = time.perf_counter()
+    def send(self, number: int = 0) -> None:
+        """Send ``number`` requests; at first as many as there are streams."""
+        self.sent_at = clock()
         # :method GET, :path /, :scheme https, :authority localhost; RFC 7541's static table.
         headers = b"\x82\x84\x87\x01\x09localhost"
         requests = b""
@@ -185,7 +238,7 @@ class Http2(Connection):
         self.socket.send(requests)
 
     def ended(self) -> int:
-        """Take the whole frames out of the buffer; how many streams they end."""
+        """Remove the whole frames from the buffer; return how many streams they close."""
         ended = position = 0
         buffer = self.buffer
         while len(buffer) - position >= 9:
@@ -209,7 +262,7 @@ class Http2(Connection):
     def read(self) -> int:
         while True:
             try:
-                data = self.socket.recv(RECEIVE)
+                data = self.socket.recv(RECORD)
             except ssl.SSLWantReadError:
                 break
             if not data:
@@ -225,69 +278,116 @@ def make(kind: str, address: tuple[str, int]) -> Connection:
         return WebSocket(address, b"")
     if kind == "one-shot":
         return OneShot(address, GET % (b"/", b"connection: close\r\n"))
+    if kind == "browser":
+        return Browser(address, BROWSER % next(Browser.numbers))
+    if kind == "tls":
+        return TLS(address, GET % (b"/", b""))
     if kind == "post":
         post = GET.replace(b"GET", b"POST") % (b"/", b"content-length: 1024\r\n")
         return Connection(address, post + b"x" * 1024)
-    return Connection(address, GET % (PATHS[kind], b""))
+    return Connection(address, GET % (PATHS.get(kind, b"/"), b""))
+
+
+class Clients:
+    """Connections that load a server at the same time."""
+
+    def __init__(self, kind: str, port: int, connections: int) -> None:
+        self.connections = [make(kind, ("127.0.0.1", port)) for _ in range(connections)]
+        self.epoll = select.epoll()
+        self.by_fd: dict[int, Connection] = {}
+        for connection in self.connections:
+            connection.send()
+            self.watch(connection)
+
+    def watch(self, connection: Connection) -> None:
+        self.by_fd[connection.socket.fileno()] = connection
+        self.epoll.register(connection.socket.fileno(), select.EPOLLIN)
+
+    def load(self, over: Callable[[], bool]) -> dict[str, Any]:
+        """Send and receive until it is ``over``; return what that was like."""
+        latencies: list[float] = []
+        cpu, begin = time.process_time(), clock()
+        while not over():
+            for fd, _ in self.epoll.poll(0.1):
+                connection = self.by_fd[fd]
+                responses = connection.read()
+                if not responses:
+                    continue
+                latencies += [clock() - connection.sent_at] * responses
+                connection.send(responses)
+                if connection.reconnects:
+                    self.watch(connection)
+        seconds = clock() - begin
+        latencies.sort()
+        return {
+            "seconds": seconds,
+            "rate": len(latencies) / seconds,
+            "p99": latencies[len(latencies) * 99 // 100] if latencies else seconds,
+            "busy": (time.process_time() - cpu) / seconds,
+        }
+
+    def close(self) -> None:
+        self.epoll.close()
+        for connection in self.connections:
+            connection.close()
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    end = clock() + seconds
+    return lambda: clock() >= end
 
 
 def run(kind: str, port: int, connections: int, seconds: float, warmup: float) -> dict[str, Any]:
-    """Load the server; the answers of ``seconds`` that begin after ``warmup`` count."""
-    address = ("127.0.0.1", port)
-    open_now = [make(kind, address) for _ in range(connections)]
-    clock = time.perf_counter
-    latencies: list[float] = []
-    with select.epoll() as epoll:
-        by_fd: dict[int, Connection] = {}
+    """Load the server; the responses of ``seconds`` count, those of ``warmup`` do not."""
+    clients = Clients(kind, port, connections)
+    clients.load(after(warmup))
+    result = clients.load(after(seconds))
+    clients.close()
+    return result
 
-        def watch(connection: Connection) -> None:
-            by_fd[connection.socket.fileno()] = connection
-            epoll.register(connection.socket.fileno(), select.EPOLLIN)
 
-        for connection in open_now:
-            connection.ask()
-            watch(connection)
-        begin = clock() + warmup
-        end = begin + seconds
-        cpu = 0.0
-        now = clock()
-        while now < end:
-            for fd, _ in epoll.poll(1):
-                connection = by_fd[fd]
-                answers = connection.read()
-                if not answers:
-                    continue
-                now = clock()
-                if now >= begin:
-                    if not cpu:
-                        cpu = time.process_time()
-                    latencies += [now - connection.asked] * answers
-                connection.ask(answers)
-                if connection.reconnects:
-                    watch(connection)
-            now = clock()
-        cpu = time.process_time() - cpu
-    for connection in open_now:
+def vanish(port: int, victims: int, server: int, files: int) -> dict[str, Any]:
+    """Load the server while all clients of the process ``victims`` vanish at once.
+
+    Returned are the rates before, and after until ``server`` has no more than ``files`` open.
+    """
+    clients = Clients("get", port, 32)
+    clients.load(after(0.3))
+    before = clients.load(after(1))
+    os.kill(victims, signal.SIGKILL)
+    too_late = after(60)
+    during = clients.load(lambda: open_files(server) <= files + 32 or too_late())
+    if too_late():
+        raise Failed(f"{open_files(server) - files} connections are not closed after a minute")
+    clients.close()
+    return {"before": before, "during": during}
+
+
+def repeat(port: int, requests: int) -> dict[str, Any]:
+    """Send so many requests in all, eight at the same time, then wait for their responses."""
+    connections = [make("get", ("127.0.0.1", port)) for _ in range(8)]
+    for _ in range(requests // len(connections)):
+        for connection in connections:
+            connection.send()
+        for connection in connections:
+            while not connection.read():
+                pass
+    for connection in connections:
         connection.close()
-    latencies.sort()
-    return {
-        "rate": len(latencies) / seconds,
-        "p99": latencies[len(latencies) * 99 // 100],
-        "busy": cpu / seconds,
-    }
+    return {}
 
 
 idle: list[Connection] = []
 
 
 def hold(port: int, connections: int) -> dict[str, Any]:
-    """Open connections that have had one answer each, and keep them."""
+    """Open connections that have had one response each, and keep them."""
     idle.extend(make("get", ("127.0.0.1", port)) for _ in range(connections))
     return {}
 
 
 def release() -> dict[str, Any]:
-    """Close what was kept, one after the other; when each was closed, by its port."""
+    """Close what was kept, one after the other; return when each was closed, by its port."""
     closed = {}
     for connection in idle:
         port = connection.socket.getsockname()[1]
@@ -299,12 +399,8 @@ def release() -> dict[str, Any]:
 
 
 def main() -> None:
-    os.sched_setaffinity(0, {int(sys.argv[1])})
-    commands: dict[str, Callable[..., dict[str, Any]]] = {
-        "run": run,
-        "hold": hold,
-        "release": release,
-    }
+    orders: list[Callable[..., dict[str, Any]]] = [run, vanish, repeat, hold, release]
+    commands = {order.__name__: order for order in orders}
     for line in sys.stdin:
         order = json.loads(line)
         result = commands[order.pop("command")](**order)
