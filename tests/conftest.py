@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from trio_httptrack._hypercorn.connection import Connection
+from trio_httptrack._connection.connection import Connection
 from trio_httptrack._hypercorn.worker import Worker
 
 from .pages import blocks as page_blocks

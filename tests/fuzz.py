@@ -40,7 +40,7 @@ from hypercorn.config import Config
 from trio.testing import wait_all_tasks_blocked
 
 from trio_httptrack import Conn, ConnState, tracked_server
-from trio_httptrack._hypercorn.connection import Connection
+from trio_httptrack._connection.connection import Connection
 from trio_httptrack._states import TRANSITIONS
 
 from .clients import Http2, http1

@@ -17,7 +17,7 @@ from random import Random
 
 import hpack
 
-from trio_httptrack._hypercorn.connection import H2_PREFACE
+from trio_httptrack._connection.connection import H2_PREFACE
 
 from .support import client_ssl
 from .test_faults import handshake

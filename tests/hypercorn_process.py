@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from trio_httptrack._hypercorn.errors import ungrouped
+from trio_httptrack._connection.errors import ungrouped
 
 TESTS = Path(__file__).parent
 SECONDS = 20  # nothing takes so long: what would hang is broken, and fails

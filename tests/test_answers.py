@@ -13,11 +13,11 @@ import h2.settings
 import pytest
 import trio
 from hypercorn.logging import Logger
-from hypercorn.utils import UnexpectedMessageError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_httptrack._hypercorn.connection import Connection
-from trio_httptrack._hypercorn.transport import Transport
+from trio_httptrack._connection.connection import Connection
+from trio_httptrack._connection.errors import UnexpectedMessage
+from trio_httptrack._connection.transport import Transport
 from trio_httptrack.testing import memory_server
 
 from .clients import Http2, http1, read_to_end
@@ -348,7 +348,7 @@ async def test_a_second_head_is_refused_at_once(
         await send(OK)
         if body is not None:
             await send({"type": "http.response.body", "body": body, "more_body": True})
-        with pytest.raises(UnexpectedMessageError):
+        with pytest.raises(UnexpectedMessage):
             await send({**OK, "status": 404})
         await send({"type": "http.response.body", "body": b"!"})
 
@@ -495,7 +495,7 @@ async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
 
     @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        with pytest.raises(AttributeError):
+        with pytest.raises(TypeError):
             await send({"type": "websocket.accept", "headers": [(b"x", None)]})
         await trio.sleep(10)
 
@@ -548,9 +548,11 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
     @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = b""
-        while (event := await receive())["more_body"]:
+        more = True
+        while more:
+            event = await receive()
             await trio.sleep(1)
-            body += event["body"]
+            body, more = body + event["body"], event["more_body"]
         await respond(send, body)
 
     async with memory_server(app, max_app_queue_size=size) as server:
@@ -608,9 +610,9 @@ async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
         while stream not in client.reset:
             await client.pump()
         (connection,) = connections
-        protocol: Any = connection._protocol
-        assert protocol.protocol.streams == protocol.protocol.stream_buffers == {}
-        assert protocol.protocol.priority._streams == set()
+        protocol: Any = connection._http2
+        assert protocol.streams == protocol.stream_buffers == {}
+        assert protocol.priority._streams == set()
 
 
 async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(

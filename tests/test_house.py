@@ -1,4 +1,7 @@
-"""The arrows between the modules: integrations -> _hypercorn -> the core, and never back."""
+"""The arrows between the modules, which point one way:
+
+integrations -> _hypercorn -> _connection -> the core.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,11 +56,38 @@ def test_only_the_hypercorn_room_knows_hypercorns_internals() -> None:
         assert {m for m in imports(path) if m.startswith("hypercorn")} <= allowed, path.name
 
 
-def test_the_hypercorn_room_knows_the_core_only() -> None:
+def ours(path: Path) -> set[str]:
+    """What a file imports of this package."""
+    return {m for m in imports(path) if is_ours(PACKAGE / m.replace(".", "/"))}
+
+
+def test_the_hypercorn_room_knows_connections_and_the_core_only() -> None:
     """It never imports what stands on it."""
     for path in (PACKAGE / "_hypercorn").glob("*.py"):
-        ours = {m for m in imports(path) if is_ours(PACKAGE / m.replace(".", "/"))}
-        assert {m for m in ours if not m.startswith("_hypercorn")} <= CORE, path.name
+        rest = {m for m in ours(path) if m.split(".")[0] not in ("_hypercorn", "_connection")}
+        assert rest <= CORE, path.name
+
+
+def test_a_connection_knows_trio_and_the_protocol_libraries_only() -> None:
+    """And no Hypercorn, so that no server is needed to reason about it."""
+    allowed = CORE | set(sys.stdlib_module_names) | {"_connection", "exceptiongroup"}
+    for path in (PACKAGE / "_connection").glob("*.py"):
+        top_levels = {module.split(".")[0] for module in imports(path)}
+        assert top_levels <= allowed | {"trio", "h11", "h2", "wsproto"}, path.name
+
+
+def test_nothing_runs_in_a_circle_inside_a_connection() -> None:
+    """What a module needs of the one above it, it declares itself; types are no excuse."""
+    graph = {
+        f"_connection.{path.stem}": {m for m in ours(path) if m.startswith("_connection.")}
+        for path in (PACKAGE / "_connection").glob("*.py")
+    }
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+    assert order.index("_connection.exchange") < order.index("_connection.http1")
+    assert order[-1] == "_connection.drain"
 
 
 def test_nothing_needs_what_is_for_tests() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from ast import literal_eval
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,10 @@ def test_a_command_that_fails_to_end_is_told_by_its_page(
 def test_the_reference_has_the_settings_as_they_are() -> None:
     """Each with its default; Hypercorn's too."""
     page = (DOCS / "reference" / "server.rst").read_text()
-    rows = dict(re.findall(r"\* - ``(\w+)``\n     - ([\d.]+)\n", page))
-    ours = {name: float(default) for name, default in rows.items() if name.startswith("drain_")}
-    assert ours == DEFAULTS
-    hypercorns = {name: float(default) for name, default in rows.items() if name not in DEFAULTS}
+    cells = re.findall(r"\* - ``(\w+)``\n     - ([\d.]+|True|False)\n", page)
+    rows = {name: literal_eval(default) for name, default in cells}
+    assert {name: rows[name] for name in rows if name in DEFAULTS} == DEFAULTS
+    hypercorns = {name: rows[name] for name in rows if name not in DEFAULTS}
     assert len(hypercorns) == 4
     assert hypercorns == {name: getattr(Config, name) for name in hypercorns}
 

@@ -29,6 +29,16 @@ These are the differences, all of them intended:
   Plain Hypercorn ends it one request later, and answers neither that one nor what is in flight.
   (``test_drain.py`` has this, and what else a shutdown does otherwise.)
 * A scope has the connection in its extensions, as ``httptrack``.
+* What RFC 9112 and RFC 9110 demand of a server and plain Hypercorn does otherwise is done as they
+  have it; ``test_rfc9112.py`` has all of it. Of that, the requests below differ that a client
+  may send in good faith: an empty line before a request is ignored, the target of a request may
+  be absolute, CONNECT is refused where an application cannot serve it, and a Date or Server
+  header of the application's replaces the server's own.
+* A response that does not wait for the whole request says ``Connection: close``, as does one that
+  refuses a WebSocket. Plain Hypercorn just closes.
+* A WebSocket's disconnect has the code and the reason of the client's close frame. Plain
+  Hypercorn's is always 1006, or 1000 if the application was the first to close.
+* A message that came before a WebSocket's protocol error is delivered, and can be replied to.
 * HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
 * HTTP/2 flow-control windows are returned earlier, but a stream's only when its handler has
   read, so that streams do not wait for each other.
@@ -105,10 +115,12 @@ class Application:
 
         async def kept_receive() -> Any:
             event = await receive()
-            before = events[-1] if events else {}
+            before = events[-1] if events and isinstance(events[-1], dict) else {}
             if "more_body" in event and before.get("more_body"):
                 # How many parts a body has is TCP's business.
                 events[-1] = {**event, "body": before["body"] + event["body"]}
+            elif event["type"] == "websocket.disconnect":
+                events.append(event["type"])  # why is one of the differences
             else:
                 events.append(event)
             return event
@@ -300,6 +312,16 @@ class Application:
             pass
 
     # For the differences
+
+    async def http_dated(self, scope: Any, receive: Any, send: Any) -> None:
+        own = ((b"date", b"today"), (b"server", b"mine"), (b"content-length", b"0"))
+        await start(send, 200, *own)
+        await send({"type": "http.response.body"})
+
+    async def websocket_reports(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        self.noted.append(await receive())
+        self.gate.set()
 
     async def http_send_after_disconnect(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send)
@@ -639,12 +661,6 @@ http1(
     request("/echo", LAST, length(5), "Expect: 100-continue", method="POST") + b"hello",
     statuses="100 200",
 )
-http1(
-    "continue-refused",
-    request("/early", length(5), "Expect: 100-continue", method="POST"),
-    statuses="100 200",
-)
-http1("answered-before-the-upload", request("/early", length(5), method="POST"))
 http1("upload", request("/count", LAST, length(MEGABYTE), method="POST"), b"x" * MEGABYTE)
 http1(
     "upload-chunked",
@@ -655,12 +671,8 @@ http1("big", request("/big", LAST))
 http1("big-streamed", request("/big-stream", LAST))
 http1("a-byte-at-a-time", *(bytes([byte]) for byte in request("/echo", LAST, method="POST")))
 http1("begins-like-http2", b"PRI", b"NT /echo HTTP/1.0\r\n\r\n")
-http1("empty-line-first", b"\r\n" + request("/echo", LAST), statuses="400")
-http1("absolute-form", request("http://localhost/echo?a=1", LAST))
 http1("options-for-the-server", request("*", LAST, method="OPTIONS"))
 http1("options", request("/echo", LAST, method="OPTIONS"))
-http1("connect", request("localhost:80", LAST, method="CONNECT"), statuses="200")
-http1("connect-refused", request("/refuse", LAST, method="CONNECT"), statuses="405")
 http1("query", request("/echo?a=1&b=%20+&&c", LAST))
 http1("query-is-empty", request("/echo?", LAST))
 http1("percent-encoding", request("/echo/caf%C3%A9%2Fx%3F%zz;p=1/.././/?q=%C3%A9", LAST))
@@ -734,7 +746,7 @@ http1("wsgi-head", request("/", LAST, method="HEAD"), app=WsgiApplication)
 http1("wsgi-root-path", request("/root/x", LAST), app=WsgiApplication, root_path="/root")
 http1(
     "wsgi-too-big",
-    request("/", LAST, length(11), method="POST") + b"hello world",
+    request("/", LAST, length(22), method="POST") + b"hello world",
     statuses="400",
     app=WsgiApplication,
 )
@@ -1549,7 +1561,7 @@ websocket("subprotocol-that-is-not-chosen", Sec_WebSocket_Protocol="a, b")(say_g
 websocket("request-headers", Cookie="a=b", Origin="http://localhost")(say_goodbye)
 websocket("no-server-header", include_server_header=False)(echo)
 websocket("refused", "/refuse", 403)(no_more)
-websocket("denied", "/deny", 401)(no_more)
+websocket("denied", "/deny", 401, only="h2 h2c")(no_more)
 websocket("raises", "/raise", 500)(no_more)
 websocket("returns", "/return", 500)(no_more)
 websocket("of-another-server", status=404, only="h2 h2c", server_names=["elsewhere"])(no_more)
@@ -1809,6 +1821,109 @@ async def test_difference_a_refused_http1_connection_is_closed(
     in_plain, in_tracked = await both(client, certificate, server_names=["localhost"])
     assert in_plain[0] == in_tracked[0]
     assert (in_plain[1], in_tracked[1]) == (False, True)
+
+
+def response(status: int, *lines: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} ", *lines, "", ""]).encode() + body
+
+
+SERVER = "server: hypercorn-h11"
+IN_GOOD_FAITH = {
+    "an empty line before a request": (
+        b"\r\n" + request("/echo", LAST),
+        response(400, "content-length: 0", "connection: close", SERVER),
+        response(200, "content-length: 11", SERVER, LAST, body=b"GET /echo: "),
+    ),
+    "an absolute target": (
+        request("http://localhost/echo", LAST),
+        response(200, "content-length: 27", SERVER, LAST, body=b"GET http://localhost/echo: "),
+        response(200, "content-length: 11", SERVER, LAST, body=b"GET /echo: "),
+    ),
+    "a tunnel": (
+        request("localhost:80", LAST, method="CONNECT"),
+        response(200, "content-length: 22", SERVER, LAST),
+        response(501, "content-length: 0", "connection: close", SERVER),
+    ),
+    "a date of the application's": (
+        request("/dated", LAST),
+        response(200, "date: today", "server: mine", "content-length: 0", SERVER, LAST),
+        response(200, "date: today", "server: mine", "content-length: 0", LAST),
+    ),
+    "a request that is not complete": (
+        request("/early", length(5), method="POST"),
+        response(200, "content-length: 5", SERVER, body=b"early"),
+        response(200, "content-length: 5", SERVER, "connection: close", body=b"early"),
+    ),
+    "a WebSocket that is denied": (
+        handshake().replace(b"/echo", b"/deny"),
+        response(401, "content-length: 11", "x-why: so", SERVER, body=b"onetwothree"),
+        response(
+            *(401, "content-length: 11", "x-why: so", SERVER, "connection: close"),
+            body=b"onetwothree",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_GOOD_FAITH)
+async def test_difference_what_a_client_sends_in_good_faith(name: str, certificate: Path) -> None:
+    """The RFCs say what is to come of it."""
+    data, in_plain, in_tracked = IN_GOOD_FAITH[name]
+
+    async def client(network: Network) -> bytes:
+        stream = await network.connect()
+        await stream.send_all(data)
+        return await read_to_end(stream)
+
+    assert await both(client, certificate) == (in_plain, in_tracked)
+
+
+@pytest.mark.parametrize("connect", WEBSOCKETS.values(), ids=WEBSOCKETS)
+async def test_difference_an_application_learns_why_its_websocket_was_closed(
+    connect: Callable[[Network], Awaitable[WebSocket]], certificate: Path
+) -> None:
+    """What the client said in its close frame, and 1005 if that was empty."""
+
+    async def told(network: Network, *last: bytes) -> list[Any]:
+        client = await connect(network)
+        await client.open("/reports")
+        if last:
+            await client.say_bytes(*last, last=True)
+        else:
+            await client.say(CloseConnection(code=3001, reason="because"))
+        await client.hear(CloseConnection)
+        await network.application.gate.wait()
+        return network.application.noted
+
+    def disconnect(code: int, reason: str) -> list[Any]:
+        return [{"type": "websocket.disconnect", "code": code, "reason": reason}]
+
+    abnormal = [{"type": "websocket.disconnect", "code": 1006}]
+    assert await both(told, certificate) == (abnormal, disconnect(3001, "because"))
+    said_nothing = lambda network: told(network, b"\x88\x80\0\0\0\0")  # noqa: E731
+    assert await both(said_nothing, certificate) == (abnormal, disconnect(1005, ""))
+
+
+@pytest.mark.parametrize("connect", WEBSOCKETS.values(), ids=WEBSOCKETS)
+async def test_difference_a_message_before_a_protocol_error_is_delivered(
+    connect: Callable[[Network], Awaitable[WebSocket]], certificate: Path
+) -> None:
+    """And what the application replies arrives before the close frame."""
+    text, reserved = b"\x81\x82\0\0\0\0hi", b"\xa1\x80\0\0\0\0"
+
+    async def client(network: Network) -> list[str]:
+        client = await connect(network)
+        await client.open("/echo")
+        await client.say_bytes(text + reserved)
+        heard = []
+        while "CloseConnection" not in heard:
+            try:
+                heard.append(type(await client.hear(wsproto.events.Event)).__name__)
+            except AssertionError:  # the server has left
+                break
+        return heard
+
+    assert (await both(client, certificate))[1] == ["TextMessage", "CloseConnection"]
 
 
 async def test_difference_an_application_without_a_lifespan_is_served(certificate: Path) -> None:

@@ -353,10 +353,10 @@ async def test_an_error_of_the_server_ends_the_test(
 ) -> None:
     """Which in production would have cost one connection, and a line in the log."""
 
-    async def fail(*args: Any) -> None:
+    def fail(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("trio_httptrack._hypercorn.protocol.Protocol.initiate", fail)
+    monkeypatch.setattr("trio_httptrack._connection.http1.read_request_head", fail)
 
     async def ask(server: MemoryServer) -> None:
         await http1(await server.connect())  # which fails, too, because of it

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from trio_httptrack._hypercorn.timeouts import Timeout
+from trio_httptrack._connection.timeouts import Timeout
 
 
 class Waiter:

@@ -1,8 +1,8 @@
 """Connection states for Hypercorn's trio worker: graceful shutdown, statistics, logs."""
 
+from ._connection.drain import ShutdownReport
 from ._conns import ConnTracker
 from ._hijacks import HijackTracker
-from ._hypercorn.drain import ShutdownReport
 from ._hypercorn.hooks import hook, wrap
 from ._hypercorn.install import install
 from ._logs import LogTracker

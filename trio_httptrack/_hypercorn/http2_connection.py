@@ -17,12 +17,12 @@ from hypercorn.events import RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hyperframe.frame import GoAwayFrame
 
+from .._connection.http1_rules import ASCII
 from .._states import ACTIVE, IDLE
-from .http1 import headers_are_decodable
 from .http2_input import Streams
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .._connection.connection import Connection
 
 MAX_STREAM_ID = 2**31 - 1
 
@@ -102,12 +102,12 @@ class H2Connection:
             self._connection.spawn(self._drain)
 
     async def _drain(self) -> None:
-        await trio.sleep(self._connection.grace)
+        await trio.sleep(self._connection.settings.drain_idle_timeout)
         if self._connection.conn.state is ACTIVE:
             await self._opened.wait()
             if self._last is None:  # else it has said goodbye meanwhile
                 await self._go_away(MAX_STREAM_ID)
-                await trio.sleep(self._connection.grace)
+                await trio.sleep(self._connection.settings.drain_idle_timeout)
         await self.say_goodbye()
 
     async def say_goodbye(self) -> None:
@@ -120,7 +120,7 @@ class H2Connection:
 
     async def _end(self) -> None:
         await self._protocol.stream_buffers.wait_for_none()  # type: ignore[attr-defined]
-        await self._connection.linger()
+        await self._connection.finish(linger=True)
 
     async def _go_away(self, last_stream_id: int) -> None:
         # h2 would take its own GOAWAY for the end of the connection.
@@ -130,8 +130,10 @@ class H2Connection:
 
 
 def _understood(request: h2.events.RequestReceived) -> bool:
-    """Whether the method and the path are there, and what Hypercorn decodes is ASCII."""
+    """Whether the method and the path are there, and what is decoded is ASCII."""
     headers = dict(request.headers)
-    return all(
-        headers.get(name, b"\x80").isascii() for name in (b":method", b":path")
-    ) and headers_are_decodable(request.headers)
+    return all(headers.get(name, b"\x80").isascii() for name in (b":method", b":path")) and all(
+        value.isascii()
+        for name, value in request.headers
+        if name in ASCII or name == b":authority" or name.startswith(b"sec-websocket-")
+    )

@@ -19,7 +19,7 @@ from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from priority.priority import DeadlockError, MissingStreamError
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .http2 import Http2
 
 WRITE_SIZE = 2**16  # write at least so much at once, if there is so much
 
@@ -118,13 +118,13 @@ class RoundRobin:
         return stream_id
 
 
-async def send(protocol: H2Protocol, connection: Connection) -> None:
+async def send(protocol: Http2) -> None:
     """Send what the streams' buffers hold, as far as the windows are open, until the end.
 
     Hypercorn's does one write for each frame; this one fills the connection first.
     """
     while not protocol.closed:
-        connection.cork()
+        protocol.cork()
         size, sent, idle = 0, list[Any](), False
         try:
             while size < WRITE_SIZE:
@@ -133,7 +133,7 @@ async def send(protocol: H2Protocol, connection: Connection) -> None:
                 size += await _send_frame(protocol, stream_id)
         except DeadlockError:
             idle = True
-        await connection.flush()
+        await protocol.flush()
         for buffer in sent:
             await buffer.written()
         if idle:
@@ -168,14 +168,14 @@ def forget(protocol: H2Protocol, stream_id: int) -> None:
     protocol.priority.remove_stream(stream_id)
 
 
-async def stream_send(protocol: H2Protocol, connection: Connection, event: Event) -> None:
+async def stream_send(protocol: Http2, event: Event) -> None:
     """Hypercorn's, but a response's headers are written by the sender, with what follows them."""
     if isinstance(event, Response):
-        connection.cork()
+        protocol.cork()
         try:
             await H2Protocol.stream_send(protocol, event)
         finally:  # it may be that it cannot be encoded
-            connection.uncork()
+            protocol.uncork()
             await protocol.has_data.set()
     else:
         await H2Protocol.stream_send(protocol, event)

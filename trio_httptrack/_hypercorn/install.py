@@ -22,7 +22,7 @@ from hypercorn.config import Config
 from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.typing import AppWrapper
 
-from .errors import ungrouped
+from .._connection.errors import ungrouped
 from .settings import SettingError
 from .worker import check_seam, refuse_hypercorn, serve
 

@@ -1,4 +1,4 @@
-"""What a Config says to a tracked server, beside what it says to Hypercorn."""
+"""A Hypercorn Config, turned once into the settings that connections read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from hypercorn.config import Config
 
-# New ones are given as long as Go's http.Server.Shutdown gives them.
-DEFAULTS: dict[str, float] = {
+from .._connection.settings import Settings
+
+# Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown.
+DEFAULTS: dict[str, float | bool] = {
     "drain_idle_timeout": 0.5,
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
+    "h2c_upgrade": True,
 }
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
@@ -20,23 +23,47 @@ class SettingError(ValueError):
     """A setting of ours on a Config cannot be used."""
 
 
-class Grace:
-    """What a Config grants its connections in a drain."""
+def settings_of(config: Config) -> Settings:
+    """What a Config says to connections.
 
-    def __init__(self, config: Config) -> None:
-        self.idle = self._seconds(config, "drain_idle_timeout")
-        self.new = self._seconds(config, "drain_new_timeout")
-        code: Any = getattr(config, "drain_websocket_code", DEFAULTS["drain_websocket_code"])
-        if code not in WEBSOCKET_CODES:
-            raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
-        self.websocket_code = int(code)
+    Raises:
+      SettingError: a setting of ours cannot be used.
+    """
+    code: Any = _setting(config, "drain_websocket_code")
+    if code not in WEBSOCKET_CODES:
+        raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
+    h2c: Any = _setting(config, "h2c_upgrade")
+    if not isinstance(h2c, bool):
+        raise SettingError(f"h2c_upgrade must be True or False, not {h2c!r}")
+    return Settings(
+        keep_alive_timeout=config.keep_alive_timeout,
+        handshake_timeout=config.ssl_handshake_timeout,
+        read_timeout=config.read_timeout,
+        drain_idle_timeout=_seconds(config, "drain_idle_timeout"),
+        drain_new_timeout=_seconds(config, "drain_new_timeout"),
+        drain_websocket_code=int(code),
+        keep_alive_max_requests=config.keep_alive_max_requests,
+        max_head_size=config.h11_max_incomplete_size,
+        raw_header_names=config.h11_pass_raw_headers,
+        max_queue_size=config.max_app_queue_size,
+        h2c_upgrade=h2c,
+        websocket_max_message_size=config.websocket_max_message_size,
+        websocket_ping_interval=config.websocket_ping_interval,
+        root_path=config.root_path,
+        server_names=frozenset(config.server_names),
+        server_headers=config.response_headers,
+    )
 
-    @staticmethod
-    def _seconds(config: Config, name: str) -> float:
-        seconds: Any = getattr(config, name, DEFAULTS[name])
-        if not isinstance(seconds, (int, float)) or not seconds >= 0:
-            raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
-        return seconds
+
+def _setting(config: Config, name: str) -> Any:
+    return getattr(config, name, DEFAULTS[name])
+
+
+def _seconds(config: Config, name: str) -> float:
+    seconds = _setting(config, name)
+    if not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+    return seconds
 
 
 def check_config(config: object) -> None:

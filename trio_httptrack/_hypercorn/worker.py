@@ -1,7 +1,7 @@
 """A tracked server: Hypercorn's own worker, with every connection ours.
 
-Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext`` and ``Lifespan`` as
-globals of its module. :meth:`Worker.serve` runs the very same code with these names bound to
+Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext``, ``Lifespan`` and ``trio``
+as globals of its module. :meth:`Worker.serve` runs the very same code with these names bound to
 its own, for this one call: nothing global changes, and several servers in one process,
 tracked or not, do not meet.
 """
@@ -12,32 +12,36 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from copy import copy
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
-from types import CodeType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
 import trio
 from hypercorn.config import Config, Sockets
+from hypercorn.logging import Logger
 from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
 
-from .._states import PATH_LENGTH, Conn
+from .._connection.connection import Connection
+from .._connection.drain import ShutdownReport, drain
+from .._connection.errors import ungrouped
+from .._connection.kernel import Kernel, SystemKernel
+from .._connection.response_head import ResponseHeads
+from .._connection.timeouts import Timeout
+from .._states import PATH_LENGTH, Conn, ConnState
 from .._stats import StatsTracker
 from .._trackers import Composed, compose
-from .connection import Connection
-from .drain import ShutdownReport, drain
-from .errors import ungrouped
-from .kernel import Kernel, SystemKernel
+from .accept import Accepted, Listener, accepting
+from .apps import as_asgi
+from .http2 import Http2
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
-from .settings import Grace
+from .settings import settings_of
 from .statsd import Statsd
-from .timeouts import Timeout
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -66,12 +70,22 @@ def refuse_hypercorn() -> NoReturn:
     )
 
 
+class Context(WorkerContext):
+    """Hypercorn's, as its HTTP/2 protocol sees it.
+
+    For that the worker never terminates: how a connection ends is decided by our drain.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(None)
+        self._worker = worker
+
+    async def mark_request(self) -> None:
+        self._worker.mark_request()
+
+
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
-
-    context: WorkerContext
-    """Hypercorn's, as its protocols see it. For them the worker never terminates: how a connection
-    ends is decided by our drain."""
 
     report: ShutdownReport
     """Of the drain, when it is over."""
@@ -83,33 +97,42 @@ class Worker:
         self, config: Config, tracker: Composed, kernel: Kernel, nursery: trio.Nursery
     ) -> None:
         self.config = with_cached_headers(config)
-        self.handshake_timeout = Timeout(config.ssl_handshake_timeout)
-        self.keep_alive_timeout = Timeout(config.keep_alive_timeout)
-        self.grace = Grace(config)
+        self.settings = settings_of(self.config)
+        self.response_heads = ResponseHeads(self.settings.server_headers)
+        self.handshake_timeout = Timeout(self.settings.handshake_timeout)
+        self.keep_alive_timeout = Timeout(self.settings.keep_alive_timeout)
+        self.drain_idle_timeout = Timeout(self.settings.drain_idle_timeout)
         self.statsd = None if config.statsd_host is None else Statsd(config)
-        self.tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
+        self._tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
         self.kernel = kernel
+        self.state: dict[str, Any] = {}
         self._nursery = nursery
         self._logged: set[object] = set()
         self._none_left = trio.lowlevel.ParkingLot()
-        for service in (kernel, self.handshake_timeout, self.keep_alive_timeout, self.statsd):
+        for service in (
+            kernel,
+            self.handshake_timeout,
+            self.keep_alive_timeout,
+            self.drain_idle_timeout,
+            self.statsd,
+        ):
             if service is not None:
                 nursery.start_soon(service.run)
 
     async def serve(
-        self, app: AppWrapper, *, listener: trio.abc.Listener[Any] | None = None, **kwargs: Any
+        self, app: AppWrapper, *, listener: Listener | None = None, **kwargs: Any
     ) -> None:
         """Run Hypercorn's ``worker_serve``, on its sockets or on a listener in their place."""
         check_seam()
+        self.app = as_asgi(app)
         names: dict[str, object] = {
             "TCPServer": self.make_connection,
             "WorkerContext": self._make_context,
             "Lifespan": self.make_lifespan,
+            "trio": accepting(listener),
         }
         if listener is not None:
-            serve_listeners = partial(_serve_listener, listener)
-            names["trio"] = SimpleNamespace(**{**vars(trio), "serve_listeners": serve_listeners})
             kwargs["sockets"] = Sockets([], [], [])
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
@@ -118,20 +141,45 @@ class Worker:
         if self.statsd is not None:
             await self.statsd.send()
 
-    def make_connection(self, *args: Any) -> Connection:
-        return Connection(self, *args)
+    def make_connection(
+        self,
+        _app: AppWrapper,
+        _config: Config,
+        _context: WorkerContext,
+        state: dict[str, Any],
+        accepted: Accepted,
+    ) -> Connection:
+        self.state = state
+        return Connection(self, *accepted)
+
+    def make_http2(self, connection: Connection) -> Http2:
+        return Http2(connection, self.config, Context(self))
 
     def _make_context(self, max_requests: int | None) -> WorkerContext:
         self._drained = trio.Event()
-        context = WorkerContext(max_requests)
-        self._hypercorn_context = context
-        self.context = copy(context)
-        self.context.terminated = context.event_class()
-        self._nursery.start_soon(self._drain, context)
-        return context
+        self._hypercorn_context = WorkerContext(max_requests)
+        log = self.config.log
+        silent = type(log) is Logger and log.access_logger is None
+        self.log_access: Any = None if silent else log.access
+        self._nursery.start_soon(self._drain, self._hypercorn_context)
+        return self._hypercorn_context
+
+    def mark_request(self) -> None:
+        """Count a request of any connection, where there is a limit to them."""
+        if self._hypercorn_context.max_requests is not None:
+            self._nursery.start_soon(self._hypercorn_context.mark_request)
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        """Report a state. Never raises."""
+        try:
+            self._tracker.track(conn, state)
+        except Exception as error:
+            self.log_error(error, "A tracker failed (%s %s)", conn, state)
 
     async def _drain(self, context: WorkerContext) -> None:
-        await drain(self, context)
+        await drain(
+            self, context.terminated.wait, self.config.graceful_timeout, self.config.log.info
+        )
         self._drained.set()
 
     @property
@@ -194,12 +242,6 @@ class Worker:
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""
         self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))
-
-
-async def _serve_listener(
-    listener: trio.abc.Listener[Any], handler: Any, none: list[Any], **kwargs: Any
-) -> None:
-    await trio.serve_listeners(handler, [listener], **kwargs)
 
 
 async def run(

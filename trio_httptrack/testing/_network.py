@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,7 +23,7 @@ from typing import TypeVar
 
 import trio
 
-from .._hypercorn.kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, RESET
+from .._connection.kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, RESET
 from .._states import Conn
 
 T = TypeVar("T")
@@ -160,6 +161,11 @@ class MemorySocket:
             events |= EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
         return events
 
+    @property
+    def writable(self) -> bool:
+        """Whether ``send`` would not have to wait."""
+        return self.closed or self.ended or self._broken or self.room() > 0
+
 
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))  # of the subclass that belongs to the number
@@ -188,7 +194,7 @@ class MemoryKernel:
     def read(self, fileno: int, size: int, /) -> bytes:
         return self._sockets[fileno].recv(size)
 
-    def writev(self, fileno: int, parts: Sequence[bytes], /) -> int:
+    def writev(self, fileno: int, parts: Sequence[bytes | memoryview], /) -> int:
         return self._sockets[fileno].send(b"".join(parts))
 
     def unsent(self, fileno: int, /) -> int:
@@ -198,8 +204,25 @@ class MemoryKernel:
         self._registered[fileno] = callback, events | RESET
         self.notice(fileno)
 
+    async def wait_readable(self, fileno: int) -> None:
+        await self._wait(fileno, lambda socket: socket.events > 0)
+
+    async def wait_writable(self, fileno: int) -> None:
+        await self._wait(fileno, lambda socket: socket.writable)
+
+    async def _wait(self, fileno: int, possible: Callable[[MemorySocket], bool]) -> None:
+        if possible(self._sockets[fileno]):
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._sockets[fileno].changed.park()
+
+    def wake(self, fileno: int) -> None:
+        if fileno in self._sockets:
+            self._sockets[fileno].changed.unpark_all()
+
     def forget(self, fileno: int) -> None:
         self._registered.pop(fileno, None)
+        self.wake(fileno)
 
     def notice(self, fileno: int) -> None:
         """Something may have happened to the socket."""
@@ -299,47 +322,44 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             self._busy.remove(doing)
 
 
-class ServerStream(MemoryStream):
-    """A server's end, before and after it is accepted."""
+class ServerEnd(trio.abc.AsyncResource):
+    """A server's end of a connection, before and after it is accepted."""
 
     conn: Conn
     """What the server has made of it; set before ``accepted``."""
 
-    def __init__(self, socket: MemorySocket) -> None:
-        super().__init__(socket)
+    def __init__(self, socket: MemorySocket, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.socket = socket
+        self.ssl_context = ssl_context
         self.accepted = trio.Event()
 
-
-Acceptable = ServerStream | trio.SSLStream[ServerStream]
-
-
-def beneath(stream: Acceptable) -> ServerStream:
-    """The stream without its TLS."""
-    return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    async def aclose(self) -> None:
+        self.socket.close()
+        await trio.lowlevel.checkpoint()
 
 
-class MemoryListener(trio.abc.Listener[Acceptable]):
-    """Where a server accepts the streams that clients offer, each when it comes to it."""
+class MemoryListener(trio.abc.Listener[ServerEnd]):
+    """Where a server accepts the connections that clients offer, each when it comes to it."""
 
     def __init__(self, kernel: MemoryKernel) -> None:
         self._kernel = kernel
-        self._offer, self._accept = trio.open_memory_channel[Acceptable](0)
+        self._offer, self._accept = trio.open_memory_channel[ServerEnd](0)
 
-    async def offer(self, stream: Acceptable) -> None:
-        """Wait until the server accepts the stream.
+    async def offer(self, end: ServerEnd) -> None:
+        """Wait until the server accepts the connection.
 
         Raises:
           ConnectionRefusedError: it accepts none any more.
         """
         try:
-            await self._offer.send(stream)
+            await self._offer.send(end)
         except trio.BrokenResourceError:
             raise _error(errno.ECONNREFUSED) from None
 
-    async def accept(self) -> Acceptable:
-        stream = await self._accept.receive()
-        beneath(stream).socket.open(self._kernel)
-        return stream
+    async def accept(self) -> ServerEnd:
+        end = await self._accept.receive()
+        end.socket.open(self._kernel)
+        return end
 
     async def aclose(self) -> None:
         self._accept.close()

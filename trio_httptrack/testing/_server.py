@@ -21,11 +21,11 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, LifespanState
 from hypercorn.utils import LifespanFailureError
 
+from .._connection.drain import ShutdownReport
+from .._connection.errors import split
+from .._connection.kernel import Kernel
 from .._extra import needed
-from .._hypercorn.connection import Connection
-from .._hypercorn.drain import ShutdownReport
-from .._hypercorn.errors import split
-from .._hypercorn.kernel import Kernel
+from .._hypercorn.accept import Accepted, Start
 from .._hypercorn.lifespan import Lifespan
 from .._hypercorn.settings import check_config, is_setting
 from .._hypercorn.worker import Worker, run
@@ -37,8 +37,7 @@ from ._network import (
     MemoryListener,
     MemorySocket,
     MemoryStream,
-    ServerStream,
-    beneath,
+    ServerEnd,
 )
 from ._tls import Tls
 
@@ -193,16 +192,10 @@ class MemoryServer(TrackedServer):
         theirs = MemorySocket(client, client=True)
         ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
         ours.connect(theirs)
-        server_end = ServerStream(ours)
+        server_end = ServerEnd(ours, self._tls.server if tls else None)
         with ExitStack() as undo:
             undo.callback(theirs.close)
-            await self._listener.offer(
-                trio.SSLStream(
-                    server_end, self._tls.server, server_side=True, https_compatible=True
-                )
-                if tls
-                else server_end
-            )
+            await self._listener.offer(server_end)
             await server_end.accepted.wait()
             stream = ClientStream(MemoryStream(theirs), server_end.conn)
             if tls and handshake:
@@ -231,6 +224,22 @@ class MemoryServer(TrackedServer):
         return MemoryTransport(self, http1=http1, http2=http2)
 
 
+class Listener:
+    """Where a server accepts in memory, as it accepts from sockets."""
+
+    def __init__(self, listener: MemoryListener) -> None:
+        self._listener = listener
+
+    @trio.lowlevel.enable_ki_protection
+    async def accept(self, start: Start) -> None:
+        async with self._listener:
+            while True:
+                end = await self._listener.accept()
+                client, server = end.socket.getpeername(), end.socket.getsockname()
+                end.conn = start(Accepted(end.socket, end.ssl_context, client, server)).conn
+                end.accepted.set()  # NEW is reported before anybody notices
+
+
 LIFESPAN = (
     'Raised by the application in its lifespan, a call with scope["type"] == "lifespan". '
     "An application that has none raises, or returns, before it receives anything."
@@ -250,13 +259,6 @@ class MemoryWorker(Worker):
     ) -> None:
         super().__init__(config, tracker, kernel, nursery)
         self._fail = fail
-
-    def make_connection(self, *args: Any) -> Connection:
-        connection = super().make_connection(*args)
-        server_end = beneath(args[-1])
-        server_end.conn = connection.conn
-        server_end.accepted.set()  # NEW is reported before anybody notices
-        return connection
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         async def watched(scope: Any, receive: Any, send: Any, *others: Any) -> None:
@@ -373,7 +375,7 @@ async def memory_server(
         app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
     ) -> ShutdownReport:
         make_worker = partial(MemoryWorker, config, tracker, server._kernel, fail)
-        return await run(make_worker, app, listener=server._listener, **kwargs)
+        return await run(make_worker, app, listener=Listener(server._listener), **kwargs)
 
     try:
         async with serving(server, serve, app, config, tracker):

@@ -19,17 +19,13 @@ The log says at once, and then every second, what is waited for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
-if TYPE_CHECKING:
-    from hypercorn.trio.worker_context import WorkerContext
-
-    from .connection import Connection
-    from .worker import Worker
+from .connection import Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +54,27 @@ class ShutdownReport:
         )
 
 
+class Server(Protocol):
+    """What a drain needs of the worker whose connections it ends."""
+
+    connections: set[Connection]
+    deadline: float
+    report: ShutdownReport
+
+    async def wait_for_none(self) -> None:
+        """Wait until no connection is left."""
+
+    def abort(self) -> None:
+        """Close every connection now."""
+
+
 @trio.lowlevel.enable_ki_protection
-async def drain(worker: Worker, context: WorkerContext) -> None:
+async def drain(
+    server: Server,
+    terminated: Callable[[], Awaitable[object]],
+    graceful_timeout: float,
+    log: Callable[..., Awaitable[object]],
+) -> None:
     """Wait for the shutdown and see it to its end.
 
     Runs beside the worker and is cancelled with it. However it ends, it closes every
@@ -67,27 +82,27 @@ async def drain(worker: Worker, context: WorkerContext) -> None:
     and nothing but its socket's end would wake it.
     """
     try:
-        await context.terminated.wait()
+        await terminated()
         begun = trio.current_time()
-        worker.deadline = begun + worker.config.graceful_timeout
-        connections = list(worker.connections)
+        server.deadline = begun + graceful_timeout
+        connections = list(server.connections)
         for connection in connections:
             connection.drain()
-        with trio.move_on_at(worker.deadline):
-            while worker.connections:
-                await worker.config.log.info("Shutting down: %s", progress(worker.connections))
+        with trio.move_on_at(server.deadline):
+            while server.connections:
+                await log("Shutting down: %s", progress(server.connections))
                 with trio.move_on_after(1):
-                    await worker.wait_for_none()
+                    await server.wait_for_none()
     finally:
-        worker.abort()
+        server.abort()
     forced = sum(each.conn.close_reason == "app_shutdown_timeout" for each in connections)
-    worker.report = ShutdownReport(
+    server.report = ShutdownReport(
         finished=len(connections) - forced,
         forced=forced,
         seconds=trio.current_time() - begun,
     )
     if connections:
-        await worker.config.log.info("Shut down: %s", worker.report)
+        await log("Shut down: %s", server.report)
 
 
 def progress(connections: Collection[Connection]) -> str:

@@ -22,14 +22,24 @@ TRAVELLING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
 
 
 class PeerGone(BrokenPipeError):
-    """An application's ``send`` came when nobody reads its answer any more: the connection has
-    ended, or this request's stream of it (ASGI asks for an OSError).
+    """An application sent when nobody reads its response any more: the connection has ended,
+    or this request's stream of it (ASGI asks for an OSError).
 
     Not an error of the application, so it is not logged as one.
     """
 
     def __init__(self, conn: Conn) -> None:
-        super().__init__(errno.EPIPE, f"the client does not read this answer any more ({conn})")
+        super().__init__(errno.EPIPE, f"the client does not read this response any more ({conn})")
+
+
+class UnexpectedMessage(RuntimeError):
+    """An application sent a message that ASGI does not allow at this point.
+
+    Nothing was sent, and the response goes on as it was.
+    """
+
+    def __init__(self, type_: object, state: str) -> None:
+        super().__init__(f"{type_!r} cannot be sent {state}")
 
 
 def split(

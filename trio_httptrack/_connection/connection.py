@@ -1,0 +1,538 @@
+"""One accepted connection: its handshake, protocol, states, deadlines and its end.
+
+Owns the socket, the state that trackers see, the deadline, and the nursery: one task reads and
+hands what it reads to the protocol, and each exchange has a task of its own. Whatever the client
+and the application do,
+
+* states are reported as ``TRANSITIONS`` allows, and exactly one of them is terminal;
+* an error ends this connection and no other;
+* once the socket is closed, nothing is left but a handler that is still working.
+
+How an end comes about is written down in ``phases``. :meth:`Connection.close` is the only place
+where a socket is closed. It is synchronous, so it can be called from anywhere, and closing a
+socket wakes whatever reads or writes it; that is why writing may be shielded from cancellation
+(an application that gives up on a ``send`` must not leave half a frame behind) and still always
+ends.
+
+No task waits for a deadline: the worker's timeouts tell a connection that its time is up. That
+is not the end yet. The loop may have been busy, and bytes that came in time may lie in the socket
+unread; so the reader looks once more, and only where nothing came does the connection close.
+
+Our code here is protected from Ctrl-C. That is for the server's main task, which shuts down
+because of it, and not for whichever connection happens to be running. An application's own
+code can be interrupted as ever.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import trio
+
+from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, TRANSITIONS, Conn, ConnState
+from .errors import TRAVELLING, split
+from .exchange import App, Event, Exchange, Scope
+from .http1 import Http1
+from .kernel import Kernel
+from .phases import (
+    CLOSE,
+    DISCARDS,
+    DRAIN,
+    DRAINING,
+    HALF_CLOSED,
+    LEAVING,
+    OPEN,
+    OWN_END,
+    PEER_END,
+    READS,
+    WRITES,
+    Phase,
+    after,
+)
+from .phases import CLOSED as GONE
+from .response_head import ResponseHeads
+from .settings import Headers, Settings
+from .timeouts import Timeout
+from .transport import Expired, Socket, Transport
+
+LINGER_TIMEOUT = 2.0  # seconds, in a drain
+H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Http2(Protocol):
+    """What a connection needs of HTTP/2."""
+
+    async def initiate(self, headers: Headers | None = None, settings: bytes = b"") -> None:
+        """Send what a server sends first; or, with ``headers``, respond to the HTTP/1.1 request
+        that upgraded the connection."""
+
+    async def run(self, data: bytes) -> None:
+        """Read and handle requests until nothing more can be read."""
+
+    def drain(self) -> None:
+        """Respond to no request but those that are on their way. May be called again."""
+
+
+class Server(Protocol):
+    """What a connection needs of the worker that has accepted it."""
+
+    settings: Settings
+    app: App
+    kernel: Kernel
+    connections: set[Connection]
+    response_heads: ResponseHeads
+    handshake_timeout: Timeout
+    keep_alive_timeout: Timeout
+    drain_idle_timeout: Timeout
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The lifespan's, of which each request has a copy."""
+
+    @property
+    def late(self) -> bool:
+        """Whether it is the end of a drain."""
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        """Report a state. Never raises."""
+
+    def make_http2(self, connection: Connection) -> Http2: ...
+
+    def mark_request(self) -> None:
+        """Count a request of any connection."""
+
+    def forget(self, connection: Connection) -> None: ...
+
+    def abort(self) -> None:
+        """Close every connection now."""
+
+    async def log_contained(self, error: BaseException, conn: Conn) -> None: ...
+
+    async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None: ...
+
+    log_access: Callable[[Scope, Event | None, float], Awaitable[None]] | None
+
+
+class Connection:
+    """Serves an accepted socket until its end."""
+
+    __slots__ = (
+        "__weakref__",
+        "_all_exchanges_ended",
+        "_exchanges",
+        "_expiry",
+        "_http1",
+        "_http2",
+        "_nursery",
+        "_parked",
+        "_server",
+        "_timeout",
+        "_transport",
+        "conn",
+        "phase",
+        "requests_left",
+        "response_heads",
+        "settings",
+    )
+
+    _nursery: trio.Nursery
+
+    def __init__(
+        self,
+        server: Server,
+        socket: Socket,
+        ssl_context: ssl.SSLContext | None,
+        client: tuple[str, int] | None,
+        address: tuple[str, int] | None,
+    ) -> None:
+        self._server = server
+        self.settings = server.settings
+        self.response_heads = server.response_heads
+        self._transport = Transport(socket, server.kernel, ssl_context)
+        self._http1: Http1 | None = None
+        self._http2: Http2 | None = None
+        self._exchanges: dict[Exchange, None] = {}  # a set in the order of their requests
+        self._all_exchanges_ended: trio.Event | None = None
+        self._timeout: Timeout | None = None
+        self._expiry: str | None = None
+        self._parked: trio.CancelScope | None = None
+        self.phase: Phase = OPEN
+        self.requests_left = server.settings.keep_alive_max_requests
+        self.conn = Conn(
+            client, address, tls=ssl_context is not None, opened_at=trio.current_time()
+        )
+        server.connections.add(self)
+        server.track(self.conn, NEW)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Serve it. Must be run once, even if cancelled: it closes the socket."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await self._contain(self._serve)
+                if self._exchanges:
+                    self._all_exchanges_ended = trio.Event()
+                    await self._all_exchanges_ended.wait()
+                self.close(orderly=True)
+                self._nursery.cancel_scope.cancel()  # other tasks have nobody left to serve
+        finally:
+            self.close()
+            self._server.forget(self)
+
+    # The reader
+
+    async def _serve(self) -> None:
+        alpn = await self._handshake() if self.conn.tls else None
+        if self.phase in READS:
+            self._wait_for(self._server.keep_alive_timeout, "request_headers_timeout")
+            await self._speak(alpn)
+        await self._read_all()
+
+    async def _handshake(self) -> str | None:
+        self._wait_for(self._server.handshake_timeout, "tls_handshake_failed")
+        try:
+            return await self._transport.handshake()
+        except (Expired, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("tls_handshake_failed")
+            return None
+
+    async def _speak(self, alpn: str | None) -> None:
+        """Find out which protocol it is, and speak it until nothing more can be read."""
+        if alpn == "h2":
+            await self._start_http2()  # its server speaks first
+        data = await self.receive()
+        # As many bytes as tell HTTP/2 from HTTP/1.
+        while data and len(data) < len(H2_PREFACE) and H2_PREFACE.startswith(data):
+            more = await self.receive()
+            if not more:
+                break
+            data += more
+        if not data:
+            return
+        if data.startswith(H2_PREFACE):
+            self.conn.protocol = "h2"
+            if self._http2 is None:
+                await self._start_http2()
+            self._enter(ACTIVE)
+            self._enter(IDLE)
+        if self._http2 is not None:
+            await self._http2.run(data)
+        else:
+            self._http1 = Http1(self)
+            await self._http1.run(data)
+
+    async def _start_http2(self, headers: Headers | None = None, settings: bytes = b"") -> None:
+        self._http2 = self._server.make_http2(self)
+        if self.phase is DRAINING and self.conn.state is ACTIVE:
+            self._http2.drain()
+        await self._http2.initiate(headers, settings)
+
+    async def upgrade_to_http2(self, headers: Headers, settings: bytes, data: bytes) -> None:
+        """Respond to a request over HTTP/2, and go on with that until the end."""
+        self._http1 = None
+        self.conn.protocol = "h2"
+        await self._start_http2(headers, settings)
+        assert self._http2 is not None
+        await self._http2.run(data)
+
+    async def receive(self, *, owed: bool = False) -> bytes:
+        """The next bytes; none at the peer's end, or if the connection was closed meanwhile.
+
+        Args:
+          owed: whether they belong to a request that has begun, so that ``read_timeout`` holds.
+        """
+        while True:
+            try:
+                if owed and self.settings.read_timeout:
+                    data = await self._receive_soon(self.settings.read_timeout)
+                else:
+                    data = await self._transport.receive()
+            except Expired:
+                self.close(self._expiry, orderly=True)
+                return b""
+            except trio.BrokenResourceError:
+                self.close(None if self.phase in DISCARDS else "connection_reset")
+                return b""
+            except trio.ClosedResourceError:
+                return b""
+            if not data or self.phase not in DISCARDS:
+                return data
+
+    async def _receive_soon(self, seconds: float) -> bytes:
+        with trio.move_on_after(seconds):
+            return await self._transport.receive()
+        self._expiry = "read_timeout"
+        self._transport.expire()
+        data = await self._transport.receive()
+        self._transport.renew()
+        return data
+
+    async def _read_all(self) -> None:
+        """The reader has ended: nothing more will come of the client."""
+        owes = self._http1 is not None and self._http1.owes_response
+        if self.phase in READS and owes and not self._transport.cut_off:
+            self.phase = after(self.phase, PEER_END)
+        else:
+            self.close(orderly=not self._exchanges)
+        for exchange in self._exchanges:
+            exchange.disconnect()
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """To be put around every wait of the reader that is not for bytes.
+
+        The peer's end is noticed all the same, and ends the wait if the connection is closed.
+        """
+        with trio.CancelScope() as self._parked, self._transport.watch(self._peer_hung_up):
+            if self.phase is GONE:
+                self._parked.cancel()
+            yield
+        self._parked = None
+
+    def _peer_hung_up(self, reset: bool) -> None:
+        if reset:
+            self.close("connection_reset")
+        for exchange in self._exchanges:
+            exchange.disconnect()
+
+    # What protocols and exchanges call
+
+    @property
+    def reads(self) -> bool:
+        """Whether another request may be read."""
+        return self.phase in READS
+
+    @property
+    def writes(self) -> bool:
+        """Whether responses can still be written."""
+        return self.phase in WRITES
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the connection's tasks are to end now, whatever they are doing."""
+        return self._nursery.cancel_scope.cancel_called
+
+    @property
+    def last(self) -> bool:
+        """Whether the response that begins now is the connection's last."""
+        return self.requests_left <= 0 or self.conn._is_draining
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._server.state
+
+    async def write(self, *parts: bytes) -> None:
+        """Write, in order. Not a checkpoint unless it has to wait."""
+        if self.phase in WRITES:
+            try:
+                await self._transport.send(parts)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.close("connection_reset")
+
+    def begin_request(self) -> None:
+        """A request's head has been read."""
+        self.requests_left -= 1
+        self.activate()
+        self._server.mark_request()
+
+    def activate(self) -> None:
+        """There is a request in flight."""
+        self._enter(ACTIVE)
+
+    def start(self, exchange: Exchange) -> None:
+        """Run an exchange's application in a task of its own."""
+        self.conn._count_request(exchange.path)
+        self._exchanges[exchange] = None
+        if self.phase not in WRITES:  # an HTTP/2 push, of a response that came too late
+            exchange.disconnect()
+        if exchange.drains and self.phase is DRAINING:
+            self.spawn(exchange.drain)
+        self._nursery.start_soon(self._run_exchange, exchange, name="trio_httptrack exchange")
+
+    def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run something that ends, at the latest, with the connection."""
+        self._nursery.start_soon(self._contain, func, *args)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_exchange(self, exchange: Exchange) -> None:
+        try:
+            await self._contain(exchange.run, self._server.app)
+        finally:
+            del self._exchanges[exchange]
+            if self._all_exchanges_ended is not None and not self._exchanges:
+                self._all_exchanges_ended.set()
+
+    def rest(self) -> None:
+        """Every request has its response."""
+        if self.phase is HALF_CLOSED:
+            self.close(orderly=True)
+        elif self.conn.state is ACTIVE:
+            self._enter(IDLE)
+
+    def hijack(self) -> None:
+        """It does not speak HTTP any more."""
+        self._enter(HIJACKED)
+
+    async def log_application_error(self, error: BaseException, path: str) -> None:
+        await self._server.log_application_error(error, self.conn, path)
+
+    async def log_access(self, scope: Scope, response: Event | None, seconds: float) -> None:
+        if self._server.log_access is not None:
+            await self._server.log_access(scope, response, seconds)
+
+    @property
+    def path(self) -> str | None:
+        """That of the oldest request in flight, if there is one."""
+        return next((exchange.path for exchange in self._exchanges), None)
+
+    # States and deadlines
+
+    def _enter(self, state: ConnState) -> None:
+        conn = self.conn
+        if state not in TRANSITIONS[conn.state]:
+            return
+        conn.state = state
+        conn.state_since = trio.current_time()
+        if state is IDLE:
+            self._wait_for(self._server.keep_alive_timeout, "keep_alive_timeout")
+        elif state is ACTIVE:
+            self._transport.renew()
+            conn.protocol = conn.protocol or "http/1.1"  # HTTP/2 is known from its preface
+            if self._http2 is not None and self.phase is DRAINING:
+                self._http2.drain()
+        self._server.track(conn, state)
+
+    def _wait_for(self, timeout: Timeout, reason: str | None) -> None:
+        """Close the connection unless it becomes active in time.
+
+        In a drain its own, shorter times hold, and HTTP/2 ends by other rules.
+        """
+        if self.phase is DRAINING:
+            self._expiry = None
+            if self.conn.state is NEW:
+                return  # there is one deadline for all that may come before a request
+            if self.conn.protocol == "h2":
+                self._forget_timeout()
+                return
+            timeout = self._server.drain_idle_timeout
+        else:
+            self._expiry = reason
+        if self._timeout is not timeout:
+            self._forget_timeout()
+            self._timeout = timeout
+        timeout.begin(self)
+
+    def _forget_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.end(self)
+            self._timeout = None
+
+    def expire(self) -> None:
+        """Its time is up: close it, unless something has come."""
+        if self.phase in DISCARDS:
+            self.close()
+        elif self.conn.state is NEW or self.conn.state is IDLE:
+            self._transport.expire()
+
+    # The end
+
+    def drain(self) -> None:
+        """Begin to end: no request is to follow those that are on their way."""
+        if self.phase is GONE:
+            return
+        was, self.phase = self.phase, after(self.phase, DRAIN)
+        if self.phase is was is DRAINING:
+            return
+        self.conn._mark_draining()
+        if self.phase is LEAVING and was is not LEAVING:
+            self.spawn(self._leave)
+        elif self.phase is DRAINING:
+            self._drain()
+
+    def _drain(self) -> None:
+        if self.conn.state is NEW:
+            self._forget_timeout()
+            self.spawn(self._expire_new)
+        elif self.conn.state is IDLE:
+            self._wait_for(self._server.drain_idle_timeout, None)
+        if self._http2 is not None and self.conn.state is not NEW:
+            self._http2.drain()
+        for exchange in self._exchanges:
+            if exchange.drains:
+                self.spawn(exchange.drain)
+
+    async def _expire_new(self) -> None:
+        await trio.sleep_until(self.conn.opened_at + self.settings.drain_new_timeout)
+        if self.conn.state is NEW:
+            self._expiry = None
+            self.expire()
+
+    async def finish(self, *, linger: bool) -> None:
+        """There is no more to write: end our side, and the connection.
+
+        Args:
+          linger: whether the client may still be sending, and would take a reset for an answer.
+        """
+        if self.phase not in WRITES:
+            return
+        if self.phase is HALF_CLOSED or not linger:
+            self.close(orderly=True)
+            return
+        self.phase = after(self.phase, OWN_END)
+        for exchange in self._exchanges:
+            exchange.disconnect()
+        self._forget_timeout()
+        self._timeout = self._server.keep_alive_timeout
+        self._timeout.begin(self)
+        if self.phase is LEAVING:
+            self.spawn(self._leave)
+        await self._transport.finish()
+
+    async def _leave(self) -> None:
+        """In a drain, a client that reads has noticed our end after a short time."""
+        await trio.sleep(LINGER_TIMEOUT)
+        if not self._transport.unsent:
+            self.close()
+
+    def abort(self) -> None:
+        """End now, whatever is in flight."""
+        if self.phase in DISCARDS:
+            self.close()  # it has had its response
+        else:
+            self.close("app_shutdown_timeout" if self._server.late else "aborted_by_app")
+
+    def close(self, reason: str | None = None, *, orderly: bool = False) -> None:
+        """Close the socket, wake what waits for it, and report CLOSED. Does nothing again.
+
+        Args:
+          orderly: whether nothing is cut off, so that TLS may say so.
+        """
+        if self.phase is GONE:
+            return
+        self.phase = after(self.phase, CLOSE)
+        self.conn.close_reason = reason
+        self._transport.close(orderly=orderly)
+        self._forget_timeout()
+        if self._parked is not None:
+            self._parked.cancel()
+        self.conn._mark_closed()
+        self._enter(CLOSED)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run one of the connection's tasks; an error ends the connection, and nothing else."""
+        try:
+            await run(*args)
+        except BaseException as error:
+            travels, contained = split(error, TRAVELLING)
+            if contained is not None:
+                self.close("internal_error")
+                await self._server.log_contained(contained, self.conn)
+            self._nursery.cancel_scope.cancel()
+            if travels is not None:
+                _, ends_all = split(travels, trio.Cancelled)
+                (self if ends_all is None else self._server).abort()
+                raise travels from None

@@ -1,0 +1,465 @@
+"""One request and its response, as ASGI sees them: scope, receive, send.
+
+An exchange is a task of its connection's nursery that runs the application. The protocol
+below puts what the client sends into it, and takes from it what goes to the client, through
+:class:`Stream`: HTTP/1, HTTP/2 and WebSockets are the same to an application. Four promises
+are kept here:
+
+* ``send`` and ``receive`` are checkpoints, so an application cannot freeze the loop;
+* what is already there is handed over, also in a scope that was cancelled;
+* nobody waits for an application that no longer reads: a disconnect needs no room in the
+  queue, and what is put after the application's end is dropped;
+* once the peer is gone, ``receive`` says so as often as it is called, and ``send`` raises an
+  OSError.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
+from time import time
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import trio
+
+from .._states import Conn
+from .errors import TRAVELLING, PeerGone, UnexpectedMessage, split
+from .response_head import NO_CONTENT
+from .settings import Headers, Settings
+
+App = Callable[[Any, Any, Any], Awaitable[object]]
+Scope = dict[str, Any]
+Event = dict[str, Any]
+
+
+class Connection(Protocol):
+    """What an exchange needs of its connection."""
+
+    conn: Conn
+    settings: Settings
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The lifespan's, of which each request has a copy."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether responses can still be written."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the connection's tasks are to end now, whatever they are doing."""
+
+    async def log_application_error(self, error: BaseException, path: str) -> None: ...
+
+    async def log_access(self, scope: Scope, response: Event | None, seconds: float) -> None: ...
+
+
+class Stream(Protocol):
+    """What an exchange needs of its protocol: its own way to the client.
+
+    Where the peer is gone all of these do nothing.
+    """
+
+    @property
+    def survives_disconnect(self) -> bool:
+        """Whether a client that has ended its side may still read the response."""
+
+    def waiting(self) -> AbstractContextManager[object]:
+        """To be put around a wait of whoever hands over what the client sends."""
+
+    async def respond(self, status: int, headers: Headers, body: bytes, more_body: bool) -> None:
+        """Write the head with the first of the body.
+
+        Raises:
+          h11.LocalProtocolError: the response cannot be sent like this. Nothing was written.
+        """
+
+    async def write_body(self, body: bytes, more_body: bool) -> None:
+        """Write more of the body."""
+
+    async def inform(self, status: int, headers: Headers) -> None:
+        """Write a response before the final one, such as early hints."""
+
+    async def abandon(self) -> None:
+        """Tell the client that nothing more will come of this response."""
+
+
+class Http2Stream(Stream, Protocol):
+    """What HTTP/2 can do beyond."""
+
+    async def push(self, path: bytes, headers: Headers) -> None: ...
+
+    async def write_trailers(self, headers: Headers, more_trailers: bool) -> None: ...
+
+
+def base_scope(
+    connection: Connection, path: bytes, query: bytes, headers: Headers, http_version: str
+) -> Scope:
+    """What the scopes of requests and WebSockets have in common."""
+    conn = connection.conn
+    return {
+        "http_version": http_version,
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "scheme": "https" if conn.tls else "http",
+        "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": connection.settings.root_path,
+        "headers": headers,
+        "client": conn.client,
+        "server": conn.server,
+        "state": connection.state.copy(),
+        "extensions": {"httptrack": conn},
+    }
+
+
+class Exchange:
+    """A request, or a WebSocket, and the task that handles it."""
+
+    __slots__ = (
+        "_changed",
+        "_connection",
+        "_disconnect",
+        "_ended",
+        "_events",
+        "_max_queue_size",
+        "_started",
+        "_stream",
+        "_told",
+        "scope",
+    )
+
+    disconnected: Event
+    """What an application is told where nobody knows better."""
+
+    drains = False
+    """Whether it has to be told when the connection drains."""
+
+    def __init__(
+        self, connection: Connection, stream: Any, scope: Scope, max_queue_size: int
+    ) -> None:
+        self.scope = scope
+        self._connection = connection
+        self._stream = stream
+        self._max_queue_size = max_queue_size
+        self._events: deque[Event] | None = None  # made when there is one: many have none
+        self._changed: trio.Event | None = None  # what somebody waits for
+        self._disconnect: Event | None = None
+        self._told = False  # that the peer has gone
+        self._ended = False
+        self._started = time()
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path
+
+    # The protocol's side
+
+    @property
+    def full(self) -> bool:
+        """Whether the next ``put`` would wait for the application."""
+        return self._events is not None and len(self._events) >= max(1, self._max_queue_size)
+
+    async def put(self, event: Event) -> None:
+        """Give the application its next event, when there is room.
+
+        Not a checkpoint if there is: what was read together is put before the application
+        runs, and a request that is complete is not taken for one that is not.
+        """
+        if self.full:
+            with self._stream.waiting():
+                while self.full and self._disconnect is None and not self._ended:
+                    await self._change()
+        if self._disconnect is None and not self._ended:
+            if self._events is None:
+                self._events = deque()
+            self._events.append(event)
+            self._has_changed()
+
+    def disconnect(self, event: Event | None = None) -> None:
+        """Let the application know that no event follows. The first one says why."""
+        if self._disconnect is None:
+            self._disconnect = event or self.disconnected
+            self._has_changed()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
+
+    def _has_changed(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    # The application's side
+
+    def _next(self) -> Event | None:
+        """The next event before the disconnect, if there is one."""
+        if self._events:
+            event = self._events.popleft()
+            self._has_changed()
+            return event
+        return None
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> Event:
+        """Called by the application.
+
+        An application may poll: call this in a scope that it has cancelled, and take what is
+        there. So an event that is there comes before a cancellation. Only the disconnect, which
+        is there for ever, gives way where the connection itself is cancelled: else an
+        application that ignores it could not be stopped.
+        """
+        while True:
+            event = self._next()
+            if event is None and self._disconnect is not None:
+                if self._connection.cancelled:
+                    await trio.lowlevel.checkpoint()
+                self._told = True
+                self._has_changed()
+                event = dict(self._disconnect)
+            if event is not None:
+                if trio.current_effective_deadline() > float("-inf"):
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return event
+            await self._change()
+
+    @trio.lowlevel.enable_ki_protection
+    async def send(self, event: Event) -> None:
+        """Called by the application.
+
+        Raises:
+          PeerGone: the connection, or this stream of it, ended before the response did.
+          UnexpectedMessage: ASGI does not allow this here.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            if self._ended:
+                raise UnexpectedMessage(event["type"], "after the application had returned")
+            await self._send(event)
+        finally:  # also where the event is refused: the application may try again for ever
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send(self, event: Event) -> None:
+        raise NotImplementedError
+
+    async def _end(self, failed: bool) -> None:
+        """The application has returned, or raised: see that its client is not left waiting."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """The connection drains, or did already when this exchange began."""
+        raise NotImplementedError
+
+    # The task
+
+    @trio.lowlevel.disable_ki_protection
+    async def _call(self, app: App) -> None:
+        await app(self.scope, self.receive, self.send)
+
+    async def run(self, app: App) -> None:
+        """Run the application to its end, and see to the response's."""
+        failed = False
+        try:
+            await self._call(app)
+        except BaseException as error:
+            travels, rest = split(error, TRAVELLING)
+            if rest is not None:
+                _, rest = split(rest, PeerGone)
+            if rest is not None:
+                failed = True
+                await self._connection.log_application_error(rest, self.path)
+            if travels is not None:
+                raise travels from None
+        finally:
+            self._ended = True
+            self._has_changed()
+        await self._end(failed)
+
+    async def _log(self, response: Event | None) -> None:
+        await self._connection.log_access(self.scope, response, time() - self._started)
+
+
+REQUEST, HELD, RESPONSE, TRAILERS, COMPLETE = (
+    "before the response",
+    "while its head waits for the body",
+    "in the response's body",
+    "before the response's trailers",
+    "after the response",
+)
+
+
+class HttpExchange(Exchange):
+    """A request and its response.
+
+    A response's head waits for its body's first event, as ASGI asks for: both leave in one
+    write, and where the body never comes the response can still be a 500.
+    """
+
+    __slots__ = ("_headers", "_state", "_status", "_trailers", "_whole")
+
+    disconnected = {"type": "http.disconnect"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: Stream,
+        scope: Scope,
+        max_queue_size: int,
+        *,
+        body: bytes | None = None,
+    ) -> None:
+        super().__init__(connection, stream, scope, max_queue_size)
+        self._whole = body  # all of it, if it is known from the start
+        self._state = REQUEST
+        self._status = 0
+        self._headers: Headers = []
+        self._trailers = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole response is written: nothing is owed any more."""
+        return self._state is COMPLETE
+
+    def _next(self) -> Event | None:
+        if self._whole is not None:
+            body, self._whole = self._whole, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        return super()._next()
+
+    async def _send(self, event: Event) -> None:
+        state = self._state
+        if state is not COMPLETE and (
+            not self._connection.writes
+            or (self._disconnect is not None and not self._stream.survives_disconnect)
+        ):
+            raise PeerGone(self._connection.conn)
+        type_ = event["type"]
+        if type_ == "http.response.body" and (state is HELD or state is RESPONSE):
+            await self._send_body(event.get("body", b""), event.get("more_body", False))
+        elif type_ == "http.response.start" and state is REQUEST:
+            status = int(event["status"])
+            if status < 200:
+                await self._inform(status, event)
+                return
+            self._status = status
+            # Copies: what the application does to its event later changes nothing.
+            self._headers = list(event.get("headers", ()))
+            self._trailers = event.get("trailers", False)
+            self._state = HELD
+        else:
+            await self._send_http2(type_, event)
+
+    async def _inform(self, status: int, event: Event) -> None:
+        """The final response follows."""
+        if not 100 < status < 200 or status == 101:
+            raise ValueError(f"a response cannot have the status {status}")
+        await self._stream.inform(status, validated(event.get("headers", ())))
+
+    async def _send_body(self, body: Any, more_body: bool) -> None:
+        if type(body) is not bytes:
+            body = bytes(body)
+        if self._status in NO_CONTENT or self.scope["method"] == "HEAD":
+            body = b""
+        more = more_body or self._trailers
+        if self._state is HELD:
+            try:
+                await self._stream.respond(self._status, self._headers, body, more)
+            except BaseException:
+                self._state = REQUEST  # nothing was written: there may be another try, or a 500
+                raise
+            self._state = RESPONSE
+        else:
+            await self._stream.write_body(body, more)
+        if not more:
+            await self._complete()
+        elif not more_body:
+            self._state = TRAILERS
+
+    async def _complete(self) -> None:
+        if self._state is not COMPLETE:
+            self._state = COMPLETE
+            self.disconnect()
+            await self._log({"status": self._status, "headers": self._headers})
+
+    async def respond_with_error(self, status: int) -> None:
+        """Respond for the application."""
+        self._status = status
+        self._headers = []
+        self._state = COMPLETE
+        self.disconnect()
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await self._stream.respond(status, headers, b"", False)
+        await self._log({"status": status, "headers": []})
+
+    async def _end(self, failed: bool) -> None:
+        if self._state is COMPLETE:
+            return
+        unanswered = self._state is REQUEST or self._state is HELD
+        gave_up = self._told and self._state is REQUEST and not failed
+        if unanswered and not gave_up and self._can_respond:
+            await self.respond_with_error(500)
+        else:
+            # A client that has gone gets nothing; one that has had a part must see the rest fail.
+            self._state = COMPLETE
+            await self._stream.abandon()
+            await self._log(None)
+
+    @property
+    def _can_respond(self) -> bool:
+        return self._connection.writes and (
+            self._disconnect is None or self._stream.survives_disconnect
+        )
+
+    # What only HTTP/2 has
+
+    async def _send_http2(self, type_: str, event: Event) -> None:
+        stream: Any = self._stream
+        extension = type_ in self.scope["extensions"]
+        if not extension:
+            raise UnexpectedMessage(type_, self._state)
+        if type_ == "http.response.push":
+            path = event["path"]
+            if not isinstance(path, str):
+                raise TypeError(f"{path} should be a str")
+            await stream.push(path.encode(), validated(event["headers"]))
+        elif type_ == "http.response.early_hint" and self._state is REQUEST:
+            links = [(b"link", bytes(link).strip()) for link in event["links"]]
+            await self._stream.inform(103, links)
+        elif type_ == "http.response.trailers" and self._state in (REQUEST, TRAILERS):
+            await self._send_trailers(event)
+        else:
+            raise UnexpectedMessage(type_, self._state)
+
+    async def _send_trailers(self, event: Event) -> None:
+        stream: Any = self._stream
+        ends = not event.get("more_trailers", False)
+        wanted = (b"te", b"trailers") in self.scope["headers"]
+        headers = validated(event["headers"])
+        if self._state is REQUEST:
+            self._status, self._headers, self._trailers = 200, headers, True
+            if wanted:
+                await stream.respond(200, headers, b"", not ends)
+                self._state = TRAILERS
+        elif wanted:
+            await stream.write_trailers(headers, not ends)
+        if ends:
+            if not wanted:
+                await stream.write_body(b"", False)
+            await self._complete()
+
+
+def validated(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Headers as they can be sent over HTTP/2, which checks the rest itself."""
+    found: Headers = []
+    for name, value in headers:
+        if bytes(name).startswith(b":"):
+            raise ValueError("Pseudo headers are not valid")
+        found.append((bytes(name).strip(), bytes(value).strip()))
+    return found

@@ -1,0 +1,164 @@
+"""What a connection needs of the operating system for its socket.
+
+``trio.lowlevel.wait_readable`` registers the socket anew for each wait, which costs a system
+call for each request. Here a socket is registered once and edge-triggered, in one epoll for
+all connections of a worker: the kernel reports that something has come, and the reader
+remembers it until nothing is left. It also reports that the peer has hung up behind bytes that
+nobody reads yet.
+
+Invariant: after ``forget(fileno)`` no callback runs and nobody waits for that number. The
+socket is closed next, and its number may be another connection's in the same scheduler step.
+
+epoll is Linux's. Elsewhere readers wait as Trio does. Writers do so everywhere: they rarely
+have to wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import sys
+import termios
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+# Linux's numbers, which Python has on Linux only, and an in-memory kernel has everywhere.
+EPOLLIN, EPOLLPRI, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLET = 0x1, 0x2, 0x8, 0x10, 0x2000, 1 << 31
+READABLE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
+URGENT = EPOLLPRI
+RESET = EPOLLHUP | EPOLLERR  # which are reported in any case
+ENDED = EPOLLRDHUP | RESET
+
+MAX_EVENTS = 256  # of one scheduler step
+
+
+class Kernel(Protocol):
+    tells: bool
+    """Whether it calls back what is registered. If not, a reader calls ``wait_readable``."""
+
+    def read(self, fileno: int, size: int, /) -> bytes:
+        """As ``os.read``."""
+
+    def writev(self, fileno: int, parts: Sequence[bytes | memoryview], /) -> int:
+        """As ``os.writev``."""
+
+    def unsent(self, fileno: int, /) -> int:
+        """How many bytes were written, and are not yet where the peer can read them."""
+
+    def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
+        """Call ``callback(events)`` whenever one of them happens, and soon if one has."""
+
+    async def wait_readable(self, fileno: int) -> None:
+        """Wait for it, or for ``wake``."""
+
+    async def wait_writable(self, fileno: int) -> None:
+        """Wait for it, or for ``wake``."""
+
+    def wake(self, fileno: int) -> None:
+        """Let the tasks that wait for the socket look again."""
+
+    def forget(self, fileno: int) -> None:
+        """Unregister it, if it was registered, and wake the tasks that wait for it.
+
+        Must be called before the socket is closed.
+        """
+
+    async def run(self) -> None:
+        """Call back until cancelled."""
+
+
+class SystemKernel:
+    """The real one."""
+
+    tells = sys.platform == "linux"
+    read = staticmethod(os.read)
+    writev = staticmethod(os.writev)
+
+    @staticmethod
+    def unsent(fileno: int, /) -> int:
+        try:
+            (count,) = struct.unpack("i", fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return 0  # not every system knows it of a socket
+        return int(count)
+
+    def __init__(self) -> None:
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._ended: OrderedDict[int, int] = OrderedDict()  # events not called back yet
+        self._waited: set[int] = set()  # sockets that somebody may be waiting for in Trio
+        if sys.platform == "linux":
+            self._epoll = select.epoll()
+
+    def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
+        if sys.platform == "linux":
+            self._callbacks[fileno] = callback
+            self._epoll.register(fileno, events)
+
+    async def wait_readable(self, fileno: int) -> None:
+        self._waited.add(fileno)
+        with suppress(trio.ClosedResourceError):  # which only says that `wake` was called
+            await trio.lowlevel.wait_readable(fileno)
+
+    async def wait_writable(self, fileno: int) -> None:
+        self._waited.add(fileno)
+        with suppress(trio.ClosedResourceError):
+            await trio.lowlevel.wait_writable(fileno)
+
+    def wake(self, fileno: int) -> None:
+        # Few sockets are ever waited for in Trio, and this is a system call.
+        if fileno in self._waited:
+            trio.lowlevel.notify_closing(fileno)
+
+    def forget(self, fileno: int) -> None:
+        self.wake(fileno)
+        self._waited.discard(fileno)
+        self._ended.pop(fileno, None)
+        # Closing the socket does not remove it from the epoll while a forked child has it,
+        # too: its events would be reported to the next socket of this number.
+        if self._callbacks.pop(fileno, None) is not None and sys.platform == "linux":
+            self._epoll.unregister(fileno)
+
+    # Each callback makes a task runnable, and in its next step Trio runs all that are. If
+    # 15,000 clients vanish at once, which is what a load balancer or a network does when it
+    # fails, closing their connections takes seconds, and nobody else may have to wait for it.
+    #
+    # So a step has a bounded number of events. That alone is not enough: epoll reports them in
+    # their order, and each request would wait behind 15,000 ends. They are therefore collected
+    # from epoll, which is fast, and set aside: each step calls back everything else first, and
+    # then as many ends as there was else, at least one. An end costs no more than a request,
+    # so requests keep half of the time, and with no requests the ends have it all.
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        if sys.platform != "linux":
+            return
+        while True:
+            if self._ended:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+            others = 0
+            for fileno, events in self._epoll.poll(0, MAX_EVENTS):
+                callback = self._callbacks.get(fileno)
+                if callback is None:
+                    pass  # one of those before has closed it
+                elif events & ENDED:
+                    # An end that has become a reset since is both.
+                    self._ended[fileno] = self._ended.get(fileno, 0) | events
+                else:
+                    callback(events)
+                    others += 1
+            for _ in range(max(1, others)):
+                if self._ended:
+                    fileno, events = self._ended.popitem(last=False)
+                    self._callbacks[fileno](events)
+
+    def close(self) -> None:
+        """Called when nobody reads any more: later than the end of ``run``."""
+        if sys.platform == "linux":
+            self._epoll.close()

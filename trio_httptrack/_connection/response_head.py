@@ -1,0 +1,221 @@
+"""The head of an HTTP/1.1 response, and what it says about the end of the body.
+
+Bytes, order and errors are those of h11's writer with Hypercorn's headers before it, which is
+what clients of Hypercorn know: the application's headers, the server's own, and behind them
+what frames the body. Header lines are checked as strictly as h11 checks them, because a line
+break in a value would let an application be talked into a second response.
+
+Most responses repeat the same few header lines, so a line that was checked once is remembered
+together with what it means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import h11
+
+from .settings import Headers
+
+# What a body is framed by; a number that is not negative is its length.
+CHUNKED = -1
+UNTIL_CLOSE = -2
+
+NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+VALUE = re.compile(rb"(?:[^\x00\s\x7f]+(?:[ \t]+[^\x00\s\x7f]+)*)?")
+
+# What a line means to us: nothing, the body's length, ...
+PLAIN, LENGTH, CODING, CONNECTION, DATE, SERVER, SECRET = range(7)
+MEANINGS = {
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"connection": CONNECTION,
+    b"date": DATE,
+    b"server": SERVER,
+    b"set-cookie": SECRET,
+}
+
+Line = tuple[bytes, int, Any]
+"""A header's line, what it means, and its value as that is understood."""
+
+NO_CONTENT = frozenset({204, 205, 304})
+
+MOST_LINES = 1000
+LONGEST_LINE = 200
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list, in lower case."""
+    return [token for each in value.lower().split(b",") if (token := each.strip())]
+
+
+def checked(header: tuple[bytes, bytes]) -> Line:
+    """The line of a header that an application gave.
+
+    Raises:
+      h11.LocalProtocolError: it cannot be sent.
+      ValueError: it is a pseudo-header.
+      TypeError: it is not bytes.
+    """
+    name, value = (bytes(part).strip() for part in header)
+    if name.startswith(b":"):
+        raise ValueError(f"Pseudo headers are not valid: {name!r}")
+    if not NAME.fullmatch(name) or not VALUE.fullmatch(value):
+        raise h11.LocalProtocolError(f"Illegal header {name!r}: {value!r}")
+    meaning = MEANINGS.get(name.lower(), PLAIN)
+    understood: Any = None
+    if meaning is LENGTH:
+        if not value.isdigit():
+            raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
+        understood = int(value)
+    elif meaning is CODING:
+        if value.lower() != b"chunked":
+            raise h11.LocalProtocolError(f"Only Transfer-Encoding: chunked is supported: {value!r}")
+    elif meaning is CONNECTION:
+        understood = tokens(value)
+    return b"%b: %b\r\n" % (name, value), meaning, understood
+
+
+class ResponseHeads:
+    """Renders heads for all connections of a worker."""
+
+    def __init__(self, server_headers: Callable[[str], Headers]) -> None:
+        self._server_headers = server_headers
+        self._known: dict[Any, Line] = {}
+        self._status_lines = {
+            status: b"HTTP/1.1 %d \r\n" % status for status in (200, 201, 204, 302, 304, 404)
+        }
+        self._own: Headers | None = None  # what the lines below were made of
+        self._own_lines: list[Line] = []
+        self._own_block = b""
+
+    def own(self) -> bytes:
+        """The server's own header lines, such as the date's."""
+        headers = self._server_headers("h11")
+        if headers is not self._own:
+            self._own_lines = [checked(each) for each in headers]
+            self._own_block = b"".join(line for line, _, _ in self._own_lines)
+            self._own = headers
+        return self._own_block
+
+    def interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """The whole of a response that is not the final one."""
+        lines = [checked(header)[0] for header in headers]
+        return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
+
+    def render(
+        self,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        http11: bool,
+        to_head: bool,
+        last: bool,
+        client_closes: bool,
+    ) -> tuple[bytes, int, bool]:
+        """The head's bytes, what frames the body, and whether the connection closes behind it.
+
+        Args:
+          http11: whether the client speaks at least HTTP/1.1, and so knows chunks.
+          to_head: whether it responds to a HEAD request.
+          last: whether it is we who close the connection.
+          client_closes: whether it is the client who does.
+
+        Raises:
+          h11.LocalProtocolError: a header cannot be sent, or they contradict each other.
+        """
+        if not 200 <= status < 1000:
+            raise h11.LocalProtocolError(f"a response's status is from 200 to 999, not {status}")
+        known = self._known
+        lines = [self._status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        special: list[Line] | None = None
+        for header in headers:
+            try:
+                line = known[header]
+            except (KeyError, TypeError):  # or it is a list, which is no key
+                line = self._learn(header)
+            lines.append(line[0])
+            if line[1]:
+                if special is None:
+                    special = []
+                special.append(line)
+        own = self.own()
+        # The usual: a length, or no body, and the connection goes on.
+        if not (last or client_closes):
+            if (
+                special
+                and len(special) == 1
+                and special[0][1] is LENGTH
+                and status not in NO_CONTENT
+                and not to_head
+            ):
+                lines.append(own)
+                lines.append(b"\r\n")
+                return b"".join(lines), special[0][2], False
+            if special is None and status in (204, 304):
+                lines.append(own)
+                lines.append(b"\r\n")
+                return b"".join(lines), 0, False
+        return self._unusual(status, lines, special or [], http11, to_head, last, client_closes)
+
+    def _learn(self, header: tuple[bytes, bytes]) -> Line:
+        line = checked(header)
+        # A client that can choose a header's value must not be able to fill the memory.
+        if len(line[0]) <= LONGEST_LINE and line[1] is not SECRET and isinstance(header, tuple):
+            if len(self._known) >= MOST_LINES:
+                self._known.clear()
+            self._known[header] = line
+        return line
+
+    def _unusual(
+        self,
+        status: int,
+        lines: list[bytes],
+        special: list[Line],
+        http11: bool,
+        to_head: bool,
+        last: bool,
+        client_closes: bool,
+    ) -> tuple[bytes, int, bool]:
+        meanings = {meaning for _, meaning, _ in special}
+        # The application's own Date and Server replace ours (RFC 9110, 6.6.1 and 10.2.4).
+        own = [
+            line for line, meaning, _ in self._own_lines if not meaning or meaning not in meanings
+        ]
+        lengths = [(line, value) for line, meaning, value in special if meaning is LENGTH]
+        if len(set(lengths)) > 1:
+            raise h11.LocalProtocolError("conflicting Content-Length headers")
+        for line, _ in lengths[1:]:
+            lines.remove(line)
+        said = {each for _, meaning, value in special if meaning is CONNECTION for each in value}
+        end: list[bytes] = []
+        dropped = set()
+        if last and b"close" not in said:
+            end.append(b"connection: close\r\n")
+        framing = lengths[0][1] if lengths else UNTIL_CLOSE
+        if status in NO_CONTENT:
+            framing = 0
+            if status != 304:  # RFC 9110, 8.6 and 15.3.6, and RFC 9112, 6.1
+                dropped |= {LENGTH, CODING}
+            if status == 205:
+                end.append(b"content-length: 0\r\n")
+        elif CODING in meanings or framing == UNTIL_CLOSE:
+            # In HTTP/1.0 nothing but the connection's end can end such a body.
+            dropped |= {LENGTH, CODING}
+            framing = CHUNKED if http11 else UNTIL_CLOSE
+            if http11:
+                end.append(b"Transfer-Encoding: chunked\r\n")
+        if to_head:
+            framing = 0
+        closes = last or client_closes or framing == UNTIL_CLOSE or b"close" in said
+        if client_closes or framing == UNTIL_CLOSE:
+            dropped.add(CONNECTION)
+            end = [line for line in end if not line.startswith(b"connection")]
+            said = (said - {b"keep-alive"}) | {b"close"}
+            end += [b"Connection: %b\r\n" % each for each in sorted(said)]
+        if dropped:
+            unsent = [line for line, meaning, _ in special if meaning in dropped]
+            lines = [line for line in lines if line not in unsent]
+        return b"".join([*lines, *own, *end, b"\r\n"]), framing, closes

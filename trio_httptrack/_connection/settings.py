@@ -1,0 +1,51 @@
+"""What a connection is told by its server's configuration, once, when the worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that connections read of a configuration. Times are in seconds."""
+
+    keep_alive_timeout: float
+    """How long a connection may rest before its first request and between two."""
+
+    handshake_timeout: float
+    """How long a TLS handshake may take."""
+
+    read_timeout: float | None
+    """How long a client may pause in the middle of a request."""
+
+    drain_idle_timeout: float
+    drain_new_timeout: float
+    drain_websocket_code: int
+
+    keep_alive_max_requests: int
+    """The response to this many requests on one connection is its last."""
+
+    max_head_size: int
+    """Bytes of a request's head that may come without its end."""
+
+    raw_header_names: bool
+    """Whether the application sees header names as the client wrote them."""
+
+    max_queue_size: int
+    """Events that may wait for an application before its client has to wait."""
+
+    h2c_upgrade: bool
+    """Whether an HTTP/1.1 request in the clear may upgrade its connection to HTTP/2."""
+
+    websocket_max_message_size: int
+    websocket_ping_interval: float | None
+
+    root_path: str
+    server_names: frozenset[str]
+    """Hosts that are served; empty for any."""
+
+    server_headers: Callable[[str], Headers]
+    """The server's own response headers, such as the date, for ``"h11"`` or ``"h2"``."""

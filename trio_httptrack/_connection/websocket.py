@@ -1,0 +1,281 @@
+"""A WebSocket as ASGI sees it, over HTTP/1.1 or one HTTP/2 stream.
+
+``websocket_handshake`` and ``websocket_frames`` know the wire. Here is what an application may
+do when, and how a WebSocket ends (RFC 6455, 7):
+
+* The client closes: its code and reason are the application's disconnect, its close frame is
+  replied to, and the connection ends.
+* The client breaks the protocol, or just leaves: likewise, with the code for that.
+* The application closes, or ends: a close frame, and the connection ends with the application.
+* The server drains: a close frame, and time for the client to reply.
+
+Messages that came before the end are still the application's, and so are its replies to them.
+The close frame therefore waits until the application has taken what is in its queue, but not
+for an application that has no time for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import trio
+
+from . import exchange
+from .errors import PeerGone, UnexpectedMessage
+from .exchange import Event, Exchange, Scope, validated
+from .response_head import NO_CONTENT
+from .settings import Headers, Settings
+from .websocket_frames import Ended, Frames, Reply
+from .websocket_handshake import Handshake
+
+NO_CLOSE_FRAME = 1006
+MESSAGE_TOO_BIG = 1009
+INTERNAL_ERROR = 1011
+NORMAL_CLOSURE = 1000
+
+PATIENCE = 2.0  # seconds for an application to take the messages before the end
+
+
+class Connection(exchange.Connection, Protocol):
+    """What a WebSocket needs of its connection."""
+
+    settings: Settings
+
+    def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run something that ends, at the latest, with the connection."""
+
+
+class Stream(exchange.Stream, Protocol):
+    """What a WebSocket needs of its protocol."""
+
+    async def accept(self, status: int, headers: Headers) -> None:
+        """Respond, and switch from HTTP to frames."""
+
+    async def write_data(self, data: bytes) -> None:
+        """Write frames."""
+
+    async def end_data(self) -> None:
+        """No frame follows."""
+
+    async def release(self) -> None:
+        """The WebSocket is over."""
+
+
+HANDSHAKE, RESPONSE, REFUSED, CONNECTED, CLOSED = (
+    "before the WebSocket is accepted",
+    "in the response that refuses the WebSocket",
+    "after the WebSocket was refused",
+    "while the WebSocket is open",
+    "after the WebSocket was closed",
+)
+
+
+class WebSocket(Exchange):
+    """A request to open a WebSocket, and the WebSocket."""
+
+    __slots__ = (
+        "_denial",
+        "_draining",
+        "_finishing",
+        "_frames",
+        "_handshake",
+        "_settings",
+        "_state",
+    )
+
+    disconnected = {"type": "websocket.disconnect", "code": NO_CLOSE_FRAME, "reason": ""}  # noqa: RUF012
+
+    def __init__(
+        self, connection: Connection, stream: Stream, scope: Scope, handshake: Handshake
+    ) -> None:
+        settings = connection.settings
+        super().__init__(connection, stream, scope, settings.max_queue_size)
+        self._settings = settings
+        self._handshake = handshake
+        self._frames: Frames | None = None  # once it is accepted
+        self._state = HANDSHAKE
+        self._denial: Event | None = None  # the head of a response that refuses it
+        self._draining = False
+        self._finishing = False  # its end has come, but not all before it is taken
+
+    drains = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing more is to be expected of the application."""
+        return self._state is CLOSED or self._state is REFUSED
+
+    @staticmethod
+    def complete_scope(scope: Scope, handshake: Handshake) -> None:
+        """Make it a WebSocket's."""
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+        scope["asgi"] = {"spec_version": "2.3", "version": "3.0"}
+        scope["subprotocols"] = handshake.subprotocols
+        scope["extensions"]["websocket.http.response"] = {}
+
+    # The client's side
+
+    async def open(self) -> bool:
+        """Begin; or respond, and return False, where the request is no good."""
+        if not self._handshake.valid:
+            await self.respond_with_error(400)
+            return False
+        await self.put({"type": "websocket.connect"})
+        return True
+
+    async def feed(self, data: bytes) -> None:
+        """Handle what the client has sent."""
+        frames = self._frames
+        if frames is None:
+            if self._state is HANDSHAKE:  # it has not waited for the response
+                self.disconnect()
+                await self.respond_with_error(400)
+            return
+        for event in frames.receive(data):
+            if isinstance(event, str):
+                await self.put({"type": "websocket.receive", "bytes": None, "text": event})
+            elif isinstance(event, bytes):
+                await self.put({"type": "websocket.receive", "bytes": event, "text": None})
+            elif isinstance(event, Reply):
+                await self._stream.write_data(event.data)
+            else:
+                await self._finish(event)
+        if frames.closed:
+            self.disconnect(closed(MESSAGE_TOO_BIG, ""))  # all other ends were told already
+            await self._stream.release()
+
+    async def _finish(self, ended: Ended) -> None:
+        """The client has closed, or what it sends is not understood."""
+        assert self._frames is not None
+        if self._frames.closed:
+            self.disconnect(closed(ended.code, ended.reason))
+            if self._events and not self._ended and self._state is CONNECTED:
+                self._finishing = True
+                with self._stream.waiting(), trio.move_on_after(PATIENCE):
+                    while not (self._told or self._ended):
+                        await self._change()
+                self._finishing = False
+        if ended.close_frame:
+            await self._stream.write_data(ended.close_frame)
+
+    async def drain(self) -> None:
+        """Close it, now or as soon as it is accepted."""
+        self._draining = True
+        if self._state is CONNECTED and self._frames is not None and self._frames.open:
+            code = self._settings.drain_websocket_code
+            # Before the frame is written, lest the application's end is the reason.
+            self.disconnect(closed(code, ""))
+            await self._stream.write_data(self._frames.close(code))
+
+    # The application's side
+
+    async def _send(self, event: Event) -> None:
+        if not self._connection.writes or (self._disconnect is not None and not self._finishing):
+            raise PeerGone(self._connection.conn)
+        type_, state = event["type"], self._state
+        if type_ == "websocket.send" and state is CONNECTED:
+            await self._send_message(event)
+        elif type_ == "websocket.accept" and state is HANDSHAKE:
+            await self._accept(event)
+        elif type_ == "websocket.close" and state is HANDSHAKE:
+            await self.respond_with_error(403)
+        elif type_ == "websocket.close" and state is CONNECTED:
+            assert self._frames is not None
+            self._state = CLOSED
+            code = int(event.get("code", NORMAL_CLOSURE))
+            await self._stream.write_data(self._frames.close(code, event.get("reason")))
+            await self._stream.end_data()
+        elif type_ == "websocket.http.response.start" and state is HANDSHAKE:
+            self._denial = {**event, "headers": validated(event.get("headers", ()))}
+        elif type_ == "websocket.http.response.body" and (
+            state is RESPONSE or (state is HANDSHAKE and self._denial is not None)
+        ):
+            await self._deny(event)
+        else:
+            raise UnexpectedMessage(type_, state)
+
+    async def _send_message(self, event: Event) -> None:
+        assert self._frames is not None
+        data = event.get("bytes")
+        if data is not None:
+            frame = self._frames.binary(data if type(data) is bytes else bytes(data))
+        else:
+            text = event["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"{text} should be a str")
+            frame = self._frames.text(text)
+        if frame:
+            await self._stream.write_data(frame)
+
+    async def _accept(self, event: Event) -> None:
+        status, headers, frames = self._handshake.accept(
+            event.get("subprotocol"), validated(event.get("headers", ()))
+        )
+        self._state = CONNECTED
+        self._frames = frames
+        await self._stream.accept(status, headers)
+        await self._log({"status": status, "headers": []})
+        if self._settings.websocket_ping_interval is not None:
+            connection: Any = self._connection
+            connection.spawn(self._ping, frames, self._settings.websocket_ping_interval)
+        if self._draining:
+            await self.drain()
+
+    async def _ping(self, frames: Frames, interval: float) -> None:
+        while frames.open:
+            await self._stream.write_data(frames.ping())
+            await trio.sleep(interval)
+
+    async def _deny(self, event: Event) -> None:
+        assert self._denial is not None
+        status, headers = int(self._denial["status"]), self._denial["headers"]
+        body, more = bytes(event.get("body", b"")), event.get("more_body", False)
+        if status in NO_CONTENT:
+            body = b""
+        if self._state is HANDSHAKE:
+            await self._stream.respond(status, headers, body, more)
+            self._state = RESPONSE
+        else:
+            await self._stream.write_body(body, more)
+        if not more:
+            self._state = REFUSED
+            await self._log(self._denial)
+
+    async def respond_with_error(self, status: int) -> None:
+        """Respond for the application."""
+        self._state = REFUSED
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await self._stream.respond(status, headers, b"", False)
+        await self._log({"status": status, "headers": []})
+
+    async def _end(self, failed: bool) -> None:
+        state = self._state
+        if self._finishing:
+            return  # it is seen to already
+        if state is HANDSHAKE:
+            if self._connection.writes and self._disconnect is None:
+                await self.respond_with_error(500)
+            else:
+                await self._stream.abandon()
+        elif state is RESPONSE:
+            await self._stream.abandon()
+        elif state is CONNECTED and self._frames is not None and self._frames.open:
+            await self._stream.write_data(self._frames.close(INTERNAL_ERROR))
+        if not self._awaits_close_frame:
+            await self._stream.release()
+
+    @property
+    def _awaits_close_frame(self) -> bool:
+        """Whether the client has still to reply to our close frame, in a drain."""
+        return (
+            self._draining
+            and self._frames is not None
+            and not self._frames.open
+            and not self._frames.closed
+        )
+
+
+def closed(code: int, reason: str) -> Event:
+    return {"type": "websocket.disconnect", "code": code, "reason": reason}

@@ -1,0 +1,151 @@
+"""How connections are accepted: by the shortest way from the kernel to a connection's task.
+
+Trio makes of each accepted socket a socket object and a stream of its own, over TLS two, with a
+lock and a conflict detector in each; a connection of ours uses none of them. So what Hypercorn's
+``worker_serve`` looks up in ``trio`` in order to listen is replaced: the rest of its code, and of
+Trio, stays as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+import trio
+
+from .._connection.connection import Connection
+from .._connection.transport import Socket
+
+BATCH = 64  # connections that are accepted before other tasks have their turn
+PAUSE = 0.1  # seconds, where the system has no file descriptors or memory left
+
+# As trio.serve_listeners and trio.SocketListener have them.
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+OF_THE_CONNECTION = {
+    getattr(errno, name)
+    for name in (
+        *("EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET"),
+        *("EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ENOSYS", "ETIMEDOUT"),
+    )
+    if hasattr(errno, name)
+}
+
+logger = logging.getLogger("trio_httptrack")
+
+Address = tuple[str, int]
+
+
+class Accepted(NamedTuple):
+    """What a connection is made of."""
+
+    socket: Socket
+    ssl_context: ssl.SSLContext | None
+    client: Address | None
+    server: Address | None
+
+
+Start = Callable[[Accepted], Connection]
+
+
+class Listener(Protocol):
+    async def accept(self, start: Start) -> None:
+        """Accept connections, and start each, until cancelled."""
+
+
+class SocketListener:
+    """A listening socket, with or without TLS."""
+
+    def __init__(self, sock: socket.socket, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.socket = sock
+        self._ssl_context = ssl_context
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # As trio.SocketStream has them; accepted sockets inherit both.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**14)
+
+    @trio.lowlevel.enable_ki_protection
+    async def accept(self, start: Start) -> None:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self.socket)
+                try:
+                    self._accept_all(start)
+                except OSError as error:
+                    if error.errno not in OUT_OF_RESOURCES:
+                        raise
+                    logger.error(
+                        "accept: %s; next try in %s s", error.strerror, PAUSE, exc_info=True
+                    )
+                    await trio.sleep(PAUSE)
+        finally:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+
+    def _accept_all(self, start: Start) -> None:
+        for _ in range(BATCH):
+            try:
+                accepted, client = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OF_THE_CONNECTION:
+                    continue
+                raise
+            accepted.setblocking(False)
+            server = accepted.getsockname()
+            start(
+                Accepted(accepted, self._ssl_context, self._address(client), self._address(server))
+            )
+
+    def _address(self, address: Any) -> Address | None:
+        inet = self.socket.family in (socket.AF_INET, socket.AF_INET6)
+        return (address[0], address[1]) if inet else None
+
+
+async def serve_listeners(
+    make_connection: Callable[[Accepted], Connection],
+    listeners: list[Listener],
+    *,
+    handler_nursery: trio.Nursery,
+) -> None:
+    """Stands in for Trio's."""
+
+    def start(accepted: Accepted) -> Connection:
+        connection = make_connection(accepted)
+        handler_nursery.start_soon(connection.run, name="trio_httptrack connection")
+        return connection
+
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(listener.accept, start)
+
+
+def accepting(instead: Listener | None) -> SimpleNamespace:
+    """Trio, as far as Hypercorn's ``worker_serve`` uses it.
+
+    Args:
+      instead: a listener that takes the place of all sockets.
+    """
+
+    def with_tls(listener: SocketListener, context: ssl.SSLContext, **_: object) -> SocketListener:
+        return SocketListener(listener.socket, context)
+
+    async def serve(handler: Any, listeners: list[Listener], **kwargs: Any) -> None:
+        await serve_listeners(handler, listeners if instead is None else [instead], **kwargs)
+
+    return SimpleNamespace(
+        **{
+            **vars(trio),
+            "socket": SimpleNamespace(from_stdlib_socket=lambda sock: sock),
+            "SocketListener": SocketListener,
+            "SSLListener": with_tls,
+            "serve_listeners": serve,
+        }
+    )
