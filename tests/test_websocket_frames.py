@@ -132,9 +132,8 @@ class Reference:
         told, self.ended = self.ended, self.ended or isinstance(event, CloseConnection)
         if isinstance(event, CloseConnection):
             self.closed = True
-            states = (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING)
-            sends = self.connection.state in states
-            response = self.connection.send(event.response()) if sends else b""
+            replies = self.connection.state is ConnectionState.REMOTE_CLOSING
+            response = self.connection.send(event.response()) if replies else b""
             return None if told else Ended(event.code, event.reason or "", response)
         if told:
             return None
@@ -298,6 +297,16 @@ def test_a_longer_message_is_received_as_well(size: int) -> None:
     assert list(Frames(LIMIT).receive(sent)) == [b"x" * size, "x" * size]
 
 
+@pytest.mark.parametrize("size", [0, 5, 300, 2**16])
+def test_a_frame_may_come_in_two_pieces(size: int) -> None:
+    """Cut anywhere in its header, and what follows is found."""
+    sent = frame(Opcode.BINARY, b"x" * size) + text("next")
+    for cut in range(15):
+        frames = Frames(LIMIT)
+        received = [*frames.receive(sent[:cut]), *frames.receive(sent[cut:])]
+        assert received == [b"x" * size, "next"]
+
+
 @pytest.mark.parametrize("opcode", [Opcode.BINARY, Opcode.PING])
 def test_a_frame_in_a_payload_is_none(opcode: Opcode) -> None:
     """Wherever the bytes of the outer one are cut."""
@@ -403,14 +412,17 @@ def test_after_our_close_frame_the_peers_is_awaited() -> None:
     ],
 )
 def test_a_violation_ends_it_after_the_messages_before(wrong: bytes, code: int) -> None:
-    """The close frame says what was wrong, and nothing else is read."""
+    """Nothing else is read. What came before can be replied to, until the close frame."""
     frames = Frames(LIMIT)
     first, end = frames.receive(text("good") + wrong + text("more"))
     assert first == "good"
     assert isinstance(end, Ended)
     assert end.code == code
-    assert end.close_frame[2:] == code.to_bytes(2, "big") + end.reason.encode()
-    assert (frames.open, frames.closed) == (False, True)
+    assert (frames.open, frames.closed, end.close_frame) == (True, True, b"")
+    assert frames.text("reply") == b"\x81\x05reply"
+    assert frames.close(code, end.reason)[2:] == code.to_bytes(2, "big") + end.reason.encode()
+    assert not frames.open
+    assert frames.text("late") == b""
 
 
 @pytest.mark.parametrize("opcode", [Opcode.CONTINUATION, Opcode.PING])

@@ -444,8 +444,8 @@ class Http1:
     async def end_data(self) -> None:
         """The connection's end says so."""
 
-    async def release(self) -> None:
-        await self._connection.finish(linger=False)
+    async def release(self, *, linger: bool = False) -> None:
+        await self._connection.finish(linger=linger)
 
     async def _h2c(self, request: h11.Request, settings: bytes, data: bytes) -> None:
         """RFC 7540, 3.2: the request is responded to as stream 1."""

@@ -5,13 +5,12 @@ do when, and how a WebSocket ends (RFC 6455, 7):
 
 * The client closes: its code and reason are the application's disconnect, its close frame is
   replied to, and the connection ends.
-* The client breaks the protocol, or just leaves: likewise, with the code for that.
+* The client breaks the protocol: likewise, with the code for that. What came before is still
+  the application's, and it may reply. The close frame therefore waits until the application has
+  taken what is in its queue, but not for one that has no time for it.
+* The client just leaves: the code is 1006.
 * The application closes, or ends: a close frame, and the connection ends with the application.
 * The server drains: a close frame, and time for the client to reply.
-
-Messages that came before the end are still the application's, and so are its replies to them.
-The close frame therefore waits until the application has taken what is in its queue, but not
-for an application that has no time for it.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class Stream(exchange.Stream, Protocol):
     async def end_data(self) -> None:
         """No frame follows."""
 
-    async def release(self) -> None:
-        """The WebSocket is over."""
+    async def release(self, *, linger: bool = False) -> None:
+        """The WebSocket is over, whether or not its client is still sending."""
 
 
 HANDSHAKE, RESPONSE, REFUSED, CONNECTED, CLOSED = (
@@ -133,6 +132,7 @@ class WebSocket(Exchange):
                 self.disconnect()
                 await self.respond_with_error(400)
             return
+        broken = False
         for event in frames.receive(data):
             if isinstance(event, str):
                 await self.put({"type": "websocket.receive", "bytes": None, "text": event})
@@ -141,24 +141,33 @@ class WebSocket(Exchange):
             elif isinstance(event, Reply):
                 await self._stream.write_data(event.data)
             else:
-                await self._finish(event)
+                broken = await self._finish(event)
         if frames.closed:
             self.disconnect(closed(MESSAGE_TOO_BIG, ""))  # all other ends were told already
-            await self._stream.release()
+            await self._stream.release(linger=broken)
 
-    async def _finish(self, ended: Ended) -> None:
-        """The client has closed, or what it sends is not understood."""
+    async def _finish(self, ended: Ended) -> bool:
+        """The client has closed, or, returning True, broken the protocol."""
         assert self._frames is not None
-        if self._frames.closed:
+        frames, close_frame = self._frames, ended.close_frame
+        broken = frames.open
+        if frames.closed:
             self.disconnect(closed(ended.code, ended.reason))
-            if self._events and not self._ended and self._state is CONNECTED:
-                self._finishing = True
-                with self._stream.waiting(), trio.move_on_after(PATIENCE):
-                    while not (self._told or self._ended):
-                        await self._change()
-                self._finishing = False
-        if ended.close_frame:
-            await self._stream.write_data(ended.close_frame)
+            if broken:
+                if self._events and not self._ended:
+                    await self._wait_for_application()
+                close_frame = frames.close(ended.code, ended.reason)
+        if close_frame:
+            await self._stream.write_data(close_frame)
+        return broken
+
+    async def _wait_for_application(self) -> None:
+        """Let it take, and reply to, the messages that came before the end."""
+        self._finishing = True
+        with self._stream.waiting(), trio.move_on_after(PATIENCE):
+            while not (self._told or self._ended):
+                await self._change()
+        self._finishing = False
 
     async def drain(self) -> None:
         """Close it, now or as soon as it is accepted."""

@@ -59,6 +59,10 @@ class Ended:
 
     ``code`` and ``reason`` are the peer's (1005 for a close frame without a code) or say what was
     wrong. ``close_frame`` is to be written, and empty if ours was sent before.
+
+    It is also empty where the peer broke the protocol. What came before that may still be
+    replied to, so it is for the caller to say when the violation is named: with
+    ``close(code, reason)``, after which nothing can be sent.
     """
 
     code: int
@@ -225,8 +229,8 @@ class Frames:
             if gives_up and part.code == CloseReason.MESSAGE_TOO_BIG:
                 return self._too_big()
             self._ended = self.closed = True
-            # Theirs is replied to, and a violation is named, in the same words.
-            return Ended(int(part.code), part.reason or "", self._send(part.response()))
+            response = b"" if gives_up else self._send(part.response())
+            return Ended(int(part.code), part.reason or "", response)
         if isinstance(part, Ping):
             pong = self._send(part.response())
             return Reply(pong) if pong else None

@@ -220,7 +220,7 @@ class Stream:
     async def end_data(self) -> None:
         await self._protocol.stream_send(EndData(self._id))
 
-    async def release(self) -> None:
+    async def release(self, *, linger: bool = False) -> None:
         await self.abandon()
 
 
