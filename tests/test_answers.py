@@ -58,13 +58,13 @@ class Received:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
     """What the servers of a test write, each write's parts."""
     made: list[list[bytes]] = []
-    send = Transport.send
+    send_now = Transport.send_now
 
-    async def send_and_keep(transport: Transport, parts: list[bytes]) -> None:
+    def send_and_keep(transport: Transport, parts: list[bytes]) -> Any:
         made.append(parts)
-        await send(transport, parts)
+        return send_now(transport, parts)
 
-    monkeypatch.setattr(Transport, "send", send_and_keep)
+    monkeypatch.setattr(Transport, "send_now", send_and_keep)
     return made
 
 
@@ -462,11 +462,14 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
     over: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However short the answer is: a keep-alive timeout would cut it off."""
-    room, send = trio.Event(), Transport.send
+    room, send, send_now = trio.Event(), Transport.send, Transport.send_now
 
     async def send_when_there_is_room(transport: Transport, parts: list[bytes]) -> None:
         await room.wait()
         await send(transport, parts)
+
+    def no_room_at_once(transport: Transport, parts: list[bytes]) -> Any:
+        return send_now(transport, parts) if room.is_set() else parts
 
     recorder = Recorder()
     async with memory_server(whole(200, b"hello"), tracker=recorder) as server:
@@ -480,6 +483,7 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
         else:
             asked, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
         monkeypatch.setattr(Transport, "send", send_when_there_is_room)
+        monkeypatch.setattr(Transport, "send_now", no_room_at_once)
         await client.send_all(asked)
         await trio.sleep(100)
         assert recorder.sequences() == [states]

@@ -4,7 +4,7 @@ Owns the socket, the state that trackers see, the deadline, and the nursery: one
 hands what it reads to the protocol, and each exchange has a task of its own. Whatever the client
 and the application do,
 
-* states are reported as ``TRANSITIONS`` allows, and exactly one of them is terminal;
+* states are reported as ``_states.TRANSITIONS`` allows, and exactly one of them is terminal;
 * an error ends this connection and no other;
 * once the socket is closed, nothing is left but a handler that is still working.
 
@@ -32,14 +32,13 @@ from typing import Any, Protocol
 
 import trio
 
-from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, TRANSITIONS, Conn, ConnState
+from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from .errors import TRAVELLING, split
-from .exchange import App, Event, Exchange, Scope
+from .exchange import App, Exchange, LogAccess
 from .http1 import Http1
 from .kernel import Kernel
 from .phases import (
     CLOSE,
-    DISCARDS,
     DRAIN,
     DRAINING,
     HALF_CLOSED,
@@ -47,8 +46,6 @@ from .phases import (
     OPEN,
     OWN_END,
     PEER_END,
-    READS,
-    WRITES,
     Phase,
     after,
 )
@@ -56,7 +53,7 @@ from .phases import CLOSED as GONE
 from .response_head import ResponseHeads
 from .settings import Headers, Settings
 from .timeouts import Timeout
-from .transport import Expired, Socket, Transport
+from .transport import Expired, Parts, Socket, Transport
 
 LINGER_TIMEOUT = 2.0  # seconds, in a drain
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -113,7 +110,7 @@ class Server(Protocol):
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None: ...
 
-    log_access: Callable[[Scope, Event | None, float], Awaitable[None]] | None
+    log_access: LogAccess | None
 
 
 class Connection:
@@ -186,7 +183,7 @@ class Connection:
 
     async def _serve(self) -> None:
         alpn = await self._handshake() if self.conn.tls else None
-        if self.phase in READS:
+        if self.phase.reads:
             self._wait_for(self._server.keep_alive_timeout, "request_headers_timeout")
             await self._speak(alpn)
         await self._read_all()
@@ -216,8 +213,8 @@ class Connection:
             self.conn.protocol = "h2"
             if self._http2 is None:
                 await self._start_http2()
-            self._enter(ACTIVE)
-            self._enter(IDLE)
+            self.activate()
+            self.rest()
         if self._http2 is not None:
             await self._http2.run(data)
         else:
@@ -254,11 +251,11 @@ class Connection:
                 self.close(self._expiry, orderly=True)
                 return b""
             except trio.BrokenResourceError:
-                self.close(None if self.phase in DISCARDS else "connection_reset")
+                self.close(None if self.phase.discards else "connection_reset")
                 return b""
             except trio.ClosedResourceError:
                 return b""
-            if not data or self.phase not in DISCARDS:
+            if not data or not self.phase.discards:
                 return data
 
     async def _receive_soon(self, seconds: float) -> bytes:
@@ -273,7 +270,7 @@ class Connection:
     async def _read_all(self) -> None:
         """The reader has ended: nothing more will come of the client."""
         owes = self._http1 is not None and self._http1.owes_response
-        if self.phase in READS and owes and not self._transport.cut_off:
+        if self.phase.reads and owes and not self._transport.cut_off:
             self.phase = after(self.phase, PEER_END)
         else:
             self.close(orderly=not self._exchanges)
@@ -303,12 +300,12 @@ class Connection:
     @property
     def reads(self) -> bool:
         """Whether another request may be read."""
-        return self.phase in READS
+        return self.phase.reads
 
     @property
     def writes(self) -> bool:
         """Whether responses can still be written."""
-        return self.phase in WRITES
+        return self.phase.writes
 
     @property
     def cancelled(self) -> bool:
@@ -324,9 +321,19 @@ class Connection:
     def state(self) -> dict[str, Any]:
         return self._server.state
 
-    async def write(self, *parts: bytes) -> None:
+    def write_now(self, parts: Parts) -> Parts | None:
+        """Write what there is room for. What is left, if anything is, must be written next."""
+        if not self.phase.writes:
+            return None
+        try:
+            return self._transport.send_now(parts)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("connection_reset")
+            return None
+
+    async def write(self, parts: Parts) -> None:
         """Write, in order. Not a checkpoint unless it has to wait."""
-        if self.phase in WRITES:
+        if self.phase.writes:
             try:
                 await self._transport.send(parts)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -340,13 +347,21 @@ class Connection:
 
     def activate(self) -> None:
         """There is a request in flight."""
+        conn = self.conn
+        if conn.state is not NEW and conn.state is not IDLE:
+            return
+        self._transport.renew()
+        if conn.protocol is None:  # HTTP/2 is known from its preface
+            conn.protocol = "http/1.1"
+        if self._http2 is not None and self.phase is DRAINING:
+            self._http2.drain()
         self._enter(ACTIVE)
 
     def start(self, exchange: Exchange) -> None:
         """Run an exchange's application in a task of its own."""
         self.conn._count_request(exchange.path)
         self._exchanges[exchange] = None
-        if self.phase not in WRITES:  # an HTTP/2 push, of a response that came too late
+        if not self.phase.writes:  # an HTTP/2 push, of a response that came too late
             exchange.disconnect()
         if exchange.drains and self.phase is DRAINING:
             self.spawn(exchange.drain)
@@ -358,8 +373,16 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     async def _run_exchange(self, exchange: Exchange) -> None:
+        # As few coroutines around the application's as there can be: each is passed through
+        # whenever the application waits for something.
         try:
-            await self._contain(exchange.run, self._server.app)
+            try:
+                await exchange.call(self._server.app)
+            except BaseException as error:
+                await exchange.fail(error)
+            await exchange.end()
+        except BaseException as error:
+            await self._fail(error)
         finally:
             del self._exchanges[exchange]
             if self._all_exchanges_ended is not None and not self._exchanges:
@@ -371,17 +394,19 @@ class Connection:
             self.close(orderly=True)
         elif self.conn.state is ACTIVE:
             self._enter(IDLE)
+            self._wait_for(self._server.keep_alive_timeout, "keep_alive_timeout")
 
     def hijack(self) -> None:
         """It does not speak HTTP any more."""
-        self._enter(HIJACKED)
+        if self.conn.state is ACTIVE:
+            self._enter(HIJACKED)
 
     async def log_application_error(self, error: BaseException, path: str) -> None:
         await self._server.log_application_error(error, self.conn, path)
 
-    async def log_access(self, scope: Scope, response: Event | None, seconds: float) -> None:
-        if self._server.log_access is not None:
-            await self._server.log_access(scope, response, seconds)
+    @property
+    def log_access(self) -> LogAccess | None:
+        return self._server.log_access
 
     @property
     def path(self) -> str | None:
@@ -391,18 +416,10 @@ class Connection:
     # States and deadlines
 
     def _enter(self, state: ConnState) -> None:
+        """Report a state, which must be one that ``TRANSITIONS`` has."""
         conn = self.conn
-        if state not in TRANSITIONS[conn.state]:
-            return
         conn.state = state
         conn.state_since = trio.current_time()
-        if state is IDLE:
-            self._wait_for(self._server.keep_alive_timeout, "keep_alive_timeout")
-        elif state is ACTIVE:
-            self._transport.renew()
-            conn.protocol = conn.protocol or "http/1.1"  # HTTP/2 is known from its preface
-            if self._http2 is not None and self.phase is DRAINING:
-                self._http2.drain()
         self._server.track(conn, state)
 
     def _wait_for(self, timeout: Timeout, reason: str | None) -> None:
@@ -432,7 +449,7 @@ class Connection:
 
     def expire(self) -> None:
         """Its time is up: close it, unless something has come."""
-        if self.phase in DISCARDS:
+        if self.phase.discards:
             self.close()
         elif self.conn.state is NEW or self.conn.state is IDLE:
             self._transport.expire()
@@ -476,7 +493,7 @@ class Connection:
         Args:
           linger: whether the client may still be sending, and would take a reset for an answer.
         """
-        if self.phase not in WRITES:
+        if not self.phase.writes:
             return
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
@@ -499,7 +516,7 @@ class Connection:
 
     def abort(self) -> None:
         """End now, whatever is in flight."""
-        if self.phase in DISCARDS:
+        if self.phase.discards:
             self.close()  # it has had its response
         else:
             self.close("app_shutdown_timeout" if self._server.late else "aborted_by_app")
@@ -519,20 +536,25 @@ class Connection:
         if self._parked is not None:
             self._parked.cancel()
         self.conn._mark_closed()
-        self._enter(CLOSED)
+        if self.conn.state is not HIJACKED:
+            self._enter(CLOSED)
 
     @trio.lowlevel.enable_ki_protection
     async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run one of the connection's tasks; an error ends the connection, and nothing else."""
+        """Run one of the connection's tasks."""
         try:
             await run(*args)
         except BaseException as error:
-            travels, contained = split(error, TRAVELLING)
-            if contained is not None:
-                self.close("internal_error")
-                await self._server.log_contained(contained, self.conn)
-            self._nursery.cancel_scope.cancel()
-            if travels is not None:
-                _, ends_all = split(travels, trio.Cancelled)
-                (self if ends_all is None else self._server).abort()
-                raise travels from None
+            await self._fail(error)
+
+    async def _fail(self, error: BaseException) -> None:
+        """One of the connection's tasks has failed: that ends the connection, and nothing else."""
+        travels, contained = split(error, TRAVELLING)
+        if contained is not None:
+            self.close("internal_error")
+            await self._server.log_contained(contained, self.conn)
+        self._nursery.cancel_scope.cancel()
+        if travels is not None:
+            _, ends_all = split(travels, trio.Cancelled)
+            (self if ends_all is None else self._server).abort()
+            raise travels from None

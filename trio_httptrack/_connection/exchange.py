@@ -32,6 +32,8 @@ from .settings import Headers, Settings
 App = Callable[[Any, Any, Any], Awaitable[object]]
 Scope = dict[str, Any]
 Event = dict[str, Any]
+LogAccess = Callable[[Scope, Event | None, float], Awaitable[None]]
+"""Called with the scope, the response, if there was one, and its seconds."""
 
 
 class Connection(Protocol):
@@ -54,7 +56,8 @@ class Connection(Protocol):
 
     async def log_application_error(self, error: BaseException, path: str) -> None: ...
 
-    async def log_access(self, scope: Scope, response: Event | None, seconds: float) -> None: ...
+    @property
+    def log_access(self) -> LogAccess | None: ...
 
 
 class Stream(Protocol):
@@ -125,6 +128,7 @@ class Exchange:
         "_disconnect",
         "_ended",
         "_events",
+        "_failed",
         "_max_queue_size",
         "_started",
         "_stream",
@@ -150,6 +154,7 @@ class Exchange:
         self._disconnect: Event | None = None
         self._told = False  # that the peer has gone
         self._ended = False
+        self._failed = False
         self._started = time()
 
     @property
@@ -249,41 +254,42 @@ class Exchange:
     async def _send(self, event: Event) -> None:
         raise NotImplementedError
 
-    async def _end(self, failed: bool) -> None:
-        """The application has returned, or raised: see that its client is not left waiting."""
-        raise NotImplementedError
-
     async def drain(self) -> None:
         """The connection drains, or did already when this exchange began."""
         raise NotImplementedError
 
-    # The task
+    # The task, step by step
 
     @trio.lowlevel.disable_ki_protection
-    async def _call(self, app: App) -> None:
+    async def call(self, app: App) -> None:
+        """Run the application."""
         await app(self.scope, self.receive, self.send)
 
-    async def run(self, app: App) -> None:
-        """Run the application to its end, and see to the response's."""
-        failed = False
-        try:
-            await self._call(app)
-        except BaseException as error:
-            travels, rest = split(error, TRAVELLING)
-            if rest is not None:
-                _, rest = split(rest, PeerGone)
-            if rest is not None:
-                failed = True
-                await self._connection.log_application_error(rest, self.path)
-            if travels is not None:
-                raise travels from None
-        finally:
+    async def fail(self, error: BaseException) -> None:
+        """Handle what the application raised; what is meant for more than it is raised again."""
+        travels, rest = split(error, TRAVELLING)
+        if rest is not None:
+            _, rest = split(rest, PeerGone)
+        if rest is not None:
+            self._failed = True
+            await self._connection.log_application_error(rest, self.path)
+        if travels is not None:
             self._ended = True
-            self._has_changed()
-        await self._end(failed)
+            raise travels from None
+
+    async def end(self) -> None:
+        """The application has ended: see that its client is not left waiting."""
+        self._ended = True
+        self._has_changed()
+        await self._end()
+
+    async def _end(self) -> None:
+        raise NotImplementedError
 
     async def _log(self, response: Event | None) -> None:
-        await self._connection.log_access(self.scope, response, time() - self._started)
+        log_access = self._connection.log_access
+        if log_access is not None:
+            await log_access(self.scope, response, time() - self._started)
 
 
 REQUEST, HELD, RESPONSE, TRAILERS, COMPLETE = (
@@ -398,11 +404,11 @@ class HttpExchange(Exchange):
         await self._stream.respond(status, headers, b"", False)
         await self._log({"status": status, "headers": []})
 
-    async def _end(self, failed: bool) -> None:
+    async def _end(self) -> None:
         if self._state is COMPLETE:
             return
         unanswered = self._state is REQUEST or self._state is HELD
-        gave_up = self._told and self._state is REQUEST and not failed
+        gave_up = self._told and self._state is REQUEST and not self._failed
         if unanswered and not gave_up and self._can_respond:
             await self.respond_with_error(500)
         else:

@@ -33,8 +33,12 @@ from .http1_rules import (
 from .request_head import read_request_head
 from .response_head import UNTIL_CLOSE, ResponseHeads, tokens
 from .settings import Headers
+from .transport import Parts
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
+
+
+SMALL = 2**15  # bytes: copied into one piece rather than written from where they are
 
 
 class Connection(websocket.Connection, Protocol):
@@ -53,7 +57,10 @@ class Connection(websocket.Connection, Protocol):
     async def receive(self, *, owed: bool = False) -> bytes:
         """The next bytes; none at the peer's end, or if the connection was closed."""
 
-    async def write(self, *parts: bytes) -> None:
+    def write_now(self, parts: Parts) -> Parts | None:
+        """Write what there is room for. What is left, if anything is, must be written next."""
+
+    async def write(self, parts: Parts) -> None:
         """Write, in order. Not a checkpoint unless it has to wait."""
 
     def parked(self) -> AbstractContextManager[None]:
@@ -309,7 +316,7 @@ class Http1:
         version = "1.1" if self._http11 else "1.0"
         await self._begin(method, path, query, headers, version, None)
         if expects and not self._responded:
-            await connection.write(connection.response_heads.interim(100))
+            await connection.write([connection.response_heads.interim(100)])
         await self._h11_body(reader)
         return reader.trailing_data[0]
 
@@ -347,26 +354,35 @@ class Http1:
             client_closes=not self._keep_alive,
         )
         self._framing = framing
-        body_parts = self._framed(body, more_body)
+        parts = self._framed(body, more_body)
         self._responded = True
         if closes:
             self._keep_alive = False
-        await connection.write(head, *body_parts)
+        if len(body) <= SMALL:
+            parts = [b"".join((head, *parts))]
+        else:
+            parts.insert(0, head)
+        rest = connection.write_now(parts)
+        if rest is not None:
+            await connection.write(rest)
         if not more_body:
-            await self._finished()
+            await self._finish()
 
     async def inform(self, status: int, headers: Headers) -> None:
         if self._http11:
-            await self._connection.write(self._connection.response_heads.interim(status, headers))
+            response = self._connection.response_heads.interim(status, headers)
+            await self._connection.write([response])
 
     async def write_body(self, body: bytes, more_body: bool) -> None:
         parts = self._framed(body, more_body)
         if parts:
-            await self._connection.write(*parts)
+            rest = self._connection.write_now(parts)
+            if rest is not None:
+                await self._connection.write(rest)
         if not more_body:
-            await self._finished()
+            await self._finish()
 
-    def _framed(self, body: bytes, more_body: bool) -> list[bytes]:
+    def _framed(self, body: bytes, more_body: bool) -> list[bytes | memoryview]:
         """A part of the body as it is written."""
         if self._framing >= 0:
             left = self._framing - len(body)
@@ -378,12 +394,14 @@ class Http1:
             return [body] if body else []
         if self._framing == UNTIL_CLOSE:
             return [body] if body else []
-        parts = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
-        if not more_body:
-            parts.append(b"0\r\n\r\n")
-        return parts
+        end = b"" if more_body else b"0\r\n\r\n"
+        if not body:
+            return [end] if end else []
+        if len(body) <= SMALL:
+            return [b"%x\r\n%b\r\n%b" % (len(body), body, end)]
+        return [b"%x\r\n" % len(body), body, b"\r\n" + end]
 
-    async def _finished(self) -> None:
+    async def _finish(self) -> None:
         """The whole response is written."""
         self._exchange = None
         connection = self._connection
@@ -436,10 +454,10 @@ class Http1:
         response = self._connection.response_heads.interim(status, headers)
         self._connection.hijack()
         self._responded = True
-        await self._connection.write(response)
+        await self._connection.write([response])
 
     async def write_data(self, data: bytes) -> None:
-        await self._connection.write(data)
+        await self._connection.write([data])
 
     async def end_data(self) -> None:
         """The connection's end says so."""
@@ -453,7 +471,7 @@ class Http1:
         connection.begin_request()
         own = connection.response_heads.own()
         switch = b"HTTP/1.1 101 \r\n%bconnection: upgrade\r\nupgrade: h2c\r\n\r\n" % own
-        await connection.write(switch)
+        await connection.write([switch])
         headers = [(b":method", request.method), (b":path", request.target)]
         for name, value in request.headers:
             if name == b"host":

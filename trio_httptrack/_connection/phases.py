@@ -19,7 +19,7 @@ what it sends, and the socket is closed when both have:
 
 The rules for reading the table: a connection is in one phase; ``after(phase, step)`` is the
 only way to the next, and raises, without changing anything, where the table has no entry.
-What may be done in a phase is read from the sets below it and from nothing else.
+What may be done in a phase is said by the phase itself and by nothing else.
 
 What is *not* here: who still works on the connection. Its handlers and its reader are tasks
 of its nursery, and the nursery knows them.
@@ -28,18 +28,27 @@ of its nursery, and the nursery knows them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 
-class Phase(Enum):
-    """How far a connection's end has come."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Phase:
+    """How far a connection's end has come.
 
-    OPEN = "open"
-    DRAINING = "draining"
-    HALF_CLOSED = "half-closed"
-    LINGERING = "lingering"
-    LEAVING = "leaving"
-    CLOSED = "closed"
+    No Enum, because each request asks it several things, and an Enum's hash is Python code.
+    """
+
+    name: str
+
+    reads: bool = False
+    """Whether requests are read and handled."""
+
+    writes: bool = False
+    """Whether responses can be written; elsewhere the peer is gone for the application."""
+
+    discards: bool = False
+    """Whether what is read is thrown away."""
 
 
 class Step(Enum):
@@ -62,7 +71,12 @@ class IllegalStep(RuntimeError):
     """A bug of ours: a connection was led where the table has no way."""
 
 
-OPEN, DRAINING, HALF_CLOSED, LINGERING, LEAVING, CLOSED = Phase
+OPEN = Phase("open", reads=True, writes=True)
+DRAINING = Phase("draining", reads=True, writes=True)
+HALF_CLOSED = Phase("half-closed", writes=True)
+LINGERING = Phase("lingering", discards=True)
+LEAVING = Phase("leaving", discards=True)
+CLOSED = Phase("closed")
 DRAIN, PEER_END, OWN_END, CLOSE = Step
 
 STEPS: Mapping[Phase, Mapping[Step, Phase]] = {
@@ -76,15 +90,6 @@ STEPS: Mapping[Phase, Mapping[Step, Phase]] = {
     CLOSED: {},
 }
 
-READS = frozenset({OPEN, DRAINING})
-"""Requests are read and handled."""
-
-WRITES = frozenset({OPEN, DRAINING, HALF_CLOSED})
-"""Responses can be written; elsewhere the peer is gone for the application."""
-
-DISCARDS = frozenset({LINGERING, LEAVING})
-"""What is read is thrown away."""
-
 
 def after(phase: Phase, step: Step) -> Phase:
     """The phase to which a step leads.
@@ -95,4 +100,4 @@ def after(phase: Phase, step: Step) -> Phase:
     try:
         return STEPS[phase][step]
     except KeyError:
-        raise IllegalStep(f"no way from {phase.value!r} by {step.value!r}") from None
+        raise IllegalStep(f"no way from {phase.name!r} by {step.value!r}") from None

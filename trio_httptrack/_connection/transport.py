@@ -265,6 +265,20 @@ class Transport:
         finally:
             self._hung_up = None
 
+    def send_now(self, parts: Parts) -> Parts | None:
+        """Write what there is room for, and return what is left of it; None if nothing is.
+
+        What is left must be given to :meth:`send` at once, or others come before it. There is
+        nearly always room, and a coroutine that never waits costs as much as the rest of this.
+
+        Raises:
+          trio.BrokenResourceError: the peer has gone.
+          trio.ClosedResourceError: the connection was closed.
+        """
+        if len(parts) > MAX_PARTS:
+            parts = [b"".join(parts)]
+        return self._write(parts) if self._sending is None else parts
+
     async def send(self, parts: Parts) -> None:
         """Write everything, also if cancelled meanwhile. A checkpoint only if it must wait.
 
@@ -272,15 +286,10 @@ class Transport:
           trio.BrokenResourceError: the peer has gone.
           trio.ClosedResourceError: the connection was closed, perhaps meanwhile.
         """
-        if len(parts) > MAX_PARTS:
-            parts = [b"".join(parts)]
-        if self._sending is None:
-            rest = self._write(parts)
-            if rest is None:
-                return
-            parts = rest
-        async with self._turn():
-            await self._write_all(parts)
+        rest = self.send_now(parts)
+        if rest is not None:
+            async with self._turn():
+                await self._write_all(rest)
 
     async def finish(self) -> None:
         """End our side behind what is being written. The peer can still send.

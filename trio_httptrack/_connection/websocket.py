@@ -259,7 +259,7 @@ class WebSocket(Exchange):
         await self._stream.respond(status, headers, b"", False)
         await self._log({"status": status, "headers": []})
 
-    async def _end(self, failed: bool) -> None:
+    async def _end(self) -> None:
         state = self._state
         if self._finishing:
             return  # it is seen to already

@@ -131,4 +131,4 @@ class Http2(H2Protocol):
         self._corked = False
         if self._unsent:
             parts, self._unsent = self._unsent, []
-            await self.owner.write(*parts)
+            await self.owner.write(parts)
