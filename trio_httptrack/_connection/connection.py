@@ -298,16 +298,6 @@ class Connection:
     # What protocols and exchanges call
 
     @property
-    def reads(self) -> bool:
-        """Whether another request may be read."""
-        return self.phase.reads
-
-    @property
-    def writes(self) -> bool:
-        """Whether responses can still be written."""
-        return self.phase.writes
-
-    @property
     def cancelled(self) -> bool:
         """Whether the connection's tasks are to end now, whatever they are doing."""
         return self._nursery.cancel_scope.cancel_called

@@ -23,9 +23,11 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
 from .._states import Conn
 from .errors import TRAVELLING, PeerGone, UnexpectedMessage, split
+from .phases import Phase
 from .response_head import NO_CONTENT
 from .settings import Headers, Settings
 
@@ -46,9 +48,7 @@ class Connection(Protocol):
     def state(self) -> dict[str, Any]:
         """The lifespan's, of which each request has a copy."""
 
-    @property
-    def writes(self) -> bool:
-        """Whether responses can still be written."""
+    phase: Phase
 
     @property
     def cancelled(self) -> bool:
@@ -230,8 +230,8 @@ class Exchange:
                 event = dict(self._disconnect)
             if event is not None:
                 if trio.current_effective_deadline() > float("-inf"):
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                    await checkpoint_if_cancelled()
+                await cancel_shielded_checkpoint()
                 return event
             await self._change()
 
@@ -243,15 +243,18 @@ class Exchange:
           PeerGone: the connection, or this stream of it, ended before the response did.
           UnexpectedMessage: ASGI does not allow this here.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await checkpoint_if_cancelled()
         try:
             if self._ended:
                 raise UnexpectedMessage(event["type"], "after the application had returned")
-            await self._send(event)
+            sending = self._send(event)
+            if sending is not None:
+                await sending
         finally:  # also where the event is refused: the application may try again for ever
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await cancel_shielded_checkpoint()
 
-    async def _send(self, event: Event) -> None:
+    def _send(self, event: Event) -> Awaitable[None] | None:
+        """Return what is to be awaited, if anything is."""
         raise NotImplementedError
 
     async def drain(self) -> None:
@@ -280,15 +283,20 @@ class Exchange:
     async def end(self) -> None:
         """The application has ended: see that its client is not left waiting."""
         self._ended = True
-        self._has_changed()
-        await self._end()
+        if not self.complete:
+            self._has_changed()
+            await self._end()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is written: nothing is owed any more."""
+        return False
 
     async def _end(self) -> None:
         raise NotImplementedError
 
     async def _log(self, response: Event | None) -> None:
-        log_access = self._connection.log_access
-        if log_access is not None:
+        if (log_access := self._connection.log_access) is not None:
             await log_access(self.scope, response, time() - self._started)
 
 
@@ -330,7 +338,6 @@ class HttpExchange(Exchange):
 
     @property
     def complete(self) -> bool:
-        """Whether the whole response is written: nothing is owed any more."""
         return self._state is COMPLETE
 
     def _next(self) -> Event | None:
@@ -339,28 +346,24 @@ class HttpExchange(Exchange):
             return {"type": "http.request", "body": body, "more_body": False}
         return super()._next()
 
-    async def _send(self, event: Event) -> None:
+    def _send(self, event: Event) -> Awaitable[None] | None:
         state = self._state
-        if state is not COMPLETE and (
-            not self._connection.writes
-            or (self._disconnect is not None and not self._stream.survives_disconnect)
-        ):
+        if state is not COMPLETE and not self._can_respond:
             raise PeerGone(self._connection.conn)
         type_ = event["type"]
         if type_ == "http.response.body" and (state is HELD or state is RESPONSE):
-            await self._send_body(event.get("body", b""), event.get("more_body", False))
-        elif type_ == "http.response.start" and state is REQUEST:
-            status = int(event["status"])
-            if status < 200:
-                await self._inform(status, event)
-                return
-            self._status = status
-            # Copies: what the application does to its event later changes nothing.
-            self._headers = list(event.get("headers", ()))
-            self._trailers = event.get("trailers", False)
-            self._state = HELD
-        else:
-            await self._send_http2(type_, event)
+            return self._send_body(event.get("body", b""), event.get("more_body", False))
+        if type_ != "http.response.start" or state is not REQUEST:
+            return self._send_http2(type_, event)
+        status = int(event["status"])
+        if status < 200:
+            return self._inform(status, event)
+        self._status = status
+        # Copies: what the application does to its event later changes nothing.
+        self._headers = list(event.get("headers", ()))
+        self._trailers = event.get("trailers", False)
+        self._state = HELD
+        return None
 
     async def _inform(self, status: int, event: Event) -> None:
         """The final response follows."""
@@ -389,10 +392,9 @@ class HttpExchange(Exchange):
             self._state = TRAILERS
 
     async def _complete(self) -> None:
-        if self._state is not COMPLETE:
-            self._state = COMPLETE
-            self.disconnect()
-            await self._log({"status": self._status, "headers": self._headers})
+        self._state = COMPLETE
+        self.disconnect()
+        await self._log({"status": self._status, "headers": self._headers})
 
     async def respond_with_error(self, status: int) -> None:
         """Respond for the application."""
@@ -405,8 +407,6 @@ class HttpExchange(Exchange):
         await self._log({"status": status, "headers": []})
 
     async def _end(self) -> None:
-        if self._state is COMPLETE:
-            return
         unanswered = self._state is REQUEST or self._state is HELD
         gave_up = self._told and self._state is REQUEST and not self._failed
         if unanswered and not gave_up and self._can_respond:
@@ -419,7 +419,7 @@ class HttpExchange(Exchange):
 
     @property
     def _can_respond(self) -> bool:
-        return self._connection.writes and (
+        return self._connection.phase.writes and (
             self._disconnect is None or self._stream.survives_disconnect
         )
 

@@ -37,7 +37,6 @@ from .transport import Parts
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
 
-
 SMALL = 2**15  # bytes: copied into one piece rather than written from where they are
 
 
@@ -45,10 +44,6 @@ class Connection(websocket.Connection, Protocol):
     """What HTTP/1 needs of its connection."""
 
     response_heads: ResponseHeads
-
-    @property
-    def reads(self) -> bool:
-        """Whether another request may be read."""
 
     @property
     def last(self) -> bool:
@@ -126,7 +121,7 @@ class Http1:
 
     async def run(self, data: bytes) -> None:
         """Handle requests until the end, beginning with what was read."""
-        connection = self._connection
+        connection, settings = self._connection, self._connection.settings
         while True:
             if not data:
                 data = await connection.receive()
@@ -139,12 +134,12 @@ class Http1:
                 else:
                     self._overheard, data = True, b""
                 continue
-            if not connection.reads:
+            if not connection.phase.reads:
                 data = b""
                 continue
             head = None
-            if not connection.settings.raw_header_names:
-                head = read_request_head(data, connection.settings.max_head_size)
+            if not settings.raw_header_names:
+                head = read_request_head(data, settings.max_head_size)
             try:
                 if head is None:
                     data = await self._unusual(data)
@@ -238,7 +233,7 @@ class Http1:
 
     async def _cut_off(self) -> None:
         """The client has ended its side in the middle of a request."""
-        if self._connection.reads and not self._responded and self._exchange is not None:
+        if self._connection.phase.reads and not self._responded and self._exchange is not None:
             await self._refuse(400)
 
     # The unusual, by h11
@@ -265,7 +260,7 @@ class Http1:
                 raise Refused(status_of(error, data, connection.settings.max_head_size)) from None
             if isinstance(event, h11.Request):
                 request = event
-            elif not connection.reads or isinstance(event, h11.ConnectionClosed):
+            elif not connection.phase.reads or isinstance(event, h11.ConnectionClosed):
                 return b""
             else:
                 more = await connection.receive(owed=True)

@@ -14,8 +14,8 @@ A header line is valid or not by itself, whatever stands around it. Only two rul
 head: no name is repeated, and there is a Host. That allows the lines which clients send again and
 again to be kept with what they mean, see ``_Lines``.
 
-Each pattern is linear: of two repetitions that follow each other, none accepts what ends the one
-before. h11's own pattern for a header line is not; with it, spaces cost their number squared.
+Each pattern is linear: behind a repetition stands a byte that the repetition does not accept. h11's
+pattern for a header line is not: the spaces of an invalid line cost their number squared.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import TypeAlias
 Header: TypeAlias = tuple[bytes, bytes]
 
 RequestHead: TypeAlias = tuple[str, bytes, list[Header], int, bool, int]
-"""``(method, target, headers, content_length, keep_alive, end)``. A plain tuple, because a named
-one takes a fifth of the time that reading a short head takes.
+"""``(method, target, headers, content_length, keep_alive, end)``. A plain tuple, because
+making a named one costs a fifth of what reading a short head costs.
 
 ``method`` is upper-case. ``target`` begins with ``b"/"``. ``headers`` has lower-case names, and
 values without surrounding white space; the list is the caller's own. ``content_length`` is 0
@@ -46,7 +46,7 @@ _match_request_line = re.compile(
     rb"(" + rb"|".join(METHODS) + rb') (/[!"$-~]*) HTTP/1\.1\r\n'
 ).match
 
-# A value has neither control characters nor bytes outside of ASCII, both of which h11 accepts.
+# A value has no control characters and no bytes outside of ASCII; h11 accepts most of them.
 _match_header_line = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):([\t -~]*)").fullmatch
 
 _match_host = re.compile(
@@ -87,9 +87,9 @@ _ORDINARY_VALUES: dict[bytes, Callable[[bytes], object]] = {
     b"upgrade": _never,
 }
 
-# Headers that are the same in many requests and tell nothing secret. A cache that clients share
-# lets one of them find out by the time that its request takes whether another has just sent the
-# same line. So a name is kept only if it stands here, and never because it looks harmless.
+# Headers that are the same in many requests and hold nothing secret. A cache that clients share
+# lets one of them learn, by timing its own request, whether another has just sent the same line.
+# So a line is kept only if its name stands here, never because it looks harmless.
 _SHARED_NAMES = frozenset(
     b"accept accept-encoding accept-language cache-control connection content-type dnt host origin"
     b" pragma priority sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode"
@@ -102,7 +102,7 @@ MAX_CACHED_LINE = 256
 
 
 class _Unusual(Exception):
-    """A header line is left to h11. It is not an error of the client's, or not known to be one."""
+    """A header line is left to h11. This is not an error: h11 decides whether it is one."""
 
 
 class _Lines(dict[bytes, Header]):
@@ -110,10 +110,11 @@ class _Lines(dict[bytes, Header]):
 
     A line that is here costs a tenth of reading it. Only valid lines are kept.
 
-    A full cache starts again empty. One that kept its first lines would be useless for ever once
-    a client had filled it with lines of its own; to keep the latest ones costs more in each
-    request than to read the common lines again. A client that sends nothing but new lines makes
-    the others wait for what they would without a cache.
+    A full cache starts again empty. One that kept its first lines would be useless for good once
+    a client had filled it with lines of its own. One that kept the lines used last would cost more
+    in each request than it costs to read the common lines again now and then. So a client that
+    sends only new lines can slow the others down to the speed without a cache, which is still
+    twice h11's.
     """
 
     __slots__ = ()

@@ -180,30 +180,35 @@ class WebSocket(Exchange):
 
     # The application's side
 
-    async def _send(self, event: Event) -> None:
-        if not self._connection.writes or (self._disconnect is not None and not self._finishing):
+    def _send(self, event: Event) -> Awaitable[None] | None:
+        if not self._connection.phase.writes or (
+            self._disconnect is not None and not self._finishing
+        ):
             raise PeerGone(self._connection.conn)
         type_, state = event["type"], self._state
         if type_ == "websocket.send" and state is CONNECTED:
-            await self._send_message(event)
-        elif type_ == "websocket.accept" and state is HANDSHAKE:
-            await self._accept(event)
-        elif type_ == "websocket.close" and state is HANDSHAKE:
-            await self.respond_with_error(403)
-        elif type_ == "websocket.close" and state is CONNECTED:
-            assert self._frames is not None
-            self._state = CLOSED
-            code = int(event.get("code", NORMAL_CLOSURE))
-            await self._stream.write_data(self._frames.close(code, event.get("reason")))
-            await self._stream.end_data()
-        elif type_ == "websocket.http.response.start" and state is HANDSHAKE:
+            return self._send_message(event)
+        if type_ == "websocket.accept" and state is HANDSHAKE:
+            return self._accept(event)
+        if type_ == "websocket.close" and state is HANDSHAKE:
+            return self.respond_with_error(403)
+        if type_ == "websocket.close" and state is CONNECTED:
+            return self._close(event)
+        if type_ == "websocket.http.response.start" and state is HANDSHAKE:
             self._denial = {**event, "headers": validated(event.get("headers", ()))}
-        elif type_ == "websocket.http.response.body" and (
+            return None
+        if type_ == "websocket.http.response.body" and (
             state is RESPONSE or (state is HANDSHAKE and self._denial is not None)
         ):
-            await self._deny(event)
-        else:
-            raise UnexpectedMessage(type_, state)
+            return self._deny(event)
+        raise UnexpectedMessage(type_, state)
+
+    async def _close(self, event: Event) -> None:
+        assert self._frames is not None
+        self._state = CLOSED
+        code = int(event.get("code", NORMAL_CLOSURE))
+        await self._stream.write_data(self._frames.close(code, event.get("reason")))
+        await self._stream.end_data()
 
     async def _send_message(self, event: Event) -> None:
         assert self._frames is not None
@@ -264,7 +269,7 @@ class WebSocket(Exchange):
         if self._finishing:
             return  # it is seen to already
         if state is HANDSHAKE:
-            if self._connection.writes and self._disconnect is None:
+            if self._connection.phase.writes and self._disconnect is None:
                 await self.respond_with_error(500)
             else:
                 await self._stream.abandon()
