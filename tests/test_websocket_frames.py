@@ -23,7 +23,7 @@ from wsproto.events import (
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 
-from trio_httptrack._connection.websocket_frames import Ended, Event, Frames, Reply
+from trio_httptrack._connection.websocket_frames import Busy, Ended, Event, Frames, Reply
 from trio_httptrack._connection.websocket_handshake import Handshake
 
 LIMIT = 2**24
@@ -354,9 +354,16 @@ def test_fragments_without_a_byte_take_no_memory() -> None:
     sent = frame(Opcode.CONTINUATION, fin=False) * 1000
     with peak_of_memory() as peak:
         for _ in range(10):
-            assert list(frames.receive(sent)) == []
+            assert all(event == Busy() for event in frames.receive(sent))
         assert peak() < 40 * KIB
     assert list(frames.receive(frame(Opcode.CONTINUATION, b"x"))) == [b"x"]
+
+
+def test_frames_that_bring_nothing_do_not_keep_others_from_running() -> None:
+    """A read that is full of pongs is handled in parts."""
+    events = list(Frames(LIMIT).receive(frame(Opcode.PONG) * 1000))
+    assert len(events) >= 10
+    assert set(events) == {Busy()}
 
 
 # The end

@@ -10,9 +10,9 @@ import trio
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from ._conns import ConnTracker
 from ._connection.drain import ShutdownReport
 from ._connection.errors import ungrouped
+from ._conns import ConnTracker
 from ._hypercorn.hooks import resolve
 from ._hypercorn.settings import check_config
 from ._hypercorn.worker import serve

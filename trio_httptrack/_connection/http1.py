@@ -25,6 +25,7 @@ from .exchange import Exchange, HttpExchange, base_scope
 from .http1_rules import (
     Refused,
     are_http2_settings,
+    check_gaps,
     check_headers,
     is_served,
     split_target,
@@ -254,6 +255,7 @@ class Http1:
         reader.receive_data(data)
         request = None
         while request is None:
+            check_gaps(data)
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:

@@ -23,6 +23,7 @@ HOST = re.compile(
 ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)([^?#]*)(?:\?([^#]*))?")
 HEAD_END = re.compile(rb"\n\r?\n")
 FOLDED = re.compile(rb"\n[ \t]")
+GAP = re.compile(rb"[ \t]{256}")
 CODINGS = re.compile(rb"(?im)^transfer-encoding:(.*)$")
 
 # What is decoded; the values of all other headers may be any bytes.
@@ -49,6 +50,17 @@ def is_host(value: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_gaps(data: bytes) -> None:
+    """Refuse a complete head that h11 would take too long to read.
+
+    Its pattern for a header line tries each part of a run of spaces as the beginning of the
+    end, and again for each: 16 KiB of them take more than a second.
+    """
+    end = HEAD_END.search(data)
+    if end is not None and GAP.search(data, 0, end.start()):
+        raise Refused(400)
 
 
 def check_headers(headers: Headers, head: bytes, http11: bool) -> None:

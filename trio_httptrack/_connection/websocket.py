@@ -25,7 +25,7 @@ from .errors import PeerGone, UnexpectedMessage
 from .exchange import Event, Exchange, Scope, validated
 from .response_head import NO_CONTENT
 from .settings import Headers, Settings
-from .websocket_frames import Ended, Frames, Reply
+from .websocket_frames import Busy, Ended, Frames, Reply
 from .websocket_handshake import Handshake
 
 NO_CLOSE_FRAME = 1006
@@ -133,14 +133,17 @@ class WebSocket(Exchange):
                 await self.respond_with_error(400)
             return
         broken = False
-        for event in frames.receive(data):
+        for number, event in enumerate(frames.receive(data)):
+            if number % 64 == 63 or isinstance(event, Busy):
+                # A read may have thousands of frames that nobody has to wait for.
+                await trio.lowlevel.cancel_shielded_checkpoint()
             if isinstance(event, str):
                 await self.put({"type": "websocket.receive", "bytes": None, "text": event})
             elif isinstance(event, bytes):
                 await self.put({"type": "websocket.receive", "bytes": event, "text": None})
             elif isinstance(event, Reply):
                 await self._stream.write_data(event.data)
-            else:
+            elif isinstance(event, Ended):
                 broken = await self._finish(event)
         if frames.closed:
             self.disconnect(closed(MESSAGE_TOO_BIG, ""))  # all other ends were told already

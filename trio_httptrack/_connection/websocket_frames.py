@@ -70,7 +70,14 @@ class Ended:
     close_frame: bytes
 
 
-Event = str | bytes | Reply | Ended
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Nothing to do, after many frames that bring nothing: time to let others run."""
+
+
+Event = str | bytes | Reply | Ended | Busy
+
+MAX_SILENT_FRAMES = 64
 
 
 class Frames:
@@ -153,7 +160,11 @@ class Frames:
 
     def _next_event(self) -> Event | None:
         """Return the next event, or None if the bytes received so far hold no other."""
+        silent = 0
         while not self.closed:
+            if silent == MAX_SILENT_FRAMES:
+                return Busy()
+            silent += 1
             if not self._rest and self._message is None and not self._ended:
                 message = self._whole_message()
                 if message is not None:
