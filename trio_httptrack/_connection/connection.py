@@ -129,6 +129,7 @@ class Connection:
         "_timeout",
         "_transport",
         "conn",
+        "log_access",
         "phase",
         "requests_left",
         "response_heads",
@@ -148,6 +149,7 @@ class Connection:
         self._server = server
         self.settings = server.settings
         self.response_heads = server.response_heads
+        self.log_access = server.log_access
         self._transport = Transport(socket, server.kernel, ssl_context)
         self._http1: Http1 | None = None
         self._http2: Http2 | None = None
@@ -393,10 +395,6 @@ class Connection:
 
     async def log_application_error(self, error: BaseException, path: str) -> None:
         await self._server.log_application_error(error, self.conn, path)
-
-    @property
-    def log_access(self) -> LogAccess | None:
-        return self._server.log_access
 
     @property
     def path(self) -> str | None:

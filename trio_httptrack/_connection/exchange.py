@@ -56,8 +56,8 @@ class Connection(Protocol):
 
     async def log_application_error(self, error: BaseException, path: str) -> None: ...
 
-    @property
-    def log_access(self) -> LogAccess | None: ...
+    log_access: LogAccess | None
+    """None where nobody reads it."""
 
 
 class Stream(Protocol):
@@ -296,7 +296,8 @@ class Exchange:
         raise NotImplementedError
 
     async def _log(self, response: Event | None) -> None:
-        if (log_access := self._connection.log_access) is not None:
+        log_access = self._connection.log_access
+        if log_access is not None:
             await log_access(self.scope, response, time() - self._started)
 
 
@@ -394,7 +395,8 @@ class HttpExchange(Exchange):
     async def _complete(self) -> None:
         self._state = COMPLETE
         self.disconnect()
-        await self._log({"status": self._status, "headers": self._headers})
+        if self._connection.log_access is not None:
+            await self._log({"status": self._status, "headers": self._headers})
 
     async def respond_with_error(self, status: int) -> None:
         """Respond for the application."""
