@@ -120,8 +120,8 @@ async def test_a_working_handler_has_no_deadline(autojump_clock: MockClock) -> N
     assert ends(recorder) == [(605, "keep_alive_timeout")]
 
 
-async def test_read_timeout_ends_a_connection_in_any_state(autojump_clock: MockClock) -> None:
-    """Hypercorn's read_timeout holds for an upload that stalls, too."""
+async def test_read_timeout_ends_an_upload_that_stalls(autojump_clock: MockClock) -> None:
+    """So long after its last bytes."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder, read_timeout=3) as server:
         client = await server.connect()
@@ -133,6 +133,29 @@ async def test_read_timeout_ends_a_connection_in_any_state(autojump_clock: MockC
         assert await client.receive_some() == b""
         await recorder.wait_terminal()
     assert ends(recorder) == [(4, "read_timeout")]
+
+
+@pytest.mark.parametrize("path", ["/body", "/until-disconnect"])
+async def test_read_timeout_ends_an_upload_that_stalls_over_http2(
+    path: str, autojump_clock: MockClock
+) -> None:
+    """But not a connection whose client owes nothing, whatever its handlers do."""
+    recorder = Recorder()
+    async with memory_server(app, tracker=recorder, read_timeout=3) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        client.request("/until-disconnect")
+        await client.flush()
+        await trio.sleep(10)
+        assert recorder.sequences() == ["NAIA"]
+        stream = client.request(path, "POST", end=False)
+        await client.flush()
+        await trio.sleep(1)
+        client.h2.send_data(stream, b"some")
+        await client.flush()
+        while await client.pump():
+            pass
+    assert ends(recorder) == [(14, "read_timeout")]
 
 
 @pytest.mark.parametrize("requests", [0, 1])

@@ -1,1 +1,1 @@
-"""One connection, from its accept to its end. Knows Trio, h11, h2 and wsproto; no Hypercorn."""
+"""One connection, from its accept to its end. Knows Trio, h11 and wsproto; no Hypercorn."""

@@ -30,7 +30,6 @@ from .kernel import ENDED, READABLE, RESET, URGENT, Kernel
 MAX_RECEIVE = 2**16
 MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
 MAX_RECORD = 2**14  # bytes of one TLS record
-MAX_ENCRYPTED = 2**16  # bytes that are encrypted before they are written
 
 Parts = Sequence[bytes | memoryview]
 
@@ -106,21 +105,21 @@ class Transport:
             return None
         established = False
         while not established:
-            records = await self._read()
+            records = await self._read(MAX_RECORD)
             if not records:
                 raise trio.BrokenResourceError("the peer has gone before the handshake was done")
-            tls.put(records)
             try:
-                established = tls.shake_hands()
+                established = tls.shake_hands(records)
             except ssl.SSLError as error:
-                self._send_alert()
+                self._write_alert(tls)
                 raise trio.BrokenResourceError from error
             if established and tls.sends_tickets:
                 # They stay until something else is sent. A client that only sends, and closes
                 # without reading, would have them unread then. Its kernel would reset the
                 # connection, and destroy what it has sent.
+                tls.unwritten = tls.take()
                 break
-            while not self._flush():
+            while not self._flush(tls):
                 if self._expired:
                     raise Expired
                 # Neither shielded nor in a turn: nobody else sends yet, and nothing of the
@@ -143,24 +142,29 @@ class Transport:
         return self._read() if self._tls is None else self._receive_tls(self._tls)
 
     async def _receive_tls(self, tls: Tls) -> bytes:
+        records = b""
         if tls.readable:
             await trio.lowlevel.checkpoint()
             if self._fileno < 0:
                 raise trio.ClosedResourceError
+        elif not (records := await self._read()):
+            tls.cut_off = True
+            return b""
         while True:
-            if tls.readable:
-                try:
-                    data = tls.decrypt()
-                except ssl.SSLError as error:
-                    self._send_alert()
-                    raise trio.BrokenResourceError from error
-                if data is not None:
-                    return data
-            records = await self._read()
-            if not records:
+            try:
+                data = tls.decrypt(records)
+            except ssl.SSLError as error:
+                self._write_alert(tls)
+                raise trio.BrokenResourceError from error
+            if tls.pending:
+                self._write_alert(tls)  # OpenSSL has refused a renegotiation, and goes on
+                if tls.pending > MAX_RECORD:
+                    raise trio.BrokenResourceError("the peer renegotiates, and does not read")
+            if data is not None:
+                return data
+            if not (records := await self._read()):
                 tls.cut_off = True
                 return b""
-            tls.put(records)
 
     @property
     def cut_off(self) -> bool:
@@ -171,12 +175,12 @@ class Transport:
         """
         return self._tls is not None and self._tls.cut_off
 
-    def _send_alert(self) -> None:
+    def _write_alert(self, tls: Tls) -> None:
         """Tell the peer what is wrong with its TLS, if there is room."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            self._flush()
+            self._flush(tls)
 
-    async def _read(self) -> bytes:
+    async def _read(self, size: int = MAX_RECEIVE) -> bytes:
         """What ``receive`` does without TLS."""
         if self._expired:
             self._readable = True  # perhaps: look once more, whatever was reported
@@ -195,7 +199,7 @@ class Transport:
             if self._fileno < 0:
                 raise trio.ClosedResourceError
             try:
-                data = self._kernel.read(self._fileno, MAX_RECEIVE)
+                data = self._kernel.read(self._fileno, size)
             except BlockingIOError:
                 self._readable = False
             except OSError as error:
@@ -203,7 +207,7 @@ class Transport:
             else:
                 # The kernel reports what comes, not what is still there. After a short read
                 # nothing is, and the next read can wait without trying.
-                self._readable = len(data) == MAX_RECEIVE or bool(self._ended) or self._gaps
+                self._readable = len(data) == size or bool(self._ended) or self._gaps
                 return data
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
@@ -334,7 +338,7 @@ class Transport:
         tls = self._tls
         if tls is None:
             return _behind(parts, self._writev(parts))
-        while self._flush():
+        while self._flush(tls):
             if not parts:
                 return None
             try:
@@ -343,11 +347,10 @@ class Transport:
                 raise trio.BrokenResourceError from error
         return parts
 
-    def _flush(self) -> bool:
+    def _flush(self, tls: Tls) -> bool:
         """Write as many records as there is room for; return whether that was all."""
-        tls = self._tls
-        assert tls is not None
-        while records := tls.unwritten or tls.take():
+        while tls.unwritten or tls.pending:
+            records = tls.unwritten or tls.take()
             sent = self._writev((records,))
             tls.unwritten = memoryview(records)[sent:] if sent < len(records) else b""
             if tls.unwritten:
@@ -382,7 +385,7 @@ class Transport:
         if orderly and self._tls is not None and self._sending is None:
             self._tls.end()
             with suppress(trio.BrokenResourceError):
-                self._flush()
+                self._flush(self._tls)
         # A forked child may have the socket, too. Closing alone would not end it then.
         self._end_writing()
         self._kernel.forget(self._fileno)
@@ -426,15 +429,13 @@ class Tls:
         self.unwritten: bytes | memoryview = b""
         """Records that were taken, and could not be written yet."""
 
-    def put(self, records: bytes) -> None:
-        self._incoming.write(records)
-
     def take(self) -> bytes:
         """The records that are to be written."""
         return self._outgoing.read()
 
-    def shake_hands(self) -> bool:
+    def shake_hands(self, records: bytes) -> bool:
         """Go on with the handshake; return whether it is done."""
+        self._incoming.write(records)
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -451,28 +452,35 @@ class Tls:
         return self._object.version() == "TLSv1.3"
 
     @property
+    def pending(self) -> int:
+        """How many bytes ``take`` would give."""
+        return self._outgoing.pending
+
+    @property
     def readable(self) -> bool:
         """Whether to decrypt before more records are read: some came with the handshake's
         last, or it is known what comes last."""
         return self._ended or self._incoming.pending > 0
 
-    def decrypt(self) -> bytes | None:
+    def decrypt(self, records: bytes) -> bytes | None:
         """The bytes of the records that are complete; None if none is, b"" at the end."""
-        chunks = []
-        # Once there is nothing left to try OpenSSL needs not be asked: it would raise.
-        while self._incoming.pending and not self._ended:
-            try:
-                chunk = self._object.read(MAX_RECORD)
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLZeroReturnError:  # instead of b"", if we have ended, too
-                chunk = b""
-            except ssl.SSLError as error:
-                self._failure = error
-                chunk = b""
-            chunks.append(chunk)
-            self._ended = not chunk
-        data = b"".join(chunks)
+        data = b""
+        # OpenSSL keeps as much memory as it ever got at a time, until the connection ends.
+        for start in range(0, len(records) or 1, MAX_RECORD):
+            self._incoming.write(records[start : start + MAX_RECORD])
+            # Where nothing is left to try, OpenSSL would raise, which takes longer than this.
+            while self._incoming.pending and not self._ended:
+                try:
+                    chunk = self._object.read(MAX_RECORD)
+                except ssl.SSLWantReadError:
+                    break
+                except ssl.SSLZeroReturnError:  # instead of b"", if we have ended, too
+                    chunk = b""
+                except ssl.SSLError as error:
+                    self._failure = error
+                    chunk = b""
+                data = data + chunk if data else chunk  # a few at most
+                self._ended = not chunk
         if data:
             return data
         if self._failure is not None:
@@ -482,15 +490,18 @@ class Tls:
     def encrypt(self, parts: Parts) -> Parts:
         """Encrypt the first of the parts; return those that have to wait.
 
-        What is encrypted and not written yet is a second copy of the bytes in memory. It must
-        not be one of a whole large response.
+        What is encrypted and not written yet is a second copy of the bytes in memory, and it
+        must not be one of a whole large response. OpenSSL would keep the memory, too.
         """
         if len(parts) > 1 and sum(map(len, parts)) <= MAX_RECORD:
             parts = [b"".join(parts)]  # a record costs more than its bytes
+        if len(parts) == 1 and 0 < len(parts[0]) <= MAX_RECORD:
+            self._object.write(parts[0])
+            return ()
         for index, part in enumerate(parts):
             view = memoryview(part)
             while view:
-                if self._outgoing.pending >= MAX_ENCRYPTED:
+                if self._outgoing.pending >= MAX_RECORD:
                     return [view, *parts[index + 1 :]]
                 view = view[self._object.write(view[:MAX_RECORD]) :]
         return ()

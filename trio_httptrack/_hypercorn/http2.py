@@ -84,13 +84,19 @@ class Http2(H2Protocol):
                 await self.handle(RawData(data))
                 if self.idle:
                     await self.rest()
-            data = await connection.receive()
+            data = await connection.receive(owed=self._owes_request)
             if not data:
                 break
         connection.close(orderly=not self.streams)
         await self.handle(Closed())
         for buffer in tuple(self.stream_buffers.values()):
             await buffer.close()
+
+    @property
+    def _owes_request(self) -> bool:
+        if not self.owner.settings.read_timeout:
+            return False
+        return self.streams.owe_request()  # type: ignore[attr-defined, no-any-return]
 
     async def rest(self) -> None:
         """Every request has its response."""

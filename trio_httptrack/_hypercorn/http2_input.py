@@ -54,6 +54,7 @@ class Stream:
         self._lengths: deque[int] = deque()  # what each Body in the input took of the window
         self._fed = 0  # bytes to give back to the window
         self._feeding = False
+        self._complete = False  # the request is
         self.was_reset = False  # by the client, who reads no more of the response
 
     # Hypercorn's side
@@ -62,10 +63,16 @@ class Stream:
     def idle(self) -> bool:
         return isinstance(self._exchange, WebSocket) and self._exchange.idle
 
+    @property
+    def owes_request(self) -> bool:
+        """Whether the rest of the request is for the client to send, not for us to read."""
+        return isinstance(self._exchange, HttpExchange) and not (self._complete or self._feeding)
+
     async def handle(self, event: Event) -> None:
         if isinstance(event, Request):
             await self._begin(event)
         elif isinstance(event, (Body, EndBody)):
+            self._complete = isinstance(event, EndBody)
             if self._would_wait(event):
                 self._input.append(event)
                 if not self._feeding:
@@ -241,3 +248,7 @@ class Streams(dict[int, Any]):
 
     def __missing__(self, stream_id: int) -> Finished:
         return Finished()
+
+    def owe_request(self) -> bool:
+        """Whether the client has begun a request, and could go on with it."""
+        return any(stream.owes_request for stream in self.values())

@@ -52,7 +52,7 @@ SUPPORTED = "0.17.3 to 0.18"
 
 def check_seam() -> None:
     """Raise a RuntimeError if we could not put our names into Hypercorn's worker."""
-    names = {"TCPServer", "WorkerContext", "Lifespan"}
+    names = {"TCPServer", "WorkerContext", "Lifespan", "trio", "serve_listeners"}
     code = getattr(hypercorn_serve, "__code__", None)
     arguments = ["app", "config", "context", "state", "stream"]
     if (
