@@ -384,6 +384,11 @@ def test_whatever_happens_a_connection_keeps_to_its_table_and_leaves_nothing(
 
     async def main() -> None:
         nonlocal driven
+        with trio.fail_after(1000):
+            await drive()
+
+    async def drive() -> None:
+        nonlocal driven
         async with memory_server(
             without_lifespan(held),
             tracker=recorder,
