@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trio.testing import MockClock, check_half_closeable_stream
 
-from trio_httptrack.testing._network import BUFFER_SIZE, MemorySocket, MemoryStream
+from trio_httptrack.testing._network import (
+    BUFFER_SIZE,
+    MemoryKernel,
+    MemoryListener,
+    MemorySocket,
+    MemoryStream,
+    ServerEnd,
+)
 
 
 def socket_pair() -> tuple[MemorySocket, MemorySocket]:
@@ -136,6 +143,30 @@ async def test_any_buffer_can_be_sent() -> None:
     server, client = await stream_pair()
     await client.send_all(memoryview(array("I", [1, 2])))
     assert await server.receive_some() == array("I", [1, 2]).tobytes()
+
+
+async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
+    """It is closed by its server, and again by who accepted it."""
+    kernel = MemoryKernel()
+    async with MemoryListener(kernel) as listener, trio.open_nursery() as nursery:
+        server, client = socket_pair()
+        nursery.start_soon(listener.offer, ServerEnd(server))
+        accepted = await listener.accept()
+        assert accepted.socket is server
+        client.send(b"request")
+        assert kernel.read(server.fileno(), 100) == b"request"
+        server.close()
+        await accepted.aclose()
+        assert server.fileno() == -1
+        assert not kernel._sockets
+
+
+async def test_a_closed_listener_refuses() -> None:
+    """As an operating system does where nobody listens."""
+    listener = MemoryListener(MemoryKernel())
+    await listener.aclose()
+    with pytest.raises(ConnectionRefusedError):
+        await listener.offer(ServerEnd(socket_pair()[0]))
 
 
 CLIENT = 1

@@ -268,11 +268,13 @@ async def read_to_end(transport: Transport) -> bytes:
     return received
 
 
-def fill(transport: Transport) -> None:
-    """Leave no room for what the server writes."""
+def fill(transport: Transport) -> int:
+    """Leave no room for what the server writes; return how many bytes that took."""
+    written = 0
     with suppress(BlockingIOError):
         while True:
-            transport._kernel.writev(transport._fileno, [bytes(2**16)])
+            written += transport._kernel.writev(transport._fileno, [bytes(2**16)])
+    return written
 
 
 # Reading
@@ -576,6 +578,24 @@ async def test_nobody_overtakes_who_waits_for_room(pair: Pair, waiting: int) -> 
     assert received + rest[0] == waiting * big + b"last"
 
 
+async def test_what_has_no_room_now_can_be_sent_later(pair: Pair) -> None:
+    """Only what is left of it; and nothing goes out now while others wait for their turn."""
+    big = bytes(2**23)
+    async with pair() as (client, transport), trio.open_nursery() as nursery:
+        assert transport.send_now([b"head", b"body"]) is None
+        rest = transport.send_now([b"first", big])
+        assert rest is not None
+        assert sum(map(len, rest)) < len(big)
+        nursery.start_soon(transport.send, rest)
+        await wait_all_tasks_blocked()
+        client.read_now()
+        last = transport.send_now([b"last"])
+        assert last == [b"last"]
+        nursery.start_soon(transport.send, last)
+        expected = b"headbodyfirst" + big + b"last"
+        assert await receive_all(client, len(expected)) == expected
+
+
 async def test_many_writers_take_turns(pair: Pair) -> None:
     """In the order in which they came, while the client reads and writes as it can."""
     writes = [bytes([number]) * (number * 4001 % 90_000) for number in range(1, 200)]
@@ -641,6 +661,17 @@ async def test_who_closes_in_the_same_step_as_something_comes_is_heard(pair: Pai
         transport.close()
 
 
+async def test_what_is_unsent_is_what_has_not_reached_the_peer(connect: Connect) -> None:
+    """So nothing is once it has read everything."""
+    async with connect(tls=False) as (client, transport):
+        written = fill(transport)
+        assert transport.unsent > 0
+        await receive_all(client, written)
+        with trio.fail_after(5):
+            while transport.unsent:
+                await trio.lowlevel.checkpoint()
+
+
 # The end
 
 
@@ -685,6 +716,7 @@ async def test_a_close_notify_is_an_end(tls_pair: Pair) -> None:
         assert await read_to_end(transport) == b"request"
         with assert_checkpoints():
             assert await transport.receive() == b""
+        assert not transport.cut_off
         await transport.send([b"response"])
         transport.close(orderly=True)
         assert await client.receive_some() == b"response"
@@ -692,12 +724,18 @@ async def test_a_close_notify_is_an_end(tls_pair: Pair) -> None:
             await transport.receive()
 
 
-async def test_a_missing_close_notify_is_an_end(tls_pair: Pair) -> None:
+@pytest.mark.parametrize("within_a_record", [False, True])
+async def test_a_missing_close_notify_is_an_end(tls_pair: Pair, within_a_record: bool) -> None:
     """HTTP has its own ways to see that something is missing, and many clients send none."""
     async with tls_pair() as (client, transport):
         await client.send_all(b"request")
+        if within_a_record:
+            assert await transport.receive() == b"request"
+            await client.raw.send_all(b"\x17\x03\x03")
         await client.raw.send_eof()
-        assert await read_to_end(transport) == b"request"
+        assert not transport.cut_off
+        assert await read_to_end(transport) == (b"" if within_a_record else b"request")
+        assert transport.cut_off
         await transport.send([b"response"])
         assert await client.receive_some() == b"response"
 

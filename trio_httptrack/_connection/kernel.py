@@ -161,8 +161,7 @@ class SystemKernel:
                 if callback is None:
                     pass  # one of those before has closed it
                 elif events & ENDED:
-                    # An end that has become a reset meanwhile is both.
-                    self._ended[fileno] = self._ended.get(fileno, 0) | events
+                    self._ended[fileno] = events  # and all of its end that was reported before
                 else:
                     callback(events)
 
