@@ -180,6 +180,9 @@ class Connection:
         finally:
             self.close()
             self._server.forget(self)
+            # They know us, too. Break the cycles, so that all is freed at once.
+            self._http1 = self._http2 = None
+            del self._nursery
 
     # The reader
 
@@ -280,16 +283,25 @@ class Connection:
             exchange.disconnect()
 
     @contextmanager
-    def parked(self) -> Iterator[None]:
+    def parked(self, *, end: bool) -> Iterator[None]:
         """To be put around every wait of the reader that is not for bytes.
 
-        The peer's end is noticed all the same, and ends the wait if the connection is closed.
+        A reset is noticed all the same, and ends the wait.
+
+        Args:
+          end: whether a mere end of the client's side is noticed, too. Not where what came before
+            it has still to be handed over: the reader will find it behind that.
         """
-        with trio.CancelScope() as self._parked, self._transport.watch(self._peer_hung_up):
+        told = self._peer_hung_up if end else self._peer_reset
+        with trio.CancelScope() as self._parked, self._transport.watch(told):
             if self.phase is GONE:
                 self._parked.cancel()
             yield
         self._parked = None
+
+    def _peer_reset(self, reset: bool) -> None:
+        if reset:
+            self._peer_hung_up(reset)
 
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:
@@ -475,14 +487,18 @@ class Connection:
             self._expiry = None
             self.expire()
 
-    async def finish(self, *, linger: bool) -> None:
+    async def finish(self, *, linger: bool, surprise: bool = False) -> None:
         """There is no more to write: end our side, and the connection.
 
         Args:
-          linger: whether the client may still be sending, and would take a reset for an answer.
+          linger: whether the client is still sending: what it has not read yet when we close, a
+            reset destroys.
+          surprise: whether it may be. Then that matters only while the response is on its way,
+            and most connections need not be kept for it.
         """
         if not self.phase.writes:
             return
+        linger = linger or (surprise and self._transport.unsent > 0)
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
             return

@@ -28,7 +28,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 from .._states import Conn
 from .errors import TRAVELLING, PeerGone, UnexpectedMessage, split
 from .phases import Phase
-from .response_head import NO_CONTENT
+from .response_head import NO_CONTENT, valid
 from .settings import Headers, Settings
 
 App = Callable[[Any, Any, Any], Awaitable[object]]
@@ -286,6 +286,7 @@ class Exchange:
         if not self.complete:
             self._has_changed()
             await self._end()
+            self.disconnect()  # for a task that the application has left behind
 
     @property
     def complete(self) -> bool:
@@ -378,19 +379,20 @@ class HttpExchange(Exchange):
         if self._status in NO_CONTENT or self.scope["method"] == "HEAD":
             body = b""
         more = more_body or self._trailers
-        if self._state is HELD:
-            try:
+        state = self._state
+        # Before anything waits for room: another task of the application may send meanwhile.
+        self._state = COMPLETE if not more else RESPONSE if more_body else TRAILERS
+        try:
+            if state is HELD:
                 await self._stream.respond(self._status, self._headers, body, more)
-            except BaseException:
-                self._state = REQUEST  # nothing was written: there may be another try, or a 500
-                raise
-            self._state = RESPONSE
-        else:
-            await self._stream.write_body(body, more)
+            else:
+                await self._stream.write_body(body, more)
+        except BaseException:
+            # Nothing was written: there may be another try, or a 500.
+            self._state = REQUEST if state is HELD else state
+            raise
         if not more:
             await self._complete()
-        elif not more_body:
-            self._state = TRAILERS
 
     async def _complete(self) -> None:
         self._state = COMPLETE
@@ -453,8 +455,8 @@ class HttpExchange(Exchange):
         if self._state is REQUEST:
             self._status, self._headers, self._trailers = 200, headers, True
             if wanted:
-                await stream.respond(200, headers, b"", not ends)
                 self._state = TRAILERS
+                await stream.respond(200, headers, b"", not ends)
         elif wanted:
             await stream.write_trailers(headers, not ends)
         if ends:
@@ -464,10 +466,5 @@ class HttpExchange(Exchange):
 
 
 def validated(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Headers as they can be sent over HTTP/2, which checks the rest itself."""
-    found: Headers = []
-    for name, value in headers:
-        if bytes(name).startswith(b":"):
-            raise ValueError("Pseudo headers are not valid")
-        found.append((bytes(name).strip(), bytes(value).strip()))
-    return found
+    """Headers that can be sent, over HTTP/2 as well: a proxy may send them on over HTTP/1."""
+    return [valid(header) for header in headers]

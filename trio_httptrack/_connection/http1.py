@@ -21,6 +21,7 @@ import h11
 import trio
 
 from . import websocket
+from .chunked import Chunked
 from .exchange import Exchange, HttpExchange, base_scope
 from .http1_rules import (
     Refused,
@@ -59,7 +60,7 @@ class Connection(websocket.Connection, Protocol):
     async def write(self, parts: Parts) -> None:
         """Write, in order. Not a checkpoint unless it has to wait."""
 
-    def parked(self) -> AbstractContextManager[None]:
+    def parked(self, *, end: bool) -> AbstractContextManager[None]:
         """To be put around every wait of the reader that is not for bytes."""
 
     def begin_request(self) -> None:
@@ -74,7 +75,7 @@ class Connection(websocket.Connection, Protocol):
     def hijack(self) -> None:
         """It does not speak HTTP any more."""
 
-    async def finish(self, *, linger: bool) -> None:
+    async def finish(self, *, linger: bool, surprise: bool = False) -> None:
         """There is no more to write: end our side, and the connection."""
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None: ...
@@ -95,6 +96,7 @@ class Http1:
         "_keep_alive",
         "_overheard",
         "_responded",
+        "_surprised",
         "_to_head",
         "_upgrading",
         "_written",
@@ -110,6 +112,7 @@ class Http1:
         self._upgrading = False  # it is a WebSocket, or wants to be
         self._responded = False  # the response has begun
         self._framing = 0  # how much of it is to come, as ``response_head`` says it
+        self._surprised = False  # the client did not know that it would be its last
         self._overheard = False  # something has come that nobody will read
         self._written: trio.Event | None = None  # what the reader waits for
 
@@ -128,15 +131,15 @@ class Http1:
                 data = await connection.receive()
                 if not data:
                     return
+            if not connection.phase.reads:
+                data = b""  # it is closing, whoever is still at work
+                continue
             if self._exchange is not None:
                 # The client has sent more than is its turn.
                 if self._keep_alive:
                     await self._response()
                 else:
                     self._overheard, data = True, b""
-                continue
-            if not connection.phase.reads:
-                data = b""
                 continue
             head = None
             if not settings.raw_header_names:
@@ -214,7 +217,7 @@ class Http1:
     async def _response(self) -> None:
         """Wait until the response in flight is written."""
         self._written = trio.Event()
-        with self._connection.parked():
+        with self._connection.parked(end=True):
             await self._written.wait()
 
     async def _refuse(self, status: int) -> None:
@@ -284,18 +287,25 @@ class Http1:
             token for name, value in headers if name == b"connection" for token in tokens(value)
         }
         self._keep_alive = self._http11 and b"close" not in said
+        if method == "HEAD" and request.method != b"HEAD":
+            # Applications see upper case only. In lower case it is another method, and a proxy
+            # may expect a body where there is none: it must not take the next response for it.
+            self._keep_alive = False
         upgrade = b""
         if self._http11 and b"upgrade" in said:
             upgrade = next((value for name, value in headers if name == b"upgrade"), b"").lower()
+        length = next((int(value) for name, value in headers if name == b"content-length"), 0)
+        chunked = any(name == b"transfer-encoding" for name, _ in headers)
+        sent = [value for name, value in headers if name == b"http2-settings"]
+        data = reader.trailing_data[0]
         if settings.raw_header_names:
             headers = request.headers.raw_items()
         if authority is not None:  # RFC 9112, 3.2.2: it replaces what Host says
             headers = [header for header in headers if header[0].lower() != b"host"]
             headers.insert(0, (b"host", authority))
         if upgrade == b"websocket" and method == "GET":
-            await self._websocket(path, query, headers, reader.trailing_data[0])
+            await self._websocket(path, query, headers, data)
             return b""
-        sent = [value for name, value in headers if name.lower() == b"http2-settings"]
         # RFC 7540, 3.2. A body would have to be read before the response.
         if (
             upgrade == b"h2c"
@@ -305,36 +315,37 @@ class Http1:
             and self._keep_alive
             and len(sent) == 1
             and are_http2_settings(sent[0])
-            and not any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+            and not (length or chunked)
         ):
-            await self._h2c(request, sent[0], reader.trailing_data[0])
+            target = path + b"?" + query if b"?" in request.target else path
+            await self._h2c(request.method, target, headers, sent[0], data)
             return b""
+        body, data = (None, data) if chunked else (data[:length], data[length:])
+        missing = 0 if body is None else length - len(body)
         expects = reader.they_are_waiting_for_100_continue
         version = "1.1" if self._http11 else "1.0"
-        await self._begin(method, path, query, headers, version, None)
+        complete = body is not None and not missing
+        await self._begin(method, path, query, headers, version, body if complete else None)
         if expects and not self._responded:
             await connection.write([connection.response_heads.interim(100)])
-        await self._h11_body(reader)
-        return reader.trailing_data[0]
+        if body is None:
+            return await self._chunked(data)
+        return await self._counted(body, missing) if missing else data
 
-    async def _h11_body(self, reader: h11.Connection) -> None:
+    async def _chunked(self, data: bytes) -> bytes:
+        """Read a chunked body; return what came behind it."""
         exchange = self._exchange
+        chunks = Chunked(self._connection.settings.max_head_size)
         while True:
-            try:
-                event = reader.next_event()
-            except h11.RemoteProtocolError as error:
-                raise Refused(error.error_status_hint) from None
-            if isinstance(event, h11.Data):
-                await self._feed(exchange, bytes(event.data), True)
-            elif isinstance(event, h11.EndOfMessage):
+            for body in chunks.feed(data):
+                await self._feed(exchange, body, True)
+            if chunks.complete:
                 await self._feed(exchange, b"", False)
-                return
-            else:
-                more = await self._connection.receive(owed=True)
-                if not more:
-                    await self._cut_off()
-                    return
-                reader.receive_data(more)
+                return chunks.rest
+            data = await self._connection.receive(owed=True)
+            if not data:
+                await self._cut_off()
+                return b""
 
     # The response: exchange.Stream
 
@@ -353,7 +364,9 @@ class Http1:
         self._framing = framing
         parts = self._framed(body, more_body)
         self._responded = True
-        if closes:
+        if closes and self._keep_alive:
+            # It is we who close: the client may have sent its next request already.
+            self._surprised = True
             self._keep_alive = False
         if len(body) <= SMALL:
             parts = [b"".join((head, *parts))]
@@ -404,7 +417,10 @@ class Http1:
         connection = self._connection
         if not self._keep_alive:
             pipelined = self._written is not None
-            await connection.finish(linger=self._body_left or self._overheard or pipelined)
+            await connection.finish(
+                linger=self._body_left or self._overheard or pipelined,
+                surprise=self._surprised,
+            )
         else:
             connection.rest()
         if self._written is not None:
@@ -421,7 +437,7 @@ class Http1:
         return not self._upgrading
 
     def waiting(self) -> AbstractContextManager[object]:
-        return self._connection.parked()
+        return self._connection.parked(end=False)
 
     # Upgrades
 
@@ -460,17 +476,21 @@ class Http1:
         """The connection's end says so."""
 
     async def release(self, *, linger: bool = False) -> None:
+        self._exchange = None
         await self._connection.finish(linger=linger)
 
-    async def _h2c(self, request: h11.Request, settings: bytes, data: bytes) -> None:
+    async def _h2c(
+        self, method: bytes, target: bytes, fields: Headers, settings: bytes, data: bytes
+    ) -> None:
         """RFC 7540, 3.2: the request is responded to as stream 1."""
         connection = self._connection
         connection.begin_request()
         own = connection.response_heads.own()
         switch = b"HTTP/1.1 101 \r\n%bconnection: upgrade\r\nupgrade: h2c\r\n\r\n" % own
         await connection.write([switch])
-        headers = [(b":method", request.method), (b":path", request.target)]
-        for name, value in request.headers:
+        headers = [(b":method", method), (b":path", target)]
+        for raw_name, value in fields:
+            name = raw_name.lower()
             if name == b"host":
                 headers.append((b":authority", value))
             headers.append((name, value))

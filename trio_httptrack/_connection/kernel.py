@@ -99,8 +99,8 @@ class SystemKernel:
 
     def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
         if sys.platform == "linux":
+            self._epoll.register(fileno, events)  # which fails where the system has no memory
             self._callbacks[fileno] = callback
-            self._epoll.register(fileno, events)
 
     async def wait_readable(self, fileno: int) -> None:
         self._waited.add(fileno)

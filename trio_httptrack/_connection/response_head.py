@@ -27,15 +27,22 @@ NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 VALUE = re.compile(rb"(?:[^\x00\s\x7f]+(?:[ \t]+[^\x00\s\x7f]+)*)?")
 
 # What a line means to us: nothing, the body's length, ...
-PLAIN, LENGTH, CODING, CONNECTION, DATE, SERVER, SECRET = range(7)
+PLAIN, LENGTH, CODING, CONNECTION, DATE, SERVER = range(6)
 MEANINGS = {
     b"content-length": LENGTH,
     b"transfer-encoding": CODING,
     b"connection": CONNECTION,
     b"date": DATE,
     b"server": SERVER,
-    b"set-cookie": SECRET,
 }
+
+# Headers that are the same in many responses and tell nothing secret: only these are remembered,
+# and no name because it looks harmless.
+COMMON = frozenset(
+    b"accept-ranges access-control-allow-origin allow cache-control connection content-encoding"
+    b" content-language content-length content-type referrer-policy strict-transport-security"
+    b" transfer-encoding vary x-content-type-options x-frame-options".split()
+)
 
 Line = tuple[bytes, int, Any]
 """A header's line, what it means, and its value as that is understood."""
@@ -51,19 +58,31 @@ def tokens(value: bytes) -> list[bytes]:
     return [token for each in value.lower().split(b",") if (token := each.strip())]
 
 
-def checked(header: tuple[bytes, bytes]) -> Line:
-    """The line of a header that an application gave.
+def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """A header that an application gave, as it is sent.
 
     Raises:
-      h11.LocalProtocolError: it cannot be sent.
+      h11.LocalProtocolError: it cannot be sent. The error does not tell its value.
       ValueError: it is a pseudo-header.
       TypeError: it is not bytes.
     """
     name, value = (bytes(part).strip() for part in header)
     if name.startswith(b":"):
         raise ValueError(f"Pseudo headers are not valid: {name!r}")
-    if not NAME.fullmatch(name) or not VALUE.fullmatch(value):
-        raise h11.LocalProtocolError(f"Illegal header {name!r}: {value!r}")
+    if not NAME.fullmatch(name):
+        raise h11.LocalProtocolError(f"Illegal header name {name!r}")
+    if not VALUE.fullmatch(value):
+        raise h11.LocalProtocolError(f"Illegal value of the header {name!r}")
+    return name, value
+
+
+def checked(header: tuple[bytes, bytes]) -> Line:
+    """The line of a header, and what it means.
+
+    Raises:
+      h11.LocalProtocolError: as ``valid``, or its value is not one of such a header.
+    """
+    name, value = valid(header)
     meaning = MEANINGS.get(name.lower(), PLAIN)
     understood: Any = None
     if meaning is LENGTH:
@@ -102,7 +121,9 @@ class ResponseHeads:
 
     def interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """The whole of a response that is not the final one."""
-        lines = [checked(header)[0] for header in headers]
+        known = map(checked, headers)
+        # RFC 9110, 8.6, and RFC 9112, 6.1
+        lines = [line for line, meaning, _ in known if meaning not in (LENGTH, CODING)]
         return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
 
     def render(
@@ -163,7 +184,11 @@ class ResponseHeads:
     def _learn(self, header: tuple[bytes, bytes]) -> Line:
         line = checked(header)
         # A client that can choose a header's value must not be able to fill the memory.
-        if len(line[0]) <= LONGEST_LINE and line[1] is not SECRET and isinstance(header, tuple):
+        if (
+            len(line[0]) <= LONGEST_LINE
+            and isinstance(header, tuple)
+            and bytes(header[0]).lower() in COMMON
+        ):
             if len(self._known) >= MOST_LINES:
                 self._known.clear()
             self._known[header] = line

@@ -218,8 +218,8 @@ class Transport:
         # By who waits first, and not at the start: a connection whose only request is there
         # with it is never registered.
         if not self._registered and self._kernel.tells and self._fileno >= 0:
-            self._registered = True
             self._kernel.register(self._fileno, self._notice, READABLE)
+            self._registered = True
 
     def _notice(self, events: int) -> None:
         if events & URGENT:

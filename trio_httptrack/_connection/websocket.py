@@ -29,7 +29,6 @@ from .websocket_frames import Busy, Ended, Frames, Reply
 from .websocket_handshake import Handshake
 
 NO_CLOSE_FRAME = 1006
-MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 NORMAL_CLOSURE = 1000
 
@@ -74,6 +73,7 @@ class WebSocket(Exchange):
     """A request to open a WebSocket, and the WebSocket."""
 
     __slots__ = (
+        "_awaits_close_frame",
         "_denial",
         "_draining",
         "_finishing",
@@ -96,6 +96,7 @@ class WebSocket(Exchange):
         self._state = HANDSHAKE
         self._denial: Event | None = None  # the head of a response that refuses it
         self._draining = False
+        self._awaits_close_frame = False  # the client's, which ends the connection
         self._finishing = False  # its end has come, but not all before it is taken
 
     drains = True
@@ -146,22 +147,22 @@ class WebSocket(Exchange):
             elif isinstance(event, Ended):
                 broken = await self._finish(event)
         if frames.closed:
-            self.disconnect(closed(MESSAGE_TOO_BIG, ""))  # all other ends were told already
             await self._stream.release(linger=broken)
 
     async def _finish(self, ended: Ended) -> bool:
         """The client has closed, or, returning True, broken the protocol."""
         assert self._frames is not None
         frames, close_frame = self._frames, ended.close_frame
-        broken = frames.open
-        if frames.closed:
-            self.disconnect(closed(ended.code, ended.reason))
-            if broken:
-                if self._events and not self._ended:
-                    await self._wait_for_application()
-                close_frame = frames.close(ended.code, ended.reason)
+        broken = frames.closed and frames.open
+        self.disconnect(closed(ended.code, ended.reason))
+        if broken:
+            if self._events and not self._ended:
+                await self._wait_for_application()
+            close_frame = frames.close(ended.code, ended.reason)
         if close_frame:
             await self._stream.write_data(close_frame)
+        if not frames.closed:
+            self._expect_close_frame(frames)  # behind a message that was too big
         return broken
 
     async def _wait_for_application(self) -> None:
@@ -172,6 +173,21 @@ class WebSocket(Exchange):
                 await self._change()
         self._finishing = False
 
+    def _expect_close_frame(self, frames: Frames) -> None:
+        """We have sent ours: the client has as much time as an idle connection to reply."""
+        self._awaits_close_frame = True
+        self._spawn(self._give_up, frames)
+
+    async def _give_up(self, frames: Frames) -> None:
+        await trio.sleep(self._settings.keep_alive_timeout)
+        if not frames.closed:
+            self.disconnect()
+            await self._stream.release()
+
+    def _spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        connection: Any = self._connection
+        connection.spawn(func, *args)
+
     async def drain(self) -> None:
         """Close it, now or as soon as it is accepted."""
         self._draining = True
@@ -179,6 +195,7 @@ class WebSocket(Exchange):
             code = self._settings.drain_websocket_code
             # Before the frame is written, lest the application's end is the reason.
             self.disconnect(closed(code, ""))
+            self._awaits_close_frame = True  # until the drain's own deadline
             await self._stream.write_data(self._frames.close(code))
 
     # The application's side
@@ -207,11 +224,13 @@ class WebSocket(Exchange):
         raise UnexpectedMessage(type_, state)
 
     async def _close(self, event: Event) -> None:
-        assert self._frames is not None
+        frames = self._frames
+        assert frames is not None
+        close_frame = frames.close(int(event.get("code", NORMAL_CLOSURE)), event.get("reason"))
         self._state = CLOSED
-        code = int(event.get("code", NORMAL_CLOSURE))
-        await self._stream.write_data(self._frames.close(code, event.get("reason")))
+        await self._stream.write_data(close_frame)
         await self._stream.end_data()
+        self._spawn(self._give_up, frames)
 
     async def _send_message(self, event: Event) -> None:
         assert self._frames is not None
@@ -230,13 +249,15 @@ class WebSocket(Exchange):
         status, headers, frames = self._handshake.accept(
             event.get("subprotocol"), validated(event.get("headers", ()))
         )
-        self._state = CONNECTED
-        self._frames = frames
-        await self._stream.accept(status, headers)
+        self._state, self._frames = CONNECTED, frames
+        try:
+            await self._stream.accept(status, headers)
+        except BaseException:  # nothing was written
+            self._state, self._frames = HANDSHAKE, None
+            raise
         await self._log({"status": status, "headers": []})
         if self._settings.websocket_ping_interval is not None:
-            connection: Any = self._connection
-            connection.spawn(self._ping, frames, self._settings.websocket_ping_interval)
+            self._spawn(self._ping, frames, self._settings.websocket_ping_interval)
         if self._draining:
             await self.drain()
 
@@ -251,13 +272,18 @@ class WebSocket(Exchange):
         body, more = bytes(event.get("body", b"")), event.get("more_body", False)
         if status in NO_CONTENT:
             body = b""
-        if self._state is HANDSHAKE:
-            await self._stream.respond(status, headers, body, more)
-            self._state = RESPONSE
-        else:
-            await self._stream.write_body(body, more)
+        state = self._state
+        # As in an HTTP exchange: before anything waits for room.
+        self._state = RESPONSE if more else REFUSED
+        try:
+            if state is HANDSHAKE:
+                await self._stream.respond(status, headers, body, more)
+            else:
+                await self._stream.write_body(body, more)
+        except BaseException:
+            self._state = state
+            raise
         if not more:
-            self._state = REFUSED
             await self._log(self._denial)
 
     async def respond_with_error(self, status: int) -> None:
@@ -280,18 +306,11 @@ class WebSocket(Exchange):
             await self._stream.abandon()
         elif state is CONNECTED and self._frames is not None and self._frames.open:
             await self._stream.write_data(self._frames.close(INTERNAL_ERROR))
-        if not self._awaits_close_frame:
+        frames = self._frames
+        if frames is None or frames.closed:
             await self._stream.release()
-
-    @property
-    def _awaits_close_frame(self) -> bool:
-        """Whether the client has still to reply to our close frame, in a drain."""
-        return (
-            self._draining
-            and self._frames is not None
-            and not self._frames.open
-            and not self._frames.closed
-        )
+        elif not self._awaits_close_frame:
+            await self._stream.release(linger=True)  # it may be sending still
 
 
 def closed(code: int, reason: str) -> Event:
