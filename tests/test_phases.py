@@ -114,7 +114,9 @@ async def test_an_illegal_step_changes_nothing_of_a_connection(
         await http1(client)
         (connection,) = connections
         with monkeypatch.context() as without_ways:
-            without_ways.setattr(connection_module, "after", lambda phase, step: after(CLOSED, step))
+            without_ways.setattr(
+                connection_module, "after", lambda phase, step: after(CLOSED, step)
+            )
             with pytest.raises(IllegalStep):
                 connection.drain()
             with pytest.raises(IllegalStep):

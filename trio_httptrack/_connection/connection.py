@@ -124,6 +124,7 @@ class Connection:
         "_http1",
         "_http2",
         "_nursery",
+        "_overdue",
         "_parked",
         "_server",
         "_timeout",
@@ -156,7 +157,8 @@ class Connection:
         self._exchanges: dict[Exchange, None] = {}  # a set in the order of their requests
         self._all_exchanges_ended: trio.Event | None = None
         self._timeout: Timeout | None = None
-        self._expiry: str | None = None
+        self._expiry: str | None = None  # the reason for closing, when it is overdue
+        self._overdue = False
         self._parked: trio.CancelScope | None = None
         self.phase: Phase = OPEN
         self.requests_left = server.settings.keep_alive_max_requests
@@ -208,7 +210,7 @@ class Connection:
         data = await self.receive()
         # As many bytes as tell HTTP/2 from HTTP/1.
         while data and len(data) < len(H2_PREFACE) and H2_PREFACE.startswith(data):
-            more = await self.receive()
+            more = await self.receive(owed=True)
             if not more:
                 break
             data += more
@@ -266,10 +268,12 @@ class Connection:
     async def _receive_soon(self, seconds: float) -> bytes:
         with trio.move_on_after(seconds):
             return await self._transport.receive()
-        self._expiry = "read_timeout"
+        reason, self._expiry = self._expiry, "read_timeout"
         self._transport.expire()
         data = await self._transport.receive()
-        self._transport.renew()
+        self._expiry = reason
+        if not self._overdue:  # else the connection's own deadline has passed, too
+            self._transport.renew()
         return data
 
     async def _read_all(self) -> None:
@@ -354,6 +358,7 @@ class Connection:
         conn = self.conn
         if conn.state is not NEW and conn.state is not IDLE:
             return
+        self._overdue = False
         self._transport.renew()
         if conn.protocol is None:  # HTTP/2 is known from its preface
             conn.protocol = "http/1.1"
@@ -427,6 +432,9 @@ class Connection:
 
         In a drain its own, shorter times hold, and HTTP/2 ends by other rules.
         """
+        if self._overdue:  # what it waited for before came in time
+            self._overdue = False
+            self._transport.renew()
         if self.phase is DRAINING:
             self._expiry = None
             if self.conn.state is NEW:
@@ -452,6 +460,7 @@ class Connection:
         if self.phase.discards:
             self.close()
         elif self.conn.state is NEW or self.conn.state is IDLE:
+            self._overdue = True
             self._transport.expire()
 
     # The end

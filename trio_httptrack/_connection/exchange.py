@@ -129,6 +129,7 @@ class Exchange:
         "_ended",
         "_events",
         "_failed",
+        "_lost",
         "_max_queue_size",
         "_started",
         "_stream",
@@ -155,6 +156,7 @@ class Exchange:
         self._told = False  # that the peer has gone
         self._ended = False
         self._failed = False
+        self._lost = False
         self._started = time()
 
     @property
@@ -190,6 +192,11 @@ class Exchange:
         if self._disconnect is None:
             self._disconnect = event or self.disconnected
             self._has_changed()
+
+    def lose(self) -> None:
+        """Its response is given up: its client has been told something else."""
+        self._lost = True
+        self.disconnect()
 
     async def _change(self) -> None:
         if self._changed is None:
@@ -424,7 +431,7 @@ class HttpExchange(Exchange):
     @property
     def _can_respond(self) -> bool:
         return self._connection.phase.writes and (
-            self._disconnect is None or self._stream.survives_disconnect
+            self._disconnect is None or (self._stream.survives_disconnect and not self._lost)
         )
 
     # What only HTTP/2 has

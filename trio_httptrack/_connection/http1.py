@@ -224,7 +224,7 @@ class Http1:
         """Respond to what is no request, or not one that can be handled."""
         self._overheard = True
         if self._exchange is not None:
-            self._exchange.disconnect()
+            self._exchange.lose()
             if self._responded:
                 await self._connection.finish(linger=True)
                 return
@@ -294,6 +294,7 @@ class Http1:
         upgrade = b""
         if self._http11 and b"upgrade" in said:
             upgrade = next((value for name, value in headers if name == b"upgrade"), b"").lower()
+        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
         length = next((int(value) for name, value in headers if name == b"content-length"), 0)
         chunked = any(name == b"transfer-encoding" for name, _ in headers)
         sent = [value for name, value in headers if name == b"http2-settings"]
@@ -315,7 +316,7 @@ class Http1:
             and self._keep_alive
             and len(sent) == 1
             and are_http2_settings(sent[0])
-            and not (length or chunked)
+            and not framed
         ):
             target = path + b"?" + query if b"?" in request.target else path
             await self._h2c(request.method, target, headers, sent[0], data)

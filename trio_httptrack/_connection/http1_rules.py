@@ -103,6 +103,9 @@ def split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, bytes
 def status_of(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -> int:
     """The status code for what h11 does not accept."""
     status: int = error.error_status_hint
+    end = HEAD_END.search(head)
+    if end is not None:
+        head = head[: end.end()]  # what is behind it is another's
     if status == 431 and b"\n" not in head[:max_head_size]:
         return 414  # 3
     if status == 501:
