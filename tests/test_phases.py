@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -98,7 +98,7 @@ def test_what_may_be_done_in_a_phase_only_becomes_less() -> None:
             assert phase.writes or not following.writes
         assert not (phase.discards and (phase.reads or phase.writes))
         assert phase.writes or not phase.reads
-    assert not (CLOSED.reads or CLOSED.writes or CLOSED.discards)
+    assert not any((CLOSED.reads, CLOSED.writes, CLOSED.discards))
 
 
 # On real connections
@@ -403,6 +403,8 @@ def test_whatever_happens_a_connection_keeps_to_its_table_and_leaves_nothing(
             await drive()
         assert not scope.cancelled_caught, "a task waits for ever, or never does"
 
+    driven: Any = None
+
     async def drive() -> None:
         nonlocal driven
         async with memory_server(
@@ -438,7 +440,6 @@ def test_whatever_happens_a_connection_keeps_to_its_table_and_leaves_nothing(
             ):
                 assert len(timeout) == 0
 
-    driven: Any = None
     with watched_phases() as changes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "make_connection", make)
         trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -451,7 +452,7 @@ def test_whatever_happens_a_connection_keeps_to_its_table_and_leaves_nothing(
     (conn,) = recorder.conns
     states = recorder.states(conn)
     assert sum(state.terminal for state in states) == 1
-    for state, following in zip(states, states[1:], strict=False):
+    for state, following in pairwise(states):
         assert following in TRANSITIONS[state]
 
 
