@@ -62,9 +62,9 @@ async def test_a_connection_that_has_ended_is_not_kept_for_its_timeout(
                 await http1(client)
             await client.aclose()
         await recorder.wait_terminal(connections=2)
-        server = connections[0]._server
-        assert not len(server.keep_alive_timeout)
-        assert not len(server.handshake_timeout)
+        worker = connections[0]._server
+        assert not len(worker.keep_alive_timeout)
+        assert not len(worker.handshake_timeout)
 
 
 async def test_bytes_that_are_no_request_win_no_time(autojump_clock: MockClock) -> None:
