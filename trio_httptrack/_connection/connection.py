@@ -174,11 +174,14 @@ class Connection:
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._contain(self._serve)
+                # A handler may go on when nothing can be read any more: its client may still
+                # read, or it has something of its own to finish. Everything else in the nursery
+                # (pings, a drain's timers) serves the connection, and would keep a dead one alive.
                 if self._exchanges:
                     self._all_exchanges_ended = trio.Event()
                     await self._all_exchanges_ended.wait()
                 self.close(orderly=True)
-                self._nursery.cancel_scope.cancel()  # other tasks have nobody left to serve
+                self._nursery.cancel_scope.cancel()
         finally:
             self.close()
             self._server.forget(self)
@@ -249,6 +252,9 @@ class Connection:
           owed: whether they belong to a request that has begun, so that ``read_timeout`` holds.
         """
         while True:
+            # Each exception below is an end, and where there is one, there may have been another
+            # before: closing the socket is what wakes a reader, so ClosedResourceError means that
+            # somebody else has seen to everything already.
             try:
                 if owed and self.settings.read_timeout:
                     data = await self._receive_soon(self.settings.read_timeout)
@@ -277,7 +283,11 @@ class Connection:
         return data
 
     async def _read_all(self) -> None:
-        """The reader has ended: nothing more will come of the client."""
+        """The reader has ended: nothing more will come of the client.
+
+        Close first, tell the handlers then: what they do in response must find the connection
+        as it will stay, or a ``send`` would be written to a socket that is about to close.
+        """
         owes = self._http1 is not None and self._http1.owes_response
         if self.phase.reads and owes and not self._transport.cut_off:
             self.phase = after(self.phase, PEER_END)
@@ -456,7 +466,17 @@ class Connection:
             self._timeout = None
 
     def expire(self) -> None:
-        """Its time is up: close it, unless something has come."""
+        """Its time is up: close it, unless something has come.
+
+        Timeouts are not taken back when a connection becomes active, because that would cost
+        each request. So this may be about a rest that has ended since, and is then ignored.
+
+        Nor does it close anything itself. When the loop was busy, the deadline and the next
+        request may both have come, and the order in which we learn of them says nothing about
+        the order in which they came. The reader decides: it is woken, reads once more, and only
+        if nothing is there, the connection is closed. What it reads may be a part of a request
+        only; the next read that would have to wait ends the connection then.
+        """
         if self.phase.discards:
             self.close()
         elif self.conn.state is NEW or self.conn.state is IDLE:
@@ -471,7 +491,7 @@ class Connection:
             return
         was, self.phase = self.phase, after(self.phase, DRAIN)
         if self.phase is was is DRAINING:
-            return
+            return  # a connection that has had its share of requests drains before its server does
         self.conn._mark_draining()
         if self.phase is LEAVING and was is not LEAVING:
             self.spawn(self._leave)
@@ -542,6 +562,9 @@ class Connection:
         """
         if self.phase is GONE:
             return
+        # The phase is first: all that is woken or called below must find the connection closed,
+        # and a tracker that closes it again must find nothing to do. The report is last, because
+        # a tracker may look at anything, and it must be the last word (``wait_closed`` included).
         self.phase = after(self.phase, CLOSE)
         self.conn.close_reason = reason
         self._transport.close(orderly=orderly)
@@ -566,8 +589,12 @@ class Connection:
         if contained is not None:
             self.close("internal_error")
             await self._server.log_contained(contained, self.conn)
+        # With the transport closed, even a shielded write returns; so the nursery ends soon.
         self._nursery.cancel_scope.cancel()
         if travels is not None:
+            # A cancellation that came from outside is for this connection, and for those of the
+            # same server by their own nurseries. Ctrl-C and sys.exit end the server: its other
+            # connections must not wait in shielded writes until it has found its way out.
             _, ends_all = split(travels, trio.Cancelled)
             (self if ends_all is None else self._server).abort()
             raise travels from None

@@ -128,14 +128,19 @@ class Http1:
         connection, settings = self._connection, self._connection.settings
         while True:
             if not data:
+                # Also while a response is being made, to learn of the client's end. Not more than
+                # one read: a client that pipelines without end must fill its own buffers.
                 data = await connection.receive()
                 if not data:
                     return
+            # Before anything else is asked: where the connection is closing, a handler may still
+            # be at work, and waiting for its response would never wait.
             if not connection.phase.reads:
-                data = b""  # it is closing, whoever is still at work
+                data = b""
                 continue
             if self._exchange is not None:
-                # The client has sent more than is its turn.
+                # It is not its turn. Behind a last request it never will be: it is discarded,
+                # because an error of a client that has said enough must not cost its response.
                 if self._keep_alive:
                     await self._response()
                 else:
@@ -222,8 +227,12 @@ class Http1:
 
     async def _refuse(self, status: int) -> None:
         """Respond to what is no request, or not one that can be handled."""
+        # What follows is not understood either, and the client is probably still sending it:
+        # linger, or the reset for it destroys this response.
         self._overheard = True
         if self._exchange is not None:
+            # Its handler may be about to respond, and this response may wait for room meanwhile.
+            # There must not be two.
             self._exchange.lose()
             if self._responded:
                 await self._connection.finish(linger=True)
@@ -413,7 +422,11 @@ class Http1:
         return [b"%x\r\n" % len(body), body, b"\r\n" + end]
 
     async def _finish(self) -> None:
-        """The whole response is written."""
+        """The whole response is written.
+
+        The state changes here and not when the handler ends: a handler may do something after its
+        response, and its client need not wait for that.
+        """
         self._exchange = None
         connection = self._connection
         if not self._keep_alive:
