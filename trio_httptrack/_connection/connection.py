@@ -527,7 +527,7 @@ class Connection:
         """
         if not self.phase.writes:
             return
-        linger = linger or (surprise and self._transport.unsent > 0)
+        linger = linger or (surprise and self._transport.in_flight > 0)
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
             return

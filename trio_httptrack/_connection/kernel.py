@@ -51,7 +51,13 @@ class Kernel(Protocol):
         """As ``os.writev``."""
 
     def unsent(self, fileno: int, /) -> int:
-        """How many bytes were written, and are not yet where the peer can read them."""
+        """How many bytes were written, and are not yet where the peer can read them.
+
+        A network in memory, where nothing is on its way, counts what the peer has not read.
+        """
+
+    def in_flight(self, fileno: int, /) -> int:
+        """How many bytes were written, and are on their way: a reset may overtake them."""
 
     def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
         """Call ``callback(events)`` whenever one of them happens, and soon if one has."""
@@ -89,6 +95,8 @@ class SystemKernel:
         except OSError:
             return 0  # not every system knows it of a socket
         return int(count)
+
+    in_flight = unsent
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[int], None]] = {}

@@ -373,6 +373,11 @@ class Transport:
         """How many bytes the peer's kernel has not taken yet."""
         return 0 if self._fileno < 0 else self._kernel.unsent(self._fileno)
 
+    @property
+    def in_flight(self) -> int:
+        """How many bytes are on their way to the peer's kernel."""
+        return 0 if self._fileno < 0 else self._kernel.in_flight(self._fileno)
+
     def close(self, *, orderly: bool = False) -> None:
         """Close the socket. Wakes the tasks that read or write. Does nothing again.
 

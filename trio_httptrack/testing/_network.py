@@ -200,6 +200,9 @@ class MemoryKernel:
     def unsent(self, fileno: int, /) -> int:
         return self._sockets[fileno].unread_by_peer if fileno in self._sockets else 0
 
+    def in_flight(self, fileno: int, /) -> int:
+        return 0
+
     def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
         self._registered[fileno] = callback, events | RESET
         self.notice(fileno)
