@@ -328,7 +328,8 @@ class Connection:
     @property
     def cancelled(self) -> bool:
         """Whether the connection's tasks are to end now, whatever they are doing."""
-        return self._nursery.cancel_scope.cancel_called
+        nursery = getattr(self, "_nursery", None)  # which is gone when the connection has ended
+        return nursery is not None and nursery.cancel_scope.cancel_called
 
     @property
     def last(self) -> bool:

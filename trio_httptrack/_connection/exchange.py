@@ -365,7 +365,7 @@ class HttpExchange(Exchange):
         if type_ != "http.response.start" or state is not REQUEST:
             return self._send_http2(type_, event)
         status = int(event["status"])
-        if status < 200:
+        if not 200 <= status < 1000:
             return self._inform(status, event)
         self._status = status
         # Copies: what the application does to its event later changes nothing.

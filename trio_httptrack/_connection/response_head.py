@@ -86,11 +86,14 @@ def checked(header: tuple[bytes, bytes]) -> Line:
     meaning = MEANINGS.get(name.lower(), PLAIN)
     understood: Any = None
     if meaning is LENGTH:
-        if not value.isdigit():
-            raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
+        said = {each.strip() for each in value.split(b",")}
+        value = said.pop()
+        if said or not value.isdigit() or len(value) > 20:
+            raise h11.LocalProtocolError(f"bad Content-Length {header[1]!r}")
         understood = int(value)
     elif meaning is CODING:
-        if value.lower() != b"chunked":
+        value = value.lower()
+        if value != b"chunked":
             raise h11.LocalProtocolError(f"Only Transfer-Encoding: chunked is supported: {value!r}")
     elif meaning is CONNECTION:
         understood = tokens(value)
@@ -155,7 +158,7 @@ class ResponseHeads:
         for header in headers:
             try:
                 line = known[header]
-            except (KeyError, TypeError):  # or it is a list, which is no key
+            except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
                 line = self._learn(header)
             lines.append(line[0])
             if line[1]:
@@ -186,8 +189,9 @@ class ResponseHeads:
         # A client that can choose a header's value must not be able to fill the memory.
         if (
             len(line[0]) <= LONGEST_LINE
-            and isinstance(header, tuple)
-            and bytes(header[0]).lower() in COMMON
+            and type(header) is tuple
+            and type(header[0]) is type(header[1]) is bytes
+            and header[0].lower() in COMMON
         ):
             if len(self._known) >= MOST_LINES:
                 self._known.clear()
@@ -210,10 +214,14 @@ class ResponseHeads:
             line for line, meaning, _ in self._own_lines if not meaning or meaning not in meanings
         ]
         lengths = [(line, value) for line, meaning, value in special if meaning is LENGTH]
-        if len(set(lengths)) > 1:
+        if len({value for _, value in lengths}) > 1:
             raise h11.LocalProtocolError("conflicting Content-Length headers")
+        if sum(meaning is CODING for _, meaning, _ in special) > 1:
+            raise h11.LocalProtocolError("multiple Transfer-Encoding headers")
+        lines.reverse()
         for line, _ in lengths[1:]:
-            lines.remove(line)
+            lines.remove(line)  # the first one stays
+        lines.reverse()
         said = {each for _, meaning, value in special if meaning is CONNECTION for each in value}
         end: list[bytes] = []
         dropped = set()
