@@ -142,6 +142,8 @@ statuses = st.one_of(
 @example(200, [(b"content-length", b"3")], True, False, False, False)
 @example(200, [(b"content-length", b"3"), (b"Date", b"yesterday")], True, False, False, False)
 @example(200, [(b"content-length", b"3"), (b"connection", b"close")], True, False, True, False)
+@example(200, [(b"content-length", b"3"), (b"connection", b"close")], True, False, False, False)
+@example(200, [(b"connection", b"f, e, d, c, b, a")], True, False, False, True)
 @example(205, [(b"content-length", b"3")], True, False, False, True)
 @example(304, [(b"transfer-encoding", b"chunked")], True, False, False, False)
 def test_a_head_is_h11s_or_an_error_where_h11_has_one(
@@ -208,6 +210,7 @@ def test_a_length_or_coding_that_is_said_strangely_is_handled_as_h11_does(
 
 
 @given(status=st.sampled_from([100, 101, 103, 199]), headers=header_lists)
+@example(103, [(b"transfer-encoding", b"chunked"), (b"content-length", b"3")])
 def test_an_interim_response_is_h11s_without_what_would_frame_a_body(
     status: int, headers: Headers
 ) -> None:
