@@ -269,6 +269,8 @@ class WebSocket(Exchange):
     async def _deny(self, event: Event) -> None:
         assert self._denial is not None
         status, headers = int(self._denial["status"]), self._denial["headers"]
+        if not 200 <= status < 1000:
+            raise ValueError(f"a WebSocket cannot be refused with the status {status}")
         body, more = bytes(event.get("body", b"")), event.get("more_body", False)
         if status in NO_CONTENT:
             body = b""

@@ -120,6 +120,9 @@ class Stream:
         if isinstance(exchange, WebSocket):
             if isinstance(event, Body):
                 await exchange.feed(event.data)
+            else:  # the end of the stream stands for that of a connection (RFC 8441, 5)
+                exchange.disconnect()
+                await self.release()
         elif exchange is not None:
             body = event.data if isinstance(event, Body) else b""
             more = isinstance(event, Body)
