@@ -527,6 +527,54 @@ async def test_the_response_of_a_client_that_has_ended_its_side_is_sent(
         assert trio.current_time() == 20
 
 
+@pytest.mark.parametrize("over", ["http1", "h2"])
+async def test_what_an_application_does_to_its_disconnect_changes_no_other(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """Each is an event of its own."""
+
+    async def steps(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for _ in range(2):
+            disconnect = await receive()
+            assert disconnect == DISCONNECT
+            disconnect.clear()
+
+    for _ in range(2):
+        async with handling(steps) as (client, _):
+            if over == "h2":
+                http2 = Http2(client)
+                await http2.start()
+                http2.request()
+                await http2.flush()
+            else:
+                await client.send_all(GET)
+            await wait_all_tasks_blocked()
+            client.reset()
+
+
+@pytest.mark.parametrize(
+    ("begun", "told", "status"),
+    [(False, False, b"500"), (False, True, b""), (True, False, b"500"), (True, True, b"500")],
+)
+async def test_an_application_that_gives_up_when_it_is_told_owes_nothing(
+    begun: bool, told: bool, status: bytes, autojump_clock: MockClock
+) -> None:
+    """One that was not told, or had begun, owes a response to a client that may still read."""
+
+    async def steps(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send(OK)
+        await wait_all_tasks_blocked()
+        while told and await receive() != DISCONNECT:
+            pass
+
+    async with handling(steps) as (client, _):
+        await client.send_all(GET)
+        await client.send_eof()
+        assert (await read_to_end(client))[9:12] == status
+
+
 # What may be sent when
 
 
@@ -678,11 +726,14 @@ async def test_a_task_that_outlives_its_application_is_told_that_it_is_over(
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         assert await receive() == event(b"")
-        if scope["path"] != "/silent":
+        if scope["path"] == "/part":
+            await send(OK)
+            await send(MORE)
+        elif scope["path"] != "/silent":
             await respond(send, b"done")
         background.start_soon(late, receive, send)
 
-    for path, status in (b"/", 200), (b"/silent", 500):
+    for path, status in (b"/", 200), (b"/silent", 500), (b"/part", 200):
         finished = trio.Event()
         async with trio.open_nursery() as background, handling(steps) as (client, _):
             await client.send_all(GET.replace(b"/", path, 1))

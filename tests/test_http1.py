@@ -6,6 +6,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from random import Random
 from typing import Any
 
 import h11
@@ -18,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_httptrack import ConnState
 from trio_httptrack._connection.connection import Connection
 from trio_httptrack.testing import ClientStream, MemoryServer, memory_server
-from trio_httptrack.testing._network import BUFFER_SIZE
+from trio_httptrack.testing._network import BUFFER_SIZE, MemoryKernel
 
 from .clients import http1, read_response, read_to_end
 from .support import Recorder, app, problems, respond, without_lifespan
@@ -146,8 +147,6 @@ async def tls_client(server: MemoryServer) -> TlsClient:
 @pytest.fixture(params=range(4))
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each order in which two tasks of one scheduler step may run."""
-    from random import Random
-
     scheduler = trio._core._run
     monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr(scheduler, "_r", Random(request.param))
@@ -530,6 +529,68 @@ async def test_a_response_to_a_part_of_an_upload_says_close_and_is_not_reset(
     assert closed(recorder, client) == (0, None)
 
 
+async def test_an_early_response_is_not_held_up_by_what_its_handler_has_not_read(
+    autojump_clock: MockClock,
+) -> None:
+    """Nor by a handler that goes on: the rest of the upload is discarded at once."""
+
+    @without_lifespan
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(1)
+        await respond(send, b"enough", status=413)
+        await trio.sleep(100)
+
+    async with memory_server(early, max_app_queue_size=1, graceful_timeout=200) as server:
+        client = await server.connect()
+        size = 4 * BUFFER_SIZE
+        await client.send_all(request("/", f"Content-Length: {size}", method="POST"))
+        await client.send_all(bytes(size))
+        assert trio.current_time() == 1
+        assert (await read_to_end(client)).endswith(b"\r\n\r\nenough")
+        await client.aclose()
+        await client.conn.wait_closed()
+        assert trio.current_time() == 1
+
+
+async def test_a_request_that_crosses_the_last_response_does_not_destroy_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that could not know it is waited for while the response is on its way."""
+    # In memory nothing ever is; here it is until it has been read.
+    monkeypatch.setattr(MemoryKernel, "in_flight", MemoryKernel.unsent)
+    async with memory_server(app, keep_alive_max_requests=1, keep_alive_timeout=5) as server:
+        client = await server.connect()
+        await client.send_all(GET)
+        await wait_all_tasks_blocked()
+        await client.send_all(request("/crossing"))
+        await wait_all_tasks_blocked()
+        response = await read_to_end(client)
+    assert response.endswith(b"\r\n\r\n/")
+    assert response.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"\r\n" + GET], 200),
+        ([b"\r", b"\n", GET], 200),
+        ([b"\r\n\r\n" + GET], 400),
+        ([b"\r\n", b"\r", b"\n" + GET], 400),
+    ],
+)
+async def test_one_empty_line_before_a_request_is_ignored(
+    pieces: list[bytes], status: int, autojump_clock: MockClock
+) -> None:
+    """RFC 9112, 2.2; more of them are no request, however they come."""
+    async with memory_server(app) as server:
+        client = await server.connect()
+        assert await http1(client) == (200, b"/")
+        for piece in pieces:
+            await client.send_all(piece)
+            await wait_all_tasks_blocked()
+        assert (await responses(client, 1))[0][0] == status
+
+
 @pytest.mark.parametrize("raw_names", [False, True])
 @pytest.mark.parametrize(
     ("target", "host", "path", "query"),
@@ -753,6 +814,58 @@ async def test_a_response_behind_a_refusal_is_not_sent(autojump_clock: MockClock
         received = await read_to_end(client)
     assert received.count(b"HTTP/1.1 ") == 2
     assert received.count(b"HTTP/1.1 400 ") == 1
+
+
+async def streaming(scope: Any, receive: Any, send: Any) -> None:
+    """Begins its response before it reads, and ends it when there is nothing more to read."""
+    await send(OK)
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    while (event := await receive())["type"] == "http.request" and event["more_body"]:
+        pass
+    await trio.sleep(1)
+    await send({"type": "http.response.body", "body": b"done"})
+
+
+async def test_a_response_that_has_begun_when_its_request_breaks_is_cut_off(
+    autojump_clock: MockClock,
+) -> None:
+    """There is no 400 in the middle of it, nor an end that would make it look whole."""
+    async with memory_server(without_lifespan(streaming)) as server:
+        client = await server.connect()
+        await client.send_all(request("/", "Transfer-Encoding: chunked", method="POST"))
+        await wait_all_tasks_blocked()
+        await client.send_all(b"no length\r\n")
+        response = await read_to_end(client)
+    assert response.partition(b"\r\n\r\n")[2] == b"5\r\nbegun\r\n"
+
+
+async def test_a_response_that_has_begun_when_its_request_ends_early_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    """The client has ended its side, and may read on."""
+    async with memory_server(without_lifespan(streaming)) as server:
+        for head in (
+            request("/", "Transfer-Encoding: chunked", method="POST", body=b"4\r\npart"),
+            request("/", "Content-Length: 9", method="POST", body=b"part"),
+        ):
+            client = await server.connect()
+            await client.send_all(head)
+            await wait_all_tasks_blocked()
+            await client.send_eof()
+            response = await read_to_end(client)
+            assert response.endswith(b"\r\n\r\n5\r\nbegun\r\n4\r\ndone\r\n0\r\n\r\n")
+
+
+async def test_who_is_not_served_is_not_asked_for_the_body(autojump_clock: MockClock) -> None:
+    """A 100 behind the final response would be taken for the next one's."""
+    async with memory_server(app, server_names=["elsewhere"]) as server:
+        client = await server.connect()
+        await client.send_all(
+            request("/body", "Content-Length: 4", "Expect: 100-continue", method="POST")
+        )
+        response = await read_to_end(client)
+    assert response.startswith(b"HTTP/1.1 404 ")
+    assert response.count(b"HTTP/1.1 ") == 1
 
 
 # Pipelining
@@ -1116,6 +1229,9 @@ async def test_each_request_has_one_line_in_the_access_log(
             await send(OK)
             await send({"type": "http.response.body", "body": b"part", "more_body": True})
             raise ValueError("the application's own error")
+        if scope["path"] == "/returns":
+            await trio.sleep(1)
+            return
         await app(scope, receive, send)
 
     logger = logging.getLogger("access of test_http1")
@@ -1149,11 +1265,12 @@ async def test_each_request_has_one_line_in_the_access_log(
                 await client.receive_some()
             await client.aclose()
             await wait_all_tasks_blocked()
-        client = await server.connect()
-        await client.send_all(request("/until-disconnect"))
-        await wait_all_tasks_blocked()
-        client.reset()
-        await wait_all_tasks_blocked()
+        for path in ("/until-disconnect", "/returns"):
+            client = await server.connect()
+            await client.send_all(request(path))
+            await wait_all_tasks_blocked()
+            client.reset()
+            await trio.sleep(2)
     lines = [record.getMessage() for record in caplog.records if record.name == logger.name]
     assert lines == [
         "GET /whole 200",
@@ -1169,6 +1286,7 @@ async def test_each_request_has_one_line_in_the_access_log(
         "GET / 404",
         "GET /until-disconnect 200",
         "GET /until-disconnect -",
+        "GET /returns -",
     ]
 
 

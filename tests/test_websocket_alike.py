@@ -354,6 +354,44 @@ async def test_an_application_has_two_seconds_for_all_replies_before_the_end(
     assert refused == ["2", "3"][: 3 - sent]
 
 
+async def test_an_application_that_has_taken_everything_does_not_hold_the_end_up(
+    over: str, autojump_clock: MockClock
+) -> None:
+    """Whatever it does now, no message waits for it."""
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await trio.sleep(10)
+
+    async with opened(Application(busy), over) as client:
+        await client.send(frame(TEXT, b"1"))
+        await wait_all_tasks_blocked()
+        await client.send(frame(3))
+        ((opcode, payload),) = await client.frames()
+        assert (opcode, payload[:2], trio.current_time()) == (CLOSING, b"\x03\xea", 0)
+
+
+async def test_a_client_that_leaves_behind_its_violation_is_not_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    """Its connection ends at once, though its application does not read."""
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(10)
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    app = Application(late)
+    async with opened(app, "http1") as client:
+        await client.send(frame(TEXT, b"1"), frame(3))
+        await trio.sleep(0.5)
+        client.stream.reset()
+        await client.stream.conn.wait_closed()
+        assert trio.current_time() == 0.5
+        await app.done.wait()
+    assert [event.get("text", event.get("code")) for event in app.events] == ["1", 1002]
+
+
 async def test_an_application_that_ends_holds_the_close_frame_up_no_longer(
     over: str, autojump_clock: MockClock
 ) -> None:
@@ -488,21 +526,26 @@ async def test_an_application_that_ends_without_closing_is_1011(
     assert ("the application's own error" in caplog.text) is raises
 
 
+@pytest.mark.parametrize("wrong", [False, True])
 async def test_a_client_that_is_sending_can_read_why_it_was_closed(
-    autojump_clock: MockClock,
+    wrong: bool, autojump_clock: MockClock
 ) -> None:
     """A reset for what it sends would destroy the close frame."""
 
     async def close(scope: Any, receive: Any, send: Any) -> None:
+        if not wrong:
+            await receive()
+            await send({**CLOSE, "code": 4000})
         await receive()
-        await send({**CLOSE, "code": 4000})
 
     recorder = Recorder()
     async with opened(Application(close), "http1", tracker=recorder) as client:
-        for _ in range(10):
-            await client.send(frame(BINARY, bytes(10_000)))
+        for number in range(10):
+            sent = frame(3) if wrong and not number else frame(BINARY, bytes(10_000))
+            await client.stream.send_all(sent)
             await wait_all_tasks_blocked()
-        assert await client.frames() == [(CLOSING, b"\x0f\xa0")]
+        ((opcode, payload),) = await client.frames()
+        assert (opcode, payload[:2]) == (CLOSING, b"\x03\xea" if wrong else b"\x0f\xa0")
         await client.stream.aclose()
         await client.stream.conn.wait_closed()
     assert recorder.sequences() == ["NAH"]
@@ -924,6 +967,28 @@ async def test_pings_are_sent_until_the_end(
         assert trio.current_time() == 50
     if end != "drain":
         assert app.events[-1:] == [] or app.events[-1]["type"] == "websocket.disconnect"
+
+
+async def test_nothing_of_a_websocket_is_left_on_its_connection(
+    connections: list[Connection], autojump_clock: MockClock
+) -> None:
+    """HTTP/2 goes on, and must not ping what has ended for ever."""
+    async with memory_server(
+        Application(), websocket_ping_interval=2, keep_alive_timeout=300
+    ) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        await wait_all_tasks_blocked()
+        tasks = len(connections[0]._nursery.child_tasks)
+        for end in (closing(1000), frame(3), b""):
+            stream_id = await client.websocket("/")
+            if end:
+                client.h2.send_data(stream_id, end)
+            else:
+                client.h2.reset_stream(stream_id)
+            await client.flush()
+        await trio.sleep(10)
+        assert len(connections[0]._nursery.child_tasks) == tasks
 
 
 # What may be sent when

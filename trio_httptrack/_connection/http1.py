@@ -254,7 +254,7 @@ class Http1:
     async def _unusual(self, data: bytes) -> bytes:
         """Read one request with h11, and return what came behind it."""
         connection = self._connection
-        while data == b"\r" or data == b"\r\n":
+        while data in (b"\r", b"\r\n", b"\r\n\r"):
             more = await connection.receive()
             if not more:
                 return b""
