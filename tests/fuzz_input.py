@@ -17,7 +17,7 @@ from random import Random
 
 import hpack
 
-from trio_httptrack._connection.connection import H2_PREFACE
+from trio_httptrack._connection.http2_frames import PREFACE
 
 from .support import client_ssl
 from .test_faults import handshake
@@ -179,7 +179,7 @@ def http2_input(rng: Random, first: int = 1) -> bytes:
             frames.insert(place, frames.pop(rng.randrange(len(frames))))
         elif len(frames) > 1:
             frames.pop(place)
-    return H2_PREFACE + b"".join(map(pack, frames))
+    return PREFACE + b"".join(map(pack, frames))
 
 
 def http2_request(

@@ -615,8 +615,7 @@ async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
             await client.pump()
         (connection,) = connections
         protocol: Any = connection._http2
-        assert protocol.streams == protocol.stream_buffers == {}
-        assert protocol.priority._streams == set()
+        assert protocol._streams == {}
 
 
 async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(

@@ -24,6 +24,7 @@ import trio
 import wsproto
 import wsproto.events
 from hypercorn.config import Config
+from hyperframe.frame import DataFrame
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_httptrack import ConnState, TrackedServer, tracked_server
@@ -457,10 +458,10 @@ async def h2_data_for_an_answered_stream(arena: Arena) -> None:
     await client.flush()
     while stream_id not in client.ended:
         await client.pump()
-    for _ in range(20):
-        client.h2.send_data(stream_id, b"x" * 1000)
-    client.h2.end_stream(stream_id)
-    await client.flush()
+    # It was told that it need not send more, but has done so.
+    data = DataFrame(stream_id, data=b"x" * 1000).serialize() * 20
+    end = DataFrame(stream_id, flags=["END_STREAM"]).serialize()
+    await client.stream.send_all(data + end)
     assert await client.get() == ("200", b"hello")
     await client.stream.aclose()
 

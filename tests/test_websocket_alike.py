@@ -882,7 +882,6 @@ async def test_an_application_waits_for_a_client_that_does_not_read(
         assert last[0] == CLOSING
 
 
-@pytest.mark.xfail(reason="it precedes the end of the stream")
 async def test_the_goaway_follows_the_end_of_the_last_websocket(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:

@@ -36,6 +36,9 @@ from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from .errors import TRAVELLING, split
 from .exchange import App, Exchange, LogAccess
 from .http1 import Http1
+from .http2 import Http2
+from .http2_frames import PREFACE
+from .http2_headers import HeaderWriter
 from .kernel import Kernel
 from .phases import (
     CLOSE,
@@ -56,21 +59,6 @@ from .timeouts import Timeout
 from .transport import Expired, Parts, Socket, Transport
 
 LINGER_TIMEOUT = 2.0  # seconds, in a drain
-H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-class Http2(Protocol):
-    """What a connection needs of HTTP/2."""
-
-    async def initiate(self, headers: Headers | None = None, settings: bytes = b"") -> None:
-        """Send what a server sends first; or, with ``headers``, respond to the HTTP/1.1 request
-        that upgraded the connection."""
-
-    async def run(self, data: bytes) -> None:
-        """Read and handle requests until nothing more can be read."""
-
-    def drain(self) -> None:
-        """Respond to no request but those that are on their way. May be called again."""
 
 
 class Server(Protocol):
@@ -81,6 +69,7 @@ class Server(Protocol):
     kernel: Kernel
     connections: set[Connection]
     response_heads: ResponseHeads
+    header_writer: HeaderWriter
     handshake_timeout: Timeout
     keep_alive_timeout: Timeout
     drain_idle_timeout: Timeout
@@ -96,8 +85,6 @@ class Server(Protocol):
     def track(self, conn: Conn, state: ConnState) -> None:
         """Report a state. Never raises."""
 
-    def make_http2(self, connection: Connection) -> Http2: ...
-
     def mark_request(self) -> None:
         """Count a request of any connection."""
 
@@ -109,6 +96,8 @@ class Server(Protocol):
     async def log_contained(self, error: BaseException, conn: Conn) -> None: ...
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None: ...
+
+    async def log_flood(self, what: str, conn: Conn) -> None: ...
 
     log_access: LogAccess | None
 
@@ -130,6 +119,7 @@ class Connection:
         "_timeout",
         "_transport",
         "conn",
+        "header_writer",
         "log_access",
         "phase",
         "requests_left",
@@ -150,6 +140,7 @@ class Connection:
         self._server = server
         self.settings = server.settings
         self.response_heads = server.response_heads
+        self.header_writer = server.header_writer
         self.log_access = server.log_access
         self._transport = Transport(socket, server.kernel, ssl_context)
         self._http1: Http1 | None = None
@@ -212,14 +203,14 @@ class Connection:
             await self._start_http2()  # its server speaks first
         data = await self.receive()
         # As many bytes as tell HTTP/2 from HTTP/1.
-        while data and len(data) < len(H2_PREFACE) and H2_PREFACE.startswith(data):
+        while data and len(data) < len(PREFACE) and PREFACE.startswith(data):
             more = await self.receive(owed=True)
             if not more:
                 break
             data += more
         if not data:
             return
-        if data.startswith(H2_PREFACE):
+        if data.startswith(PREFACE):
             self.conn.protocol = "h2"
             if self._http2 is None:
                 await self._start_http2()
@@ -232,7 +223,7 @@ class Connection:
             await self._http1.run(data)
 
     async def _start_http2(self, headers: Headers | None = None, settings: bytes = b"") -> None:
-        self._http2 = self._server.make_http2(self)
+        self._http2 = Http2(self)
         if self.phase is DRAINING and self.conn.state is ACTIVE:
             self._http2.drain()
         await self._http2.initiate(headers, settings)
@@ -405,6 +396,8 @@ class Connection:
             await self._fail(error)
         finally:
             del self._exchanges[exchange]
+            if self._http2 is not None:
+                await self._http2.handler_ended()
             if self._all_exchanges_ended is not None and not self._exchanges:
                 self._all_exchanges_ended.set()
 
@@ -423,6 +416,14 @@ class Connection:
 
     async def log_application_error(self, error: BaseException, path: str) -> None:
         await self._server.log_application_error(error, self.conn, path)
+
+    async def log_flood(self, what: str) -> None:
+        await self._server.log_flood(what, self.conn)
+
+    @property
+    def handlers(self) -> int:
+        """How many exchanges have an application that runs."""
+        return len(self._exchanges)
 
     @property
     def path(self) -> str | None:
@@ -482,7 +483,18 @@ class Connection:
             self.close()
         elif self.conn.state is NEW or self.conn.state is IDLE:
             self._overdue = True
+            if self._parked is not None:
+                self._parked.cancel()
             self._transport.expire()
+
+    def close_if_overdue(self) -> None:
+        """Close it, if it has rested for too long.
+
+        For a reader that never has to wait, because something comes all the time, or that waits
+        for something else than bytes. What has come is not a request, or it would not rest.
+        """
+        if self._overdue:
+            self.close(self._expiry, orderly=True)
 
     # The end
 
@@ -517,7 +529,9 @@ class Connection:
             self._expiry = None
             self.expire()
 
-    async def finish(self, *, linger: bool, surprise: bool = False) -> None:
+    async def finish(
+        self, *, linger: bool, surprise: bool = False, reason: str | None = None
+    ) -> None:
         """There is no more to write: end our side, and the connection.
 
         Args:
@@ -525,9 +539,11 @@ class Connection:
             reset destroys.
           surprise: whether it may be. Then that matters only while the response is on its way,
             and most connections need not be kept for it.
+          reason: for which the connection closes, if there is one.
         """
         if not self.phase.writes:
             return
+        self.conn.close_reason = reason
         linger = linger or (surprise and self._transport.in_flight > 0)
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
@@ -567,7 +583,7 @@ class Connection:
         # and a tracker that closes it again must find nothing to do. The report is last, because
         # a tracker may look at anything, and it must be the last word (``wait_closed`` included).
         self.phase = after(self.phase, CLOSE)
-        self.conn.close_reason = reason
+        self.conn.close_reason = reason or self.conn.close_reason
         self._transport.close(orderly=orderly)
         self._forget_timeout()
         if self._parked is not None:

@@ -90,14 +90,6 @@ class Stream(Protocol):
         """Tell the client that nothing more will come of this response."""
 
 
-class Http2Stream(Stream, Protocol):
-    """What HTTP/2 can do beyond."""
-
-    async def push(self, path: bytes, headers: Headers) -> None: ...
-
-    async def write_trailers(self, headers: Headers, more_trailers: bool) -> None: ...
-
-
 def base_scope(
     connection: Connection, path: bytes, query: bytes, headers: Headers, http_version: str
 ) -> Scope:
@@ -185,13 +177,13 @@ class Exchange:
             if self._events is None:
                 self._events = deque()
             self._events.append(event)
-            self._has_changed()
+            self.notify()
 
     def disconnect(self, event: Event | None = None) -> None:
         """Let the application know that no event follows. The first one says why."""
         if self._disconnect is None:
             self._disconnect = event or self.disconnected
-            self._has_changed()
+            self.notify()
 
     def lose(self) -> None:
         """Its response is given up: its client has been told something else."""
@@ -203,7 +195,8 @@ class Exchange:
             self._changed = trio.Event()
         await self._changed.wait()
 
-    def _has_changed(self) -> None:
+    def notify(self) -> None:
+        """There is something new for whoever waits."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -214,7 +207,7 @@ class Exchange:
         """The next event before the disconnect, if there is one."""
         if self._events:
             event = self._events.popleft()
-            self._has_changed()
+            self.notify()
             return event
         return None
 
@@ -233,7 +226,7 @@ class Exchange:
                 if self._connection.cancelled:
                     await trio.lowlevel.checkpoint()
                 self._told = True
-                self._has_changed()
+                self.notify()
                 event = dict(self._disconnect)
             if event is not None:
                 if trio.current_effective_deadline() > float("-inf"):
@@ -291,7 +284,7 @@ class Exchange:
         """The application has ended: see that its client is not left waiting."""
         self._ended = True
         if not self.complete:
-            self._has_changed()
+            self.notify()
             await self._end()
             self.disconnect()  # for a task that the application has left behind
 
@@ -363,7 +356,7 @@ class HttpExchange(Exchange):
         if type_ == "http.response.body" and (state is HELD or state is RESPONSE):
             return self._send_body(event.get("body", b""), event.get("more_body", False))
         if type_ != "http.response.start" or state is not REQUEST:
-            return self._send_http2(type_, event)
+            return self._send_extension(type_, event)
         status = int(event["status"])
         if not 200 <= status < 1000:
             return self._inform(status, event)
@@ -373,6 +366,10 @@ class HttpExchange(Exchange):
         self._trailers = event.get("trailers", False)
         self._state = HELD
         return None
+
+    def _send_extension(self, type_: str, event: Event) -> Awaitable[None]:
+        """What HTTP/2 has beyond."""
+        raise UnexpectedMessage(type_, self._state)
 
     async def _inform(self, status: int, event: Event) -> None:
         """The final response follows."""
@@ -433,43 +430,6 @@ class HttpExchange(Exchange):
         return self._connection.phase.writes and (
             self._disconnect is None or (self._stream.survives_disconnect and not self._lost)
         )
-
-    # What only HTTP/2 has
-
-    async def _send_http2(self, type_: str, event: Event) -> None:
-        stream: Any = self._stream
-        extension = type_ in self.scope["extensions"]
-        if not extension:
-            raise UnexpectedMessage(type_, self._state)
-        if type_ == "http.response.push":
-            path = event["path"]
-            if not isinstance(path, str):
-                raise TypeError(f"{path} should be a str")
-            await stream.push(path.encode(), validated(event["headers"]))
-        elif type_ == "http.response.early_hint" and self._state is REQUEST:
-            links = [(b"link", bytes(link).strip()) for link in event["links"]]
-            await self._stream.inform(103, links)
-        elif type_ == "http.response.trailers" and self._state in (REQUEST, TRAILERS):
-            await self._send_trailers(event)
-        else:
-            raise UnexpectedMessage(type_, self._state)
-
-    async def _send_trailers(self, event: Event) -> None:
-        stream: Any = self._stream
-        ends = not event.get("more_trailers", False)
-        wanted = (b"te", b"trailers") in self.scope["headers"]
-        headers = validated(event["headers"])
-        if self._state is REQUEST:
-            self._status, self._headers, self._trailers = 200, headers, True
-            if wanted:
-                self._state = TRAILERS
-                await stream.respond(200, headers, b"", not ends)
-        elif wanted:
-            await stream.write_trailers(headers, not ends)
-        if ends:
-            if not wanted:
-                await stream.write_body(b"", False)
-            await self._complete()
 
 
 def validated(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

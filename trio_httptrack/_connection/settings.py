@@ -40,6 +40,18 @@ class Settings:
     h2c_upgrade: bool
     """Whether an HTTP/1.1 request in the clear may upgrade its connection to HTTP/2."""
 
+    h2_max_streams: int
+    """Requests of one HTTP/2 connection that may be in flight, and handlers that may run."""
+
+    h2_max_header_list_size: int
+    """Bytes of an HTTP/2 request's headers, as RFC 9113 (6.5.2) counts them."""
+
+    h2_max_frame_size: int
+    """Bytes of a frame that a client may send."""
+
+    h2_max_overhead: int
+    """Bytes of HTTP/2 frames that carry nothing, in ten seconds."""
+
     websocket_max_message_size: int
     websocket_ping_interval: float | None
 

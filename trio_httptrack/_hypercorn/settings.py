@@ -15,6 +15,7 @@ DEFAULTS: dict[str, float | bool] = {
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
     "h2c_upgrade": True,
+    "h2_max_overhead": 2**20,  # as in nginx
 }
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
@@ -35,6 +36,9 @@ def settings_of(config: Config) -> Settings:
     h2c: Any = _setting(config, "h2c_upgrade")
     if not isinstance(h2c, bool):
         raise SettingError(f"h2c_upgrade must be True or False, not {h2c!r}")
+    overhead: Any = _setting(config, "h2_max_overhead")
+    if not isinstance(overhead, int) or isinstance(overhead, bool) or overhead < 0:
+        raise SettingError(f"h2_max_overhead must be bytes, 0 or more, not {overhead!r}")
     return Settings(
         keep_alive_timeout=config.keep_alive_timeout,
         handshake_timeout=config.ssl_handshake_timeout,
@@ -47,6 +51,10 @@ def settings_of(config: Config) -> Settings:
         raw_header_names=config.h11_pass_raw_headers,
         max_queue_size=config.max_app_queue_size,
         h2c_upgrade=h2c,
+        h2_max_streams=config.h2_max_concurrent_streams,
+        h2_max_header_list_size=config.h2_max_header_list_size,
+        h2_max_frame_size=config.h2_max_inbound_frame_size,
+        h2_max_overhead=overhead,
         websocket_max_message_size=config.websocket_max_message_size,
         websocket_ping_interval=config.websocket_ping_interval,
         root_path=config.root_path,

@@ -29,6 +29,7 @@ from hypercorn.typing import AppWrapper, LifespanState
 from .._connection.connection import Connection
 from .._connection.drain import ShutdownReport, drain
 from .._connection.errors import ungrouped
+from .._connection.http2_headers import HeaderWriter
 from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
 from .._connection.timeouts import Timeout
@@ -37,7 +38,6 @@ from .._stats import StatsTracker
 from .._trackers import Composed, compose
 from .accept import Accepted, Listener, accepting
 from .apps import as_asgi
-from .http2 import Http2
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
 from .settings import settings_of
@@ -70,20 +70,6 @@ def refuse_hypercorn() -> NoReturn:
     )
 
 
-class Context(WorkerContext):
-    """Hypercorn's, as its HTTP/2 protocol sees it.
-
-    For that the worker never terminates: how a connection ends is decided by our drain.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(None)
-        self._worker = worker
-
-    async def mark_request(self) -> None:
-        self._worker.mark_request()
-
-
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
@@ -99,6 +85,7 @@ class Worker:
         self.config = with_cached_headers(config)
         self.settings = settings_of(self.config)
         self.response_heads = ResponseHeads(self.settings.server_headers)
+        self.header_writer = HeaderWriter(self.settings.server_headers)
         self.handshake_timeout = Timeout(self.settings.handshake_timeout)
         self.keep_alive_timeout = Timeout(self.settings.keep_alive_timeout)
         self.drain_idle_timeout = Timeout(self.settings.drain_idle_timeout)
@@ -151,9 +138,6 @@ class Worker:
     ) -> Connection:
         self.state = state
         return Connection(self, *accepted)
-
-    def make_http2(self, connection: Connection) -> Http2:
-        return Http2(connection, self.config, Context(self))
 
     def _make_context(self, max_requests: int | None) -> WorkerContext:
         self._drained = trio.Event()
@@ -238,6 +222,10 @@ class Worker:
         await self.config.log.error(
             "Error in ASGI Framework (%s, %r)", conn, path[:PATH_LENGTH], exc_info=error
         )
+
+    async def log_flood(self, what: str, conn: Conn) -> None:
+        """Log that a client has asked for more than its share. Once for each connection."""
+        await self.config.log.warning("A connection is closed for a flood (%s): %s", conn, what)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""

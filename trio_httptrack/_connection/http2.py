@@ -1,0 +1,682 @@
+"""HTTP/2 on one connection (RFC 9113): what it reads, and how it ends.
+
+The reader runs :meth:`Http2.run`. It reads frames, opens a stream for each request
+(``http2_stream``) and runs its handler, as soon as there may be one more. What is to be written is
+the output's (``http2_output``). What a frame looks like is in ``http2_frames``, what is in a header
+block in ``http2_headers``.
+
+h2 is not used: it takes longer for a request and its response than all the rest together. Tests
+hold the two side by side on arbitrary frames.
+
+What a client can do to us is bounded (RFC 9113, 10.5):
+
+* *Handlers*: one that runs counts against ``h2_max_streams`` until it ends, whether or not its
+  stream was reset, by whichever side and for whatever reason. Requests beyond wait for their turn;
+  too many of those are a flood, as in Go.
+* *Frames* that carry nothing (settings, pings, priorities, windows, resets, empty ones) may take
+  ``h2_max_overhead`` bytes, and eight times as much as what was carried, in ten seconds; beyond
+  that they are a flood, as in nginx.
+* *Header blocks* are limited in their bytes and in their frames.
+* *A client that does not read* is not read from, once so much waits to be written to it.
+* *Bodies* take no more than the windows.
+
+A flood ends the connection with ENHANCE_YOUR_CALM.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import trio
+
+from .._states import ACTIVE, IDLE, Conn
+from . import http2_stream
+from .http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    ENABLE_CONNECT_PROTOCOL,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HAS_PRIORITY,
+    HEADER,
+    HEADER_SIZE,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    NO_ERROR,
+    NUMBER,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_CLOSED,
+    WINDOW_UPDATE,
+    ConnectionFailure,
+    StreamFailure,
+    frame,
+    goaway_frame,
+    header_frames,
+    reset_frame,
+    settings_frame,
+    settings_of,
+    unpadded,
+    window_frame,
+)
+from .http2_headers import (
+    DEFAULT_TABLE_SIZE,
+    HeaderReader,
+    HeaderWriter,
+    check_fields,
+    header_block,
+    request_of,
+    upgraded_request,
+)
+from .http2_output import Output
+from .http2_stream import Stream
+from .settings import Headers
+from .transport import Parts
+
+WINDOW_STEP = DEFAULT_WINDOW // 2  # return this much of the connection's window at once
+MAX_QUEUED = 4  # times as many requests as there may be handlers, as in Go
+MAX_CONTINUATIONS = 64  # frames of one header block, as in h2
+MAX_REMEMBERED = 10  # times as many streams that we have ended as there may be open ones
+OVERHEAD_PERIOD = 10.0  # seconds
+RESET_COST = 2**8  # bytes of overhead that a reset counts for, if the client makes us send it
+
+
+class Connection(http2_stream.Connection, Protocol):
+    """What HTTP/2 needs of its connection."""
+
+    conn: Conn
+    header_writer: HeaderWriter
+
+    @property
+    def last(self) -> bool:
+        """Whether no request is to follow."""
+
+    @property
+    def handlers(self) -> int:
+        """How many exchanges have an application that runs."""
+
+    async def receive(self, *, owed: bool = False) -> bytes:
+        """The next bytes; none at the peer's end, or if the connection was closed."""
+
+    def write_now(self, parts: Parts) -> Parts | None:
+        """Write what there is room for. What is left, if anything is, must be written next."""
+
+    async def write(self, parts: Parts) -> None:
+        """Write, in order. Not a checkpoint unless it has to wait."""
+
+    def parked(self, *, end: bool) -> AbstractContextManager[None]:
+        """To be put around every wait of the reader that is not for bytes."""
+
+    def begin_request(self) -> None:
+        """A request's head has been read."""
+
+    def rest(self) -> None:
+        """Every request has its response."""
+
+    def drain(self) -> None:
+        """No request is to follow those that are on their way."""
+
+    def close_if_overdue(self) -> None:
+        """Close it, if it has rested for too long."""
+
+    async def finish(self, *, linger: bool, reason: str | None = None) -> None:
+        """There is no more to write: end our side, and the connection."""
+
+    def close(self, reason: str | None = None, *, orderly: bool = False) -> None: ...
+
+    async def log_flood(self, what: str) -> None: ...
+
+
+class Http2:
+    """Reads frames, and knows the streams."""
+
+    __slots__ = (
+        "_block",
+        "_draining",
+        "_highest",
+        "_in_flight",
+        "_last",
+        "_left",
+        "_opened",
+        "_overhead",
+        "_overhead_since",
+        "_partial",
+        "_payload",
+        "_preface",
+        "_prefix",
+        "_promised",
+        "_push_enabled",
+        "_queue",
+        "_reader",
+        "_settled",
+        "_stream_window",
+        "_streams",
+        "_taken",
+        "_window",
+        "connection",
+        "header_writer",
+        "output",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.output = Output(connection)
+        self.header_writer = connection.header_writer
+        self._reader = HeaderReader(connection.settings.h2_max_header_list_size)
+        self._streams: dict[int, Stream] = {}
+        self._in_flight = 0  # streams whose response is owed
+        self._queue: deque[Stream] = deque()  # requests whose handlers have to wait for their turn
+        self._left: dict[int, None] = {}  # streams that we have ended before their clients did
+        self._highest = 0  # the last stream that the client has opened
+        self._promised = 0  # and we
+        self._preface = False  # it has come
+        self._settled = False  # and the client's settings behind it
+        self._partial = b""  # a frame whose end has not come
+        self._block: tuple[int, int, list[bytes]] | None = None  # a header block, likewise
+        self._prefix = b""
+        self._push_enabled = True
+        self._stream_window = DEFAULT_WINDOW  # that the client gives each new stream
+        self._window = DEFAULT_WINDOW  # that we give the client for all streams
+        self._taken = 0  # bytes to give back to it
+        self._overhead = self._payload = 0  # bytes
+        self._overhead_since = trio.current_time()
+        self._draining = False
+        self._opened = trio.Event()  # another stream, in a drain
+        self._last: int | None = None  # the last stream that is served, once that is certain
+
+    async def initiate(self, headers: Headers | None = None, settings: bytes = b"") -> None:
+        """Send what a server sends first.
+
+        Args:
+          headers: of an HTTP/1.1 request that upgraded the connection, and is stream 1.
+          settings: its ``HTTP2-Settings``.
+        """
+        ours = self.connection.settings
+        self.output.add(
+            settings_frame(
+                {
+                    HEADER_TABLE_SIZE: DEFAULT_TABLE_SIZE,
+                    ENABLE_PUSH: 0,
+                    INITIAL_WINDOW_SIZE: DEFAULT_WINDOW,
+                    MAX_FRAME_SIZE: ours.h2_max_frame_size,
+                    ENABLE_CONNECT_PROTOCOL: 1,
+                    MAX_CONCURRENT_STREAMS: ours.h2_max_streams,
+                    MAX_HEADER_LIST_SIZE: ours.h2_max_header_list_size,
+                }
+            )
+        )
+        if headers is not None:
+            try:
+                self._apply(urlsafe_b64decode(settings + b"=" * (-len(settings) % 4)))
+            except (ValueError, ConnectionFailure):
+                self.connection.close()  # they are not settings
+                return
+            self._highest = 1
+            stream = Stream(self, 1, upgraded_request(headers), self._stream_window)
+            stream.end_input()
+            await self._start(stream)
+            if self.connection.last:
+                self.connection.drain()
+        self.output.flush()
+        self.connection.spawn(self.output.run)
+
+    async def run(self, data: bytes) -> None:
+        """Read and handle frames until nothing more can be read."""
+        connection, output = self.connection, self.output
+        read_timeout = connection.settings.read_timeout
+        while True:
+            try:
+                await self._receive(data)
+            except ConnectionFailure as failure:
+                await self._fail(failure)
+            output.flush()
+            if not self._block:
+                connection.close_if_overdue()
+            while output.congested and connection.phase.reads:
+                with connection.parked(end=True):
+                    await output.wait_for_change()
+                connection.close_if_overdue()
+            data = await connection.receive(owed=bool(read_timeout and self._owed))
+            if not data:
+                break
+        connection.close(orderly=not self._streams)
+        self._close_streams()
+
+    @property
+    def _owed(self) -> bool:
+        """Whether the client has begun a request, and could go on with it."""
+        streams = self._streams.values()
+        return self._block is not None or any(stream.owes_request for stream in streams)
+
+    def _close_streams(self) -> None:
+        for stream in tuple(self._streams.values()):
+            stream.close()
+        self._streams.clear()
+        self._queue.clear()
+
+    async def _fail(self, failure: ConnectionFailure) -> None:
+        """End the connection, and say why (RFC 9113, 5.4.1)."""
+        connection, reason = self.connection, None
+        self._close_streams()
+        if failure.code == ENHANCE_YOUR_CALM:
+            reason = "enhance_your_calm"
+            await connection.log_flood(str(failure))
+        self.output.add(goaway_frame(self._highest, failure.code, str(failure)))
+        self.output.flush()
+        if self.output.empty:
+            # The client is probably still sending. A reset for that would destroy the GOAWAY.
+            await connection.finish(linger=True, reason=reason)
+        else:
+            connection.close(reason)
+
+    # Frames
+
+    async def _receive(self, data: bytes) -> None:
+        if self._partial:
+            data = self._partial + data
+        start, end = 0, len(data)
+        if not self._preface:
+            if not data.startswith(PREFACE[:end]):
+                raise ConnectionFailure(PROTOCOL_ERROR, "no preface")
+            if end >= len(PREFACE):
+                self._preface = True
+                start = len(PREFACE)
+        max_size = self.connection.settings.h2_max_frame_size
+        while self._preface and end - start >= HEADER_SIZE:
+            high, low, kind, flags, stream_id = HEADER.unpack_from(data, start)
+            length = high << 16 | low
+            if length > max_size:
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "a frame that is too large")
+            begin = start + HEADER_SIZE
+            if begin + length > end:
+                break
+            start = begin + length
+            payload = data[begin:start]
+            stream_id &= MAX_STREAM_ID
+            if (self._block is not None) != (kind == CONTINUATION):
+                raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION where none must be, or none")
+            if not self._settled and kind != SETTINGS:
+                raise ConnectionFailure(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            try:
+                if kind == HEADERS:
+                    await self._receive_headers(flags, stream_id, payload)
+                elif kind == CONTINUATION:
+                    await self._receive_continuation(flags, stream_id, payload)
+                elif kind == DATA:
+                    self._receive_data(flags, stream_id, payload)
+                else:
+                    self._count_overhead(HEADER_SIZE + length)
+                    if kind in HANDLERS:
+                        HANDLERS[kind](self, flags, stream_id, payload)
+            except StreamFailure as failure:
+                self._reset(stream_id, failure.code)
+            if not self.connection.phase.reads:
+                return
+        self._partial = data[start:]
+
+    def _count_overhead(self, size: int) -> None:
+        """Count bytes that carry nothing."""
+        self._overhead += size
+        limit = self.connection.settings.h2_max_overhead
+        if self._overhead > limit + 8 * (self._payload + self.output.carried):
+            now = trio.current_time()
+            if now - self._overhead_since <= OVERHEAD_PERIOD:
+                raise ConnectionFailure(
+                    ENHANCE_YOUR_CALM, "too many frames that carry nothing, or resets"
+                )
+            self._overhead, self._payload, self.output.carried = size, 0, 0
+            self._overhead_since = now
+
+    def _reset(self, stream_id: int, code: int) -> None:
+        """The client has made us reset a stream."""
+        self.output.add(reset_frame(stream_id, code))
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._remember(stream_id)
+        else:
+            self._drop(stream)
+        self._count_overhead(RESET_COST)
+
+    def _drop(self, stream: Stream) -> None:
+        self.rest(stream)
+        self.forget(stream)
+        stream.close()
+
+    def _remember(self, stream_id: int) -> None:
+        """The client may not know yet that we have ended a stream of its."""
+        self._left[stream_id] = None
+        if len(self._left) > MAX_REMEMBERED * self.connection.settings.h2_max_streams:
+            del self._left[next(iter(self._left))]
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """Whether there has not been such a stream."""
+        return stream_id > (self._highest if stream_id % 2 else self._promised)
+
+    def _find(self, stream_id: int, what: str) -> Stream | None:
+        """A frame's stream; None if it is over, and the frame is of no use."""
+        if not stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} without a stream")
+        stream = self._streams.get(stream_id)
+        if stream is None and self._is_idle(stream_id):
+            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} for a stream that is not open")
+        return stream
+
+    def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        body = unpadded(flags, payload)
+        stream = self._find(stream_id, "DATA")
+        self._window -= length
+        if self._window < 0:
+            raise ConnectionFailure(FLOW_CONTROL_ERROR, "more DATA than the window has room for")
+        self._taken += length
+        if self._taken >= WINDOW_STEP:
+            self.output.add(window_frame(0, self._taken))
+            self._window += self._taken
+            self._taken = 0
+        end = bool(flags & END_STREAM)
+        if stream is None:
+            if stream_id not in self._left:
+                raise ConnectionFailure(STREAM_CLOSED, "DATA for a stream that was closed")
+            self._count_overhead(HEADER_SIZE + length)
+            return
+        if body or end:
+            self._payload += len(body)
+        else:
+            self._count_overhead(HEADER_SIZE + length)
+        stream.receive(body, length, end=end)
+
+    async def _receive_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id % 2:
+            raise ConnectionFailure(PROTOCOL_ERROR, "HEADERS for no stream of the client's")
+        block = unpadded(flags, payload)
+        if flags & HAS_PRIORITY:
+            if len(block) < 5:
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "HEADERS without their priority")
+            self._check_priority(stream_id, block)
+            block = block[5:]
+        if flags & END_HEADERS:
+            await self._receive_block(flags, stream_id, block)
+        else:
+            self._block = flags, stream_id, [block]
+
+    async def _receive_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        assert self._block is not None
+        first_flags, first_id, parts = self._block
+        if stream_id != first_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION of another stream's headers")
+        parts.append(payload)
+        size = self.connection.settings.h2_max_header_list_size
+        if len(parts) > MAX_CONTINUATIONS or sum(map(len, parts)) > size:
+            raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
+        if flags & END_HEADERS:
+            self._block = None
+            await self._receive_block(first_flags, stream_id, b"".join(parts))
+
+    async def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
+        """A header block is complete."""
+        end = bool(flags & END_STREAM)
+        self._payload += len(block)
+        if stream_id > self._highest:
+            self._highest = stream_id
+            await self._open(stream_id, block, end=end)
+            return
+        # Whatever they are for, the next ones cannot be decoded without them.
+        fields = self._reader.fields(block)
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if stream_id not in self._left:
+                raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
+            self._count_overhead(HEADER_SIZE + len(block))
+        elif stream.input_ended:
+            raise StreamFailure(STREAM_CLOSED)
+        elif not end or any(name.startswith(b":") for name, _ in fields):
+            raise StreamFailure(PROTOCOL_ERROR)
+        else:  # trailers
+            check_fields(fields)
+            stream.end_input()
+
+    async def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
+        connection = self.connection
+        request = self._reader.request(block)
+        if self._last is not None or len(self._streams) >= connection.settings.h2_max_streams:
+            raise StreamFailure(REFUSED_STREAM)
+        if self._draining:
+            self._opened.set()
+        stream = Stream(self, stream_id, request, self._stream_window)
+        if end:
+            stream.end_input()
+        await self._start(stream)
+        if connection.last:
+            connection.drain()
+
+    async def _start(self, stream: Stream) -> None:
+        """Run a stream's handler, when its turn comes."""
+        self._streams[stream.id] = stream
+        self._in_flight += 1
+        self.connection.begin_request()
+        most = self.connection.settings.h2_max_streams
+        if self.connection.handlers < most:
+            await stream.run()
+            return
+        self._queue.append(stream)
+        if len(self._queue) > MAX_QUEUED * most:
+            raise ConnectionFailure(ENHANCE_YOUR_CALM, "requests reset faster than handlers end")
+
+    async def handler_ended(self) -> None:
+        """There may be one more handler."""
+        while self._queue and self.connection.handlers < self.connection.settings.h2_max_streams:
+            stream = self._queue.popleft()
+            if not stream.closed:
+                await stream.run()
+
+    def _check_priority(self, stream_id: int, payload: bytes) -> None:
+        if NUMBER.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "a stream that depends on itself")
+
+    def _receive_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "PRIORITY without a stream")
+        if len(payload) != 5:
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "PRIORITY of a wrong length")
+        self._check_priority(stream_id, payload)
+
+    def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id, "RST_STREAM")
+        if len(payload) != NUMBER.size:
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "RST_STREAM of a wrong length")
+        if stream is not None:
+            self._drop(stream)
+        self._left.pop(stream_id, None)
+
+    def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "SETTINGS of a stream")
+        if flags & ACK:
+            if payload:
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "an acknowledgement that has settings")
+            return
+        self._settled = True
+        self._apply(payload)
+        self.output.add(frame(SETTINGS, ACK, 0))
+
+    def _apply(self, payload: bytes) -> None:
+        for setting, value in settings_of(payload):
+            if setting == HEADER_TABLE_SIZE and value < DEFAULT_TABLE_SIZE:
+                self._prefix = b"\x20"  # RFC 7541, 4.2 and 6.3: our table is empty from now on
+            elif setting == ENABLE_PUSH:
+                self._push_enabled = bool(value)
+            elif setting == MAX_FRAME_SIZE:
+                self.output.max_frame_size = value
+            elif setting == INITIAL_WINDOW_SIZE:
+                more = value - self._stream_window
+                self._stream_window = value
+                for stream in self._streams.values():
+                    try:
+                        stream.grow(more)
+                    except StreamFailure:
+                        raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window") from None
+
+    def _receive_push(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise ConnectionFailure(PROTOCOL_ERROR, "a client cannot push")
+
+    def _receive_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "PING of a stream")
+        if len(payload) != 8:
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "PING of a wrong length")
+        if not flags & ACK:
+            self.output.add(frame(PING, ACK, 0, payload))
+
+    def _receive_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """The client opens no more streams: that ends the connection.
+
+        But in a drain it may respond to our GOAWAY, and wait for what it has requested.
+        """
+        if stream_id:
+            raise ConnectionFailure(PROTOCOL_ERROR, "GOAWAY of a stream")
+        if len(payload) < 2 * NUMBER.size:
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
+        (code,) = NUMBER.unpack_from(payload, NUMBER.size)
+        if self._draining and code == NO_ERROR and self._in_flight:
+            self._last = self._highest  # as both know
+        else:
+            self.connection.close(orderly=not self._streams)
+
+    def _receive_window(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != NUMBER.size:
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong length")
+        increment = NUMBER.unpack(payload)[0] & MAX_STREAM_ID
+        if not stream_id:
+            if not increment:
+                raise ConnectionFailure(PROTOCOL_ERROR, "a window that grows by nothing")
+            if self.output.window + increment > MAX_WINDOW:
+                raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window")
+            self.output.open_window(increment)
+            return
+        stream = self._find(stream_id, "WINDOW_UPDATE")
+        if stream is not None:
+            if not increment:
+                raise StreamFailure(PROTOCOL_ERROR)
+            stream.grow(increment)
+
+    # What streams call
+
+    def headers(self, stream_id: int, block: bytes, *, end: bool) -> bytes:
+        """A header block in frames."""
+        if self._prefix:
+            block, self._prefix = self._prefix + block, b""
+        return header_frames(stream_id, block, self.output.max_frame_size, end=end)
+
+    def flush(self) -> None:
+        """Write what a handler has just queued: at once, if it is the only one."""
+        if self.connection.handlers > 1:
+            self.output.flush_later()
+        else:
+            self.output.flush()
+
+    async def push(self, parent: Stream, fields: Headers) -> None:
+        """Promise a response that was not requested, and make it, if the client wants any."""
+        if not self._push_enabled or not parent.id % 2 or self._promised + 2 > MAX_STREAM_ID:
+            return
+        own = self.connection.settings.server_headers("h2")
+        self._promised += 2
+        block = NUMBER.pack(self._promised) + header_block([*fields, *own])
+        size = self.output.max_frame_size
+        self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
+        stream = Stream(self, self._promised, request_of([*fields, *own]), self._stream_window)
+        stream.end_input()
+        await self._start(stream)
+        self.flush()
+
+    def rest(self, stream: Stream) -> None:
+        """A stream's response is not owed any more."""
+        if stream.in_flight:
+            stream.in_flight = False
+            self._in_flight -= 1
+            if not self._in_flight:
+                self.connection.rest()
+                if self.connection.conn.draining.is_set():
+                    self._go_away()
+
+    def forget(self, stream: Stream) -> None:
+        """A stream is over."""
+        self._streams.pop(stream.id, None)
+        if not stream.input_ended:
+            self._remember(stream.id)
+
+    # The end
+
+    def drain(self) -> None:
+        """End the connection as soon as every stream has its response.
+
+        RFC 9113 (6.8) has a server send two GOAWAYs: one that forbids new streams, and later
+        one that says which was the last. But many a client fails what is in flight, or what
+        it requests next, at the first (h2, and with it httpx, cannot read on), and loses nothing
+        if both come when nothing is in flight. So the GOAWAY waits for a moment of rest: it
+        follows the end of the last response at once. Only a client that opens another stream, and
+        has not rested when the grace period is over, is told to open no more, and refused after
+        another grace period.
+        """
+        if not self._draining:
+            self._draining = True
+            self.connection.spawn(self._drain)
+
+    async def _drain(self) -> None:
+        connection = self.connection
+        await trio.sleep(connection.settings.drain_idle_timeout)
+        if connection.conn.state is ACTIVE:
+            await self._opened.wait()
+            if self._last is None:  # else it has been sent meanwhile
+                self.output.add(goaway_frame(MAX_STREAM_ID, NO_ERROR))
+                self.output.flush()
+                await trio.sleep(connection.settings.drain_idle_timeout)
+        self._go_away()
+
+    def _go_away(self) -> None:
+        """Refuse what comes from now on, and end the connection if it rests."""
+        if self._last is None:
+            self._last = self._highest
+            self.output.add(goaway_frame(self._last, NO_ERROR))
+            self.output.flush()
+        if self.connection.conn.state is IDLE:
+            self.connection.spawn(self._finish)
+
+    async def _finish(self) -> None:
+        self.output.flush()
+        while not self.output.empty:
+            await self.output.wait_for_change()
+        await self.connection.finish(linger=True)
+
+
+HANDLERS: dict[int, Callable[[Http2, int, int, bytes], None]] = {
+    PRIORITY: Http2._receive_priority,
+    RST_STREAM: Http2._receive_reset,
+    SETTINGS: Http2._receive_settings,
+    PUSH_PROMISE: Http2._receive_push,
+    PING: Http2._receive_ping,
+    GOAWAY: Http2._receive_goaway,
+    WINDOW_UPDATE: Http2._receive_window,
+}
