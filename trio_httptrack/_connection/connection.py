@@ -397,7 +397,7 @@ class Connection:
         finally:
             del self._exchanges[exchange]
             if self._http2 is not None:
-                await self._http2.handler_ended()
+                self._http2.handler_ended()
             if self._all_exchanges_ended is not None and not self._exchanges:
                 self._all_exchanges_ended.set()
 

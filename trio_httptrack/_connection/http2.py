@@ -237,7 +237,7 @@ class Http2:
             self._highest = 1
             stream = Stream(self, 1, upgraded_request(headers), self._stream_window)
             stream.end_input()
-            await self._start(stream)
+            self._start(stream)
             if self.connection.last:
                 self.connection.drain()
         self.output.flush()
@@ -249,7 +249,7 @@ class Http2:
         read_timeout = connection.settings.read_timeout
         while True:
             try:
-                await self._receive(data)
+                self._receive(data)
             except ConnectionFailure as failure:
                 await self._fail(failure)
             output.flush()
@@ -294,7 +294,7 @@ class Http2:
 
     # Frames
 
-    async def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         if self._partial:
             data = self._partial + data
         start, end = 0, len(data)
@@ -304,8 +304,9 @@ class Http2:
             if end >= len(PREFACE):
                 self._preface = True
                 start = len(PREFACE)
-        max_size = self.connection.settings.h2_max_frame_size
-        while self._preface and end - start >= HEADER_SIZE:
+        connection = self.connection
+        max_size = connection.settings.h2_max_frame_size
+        while self._preface and end - start >= HEADER_SIZE and connection.phase.reads:
             high, low, kind, flags, stream_id = HEADER.unpack_from(data, start)
             length = high << 16 | low
             if length > max_size:
@@ -322,9 +323,9 @@ class Http2:
                 raise ConnectionFailure(PROTOCOL_ERROR, "the first frame is not SETTINGS")
             try:
                 if kind == HEADERS:
-                    await self._receive_headers(flags, stream_id, payload)
+                    self._receive_headers(flags, stream_id, payload)
                 elif kind == CONTINUATION:
-                    await self._receive_continuation(flags, stream_id, payload)
+                    self._receive_continuation(flags, stream_id, payload)
                 elif kind == DATA:
                     self._receive_data(flags, stream_id, payload)
                 else:
@@ -333,8 +334,6 @@ class Http2:
                         HANDLERS[kind](self, flags, stream_id, payload)
             except StreamFailure as failure:
                 self._reset(stream_id, failure.code)
-            if not self.connection.phase.reads:
-                return
         self._partial = data[start:]
 
     def _count_overhead(self, size: int) -> None:
@@ -408,7 +407,7 @@ class Http2:
             self._count_overhead(HEADER_SIZE + length)
         stream.receive(body, length, end=end)
 
-    async def _receive_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _receive_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id % 2:
             raise ConnectionFailure(PROTOCOL_ERROR, "HEADERS for no stream of the client's")
         block = unpadded(flags, payload)
@@ -418,11 +417,11 @@ class Http2:
             self._check_priority(stream_id, block)
             block = block[5:]
         if flags & END_HEADERS:
-            await self._receive_block(flags, stream_id, block)
+            self._receive_block(flags, stream_id, block)
         else:
             self._block = flags, stream_id, [block]
 
-    async def _receive_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _receive_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         assert self._block is not None
         first_flags, first_id, parts = self._block
         if stream_id != first_id:
@@ -433,15 +432,15 @@ class Http2:
             raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
         if flags & END_HEADERS:
             self._block = None
-            await self._receive_block(first_flags, stream_id, b"".join(parts))
+            self._receive_block(first_flags, stream_id, b"".join(parts))
 
-    async def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
+    def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
         """A header block is complete."""
         end = bool(flags & END_STREAM)
         self._payload += len(block)
         if stream_id > self._highest:
             self._highest = stream_id
-            await self._open(stream_id, block, end=end)
+            self._open(stream_id, block, end=end)
             return
         # Whatever they are for, the next ones cannot be decoded without them.
         fields = self._reader.fields(block)
@@ -458,7 +457,7 @@ class Http2:
             check_fields(fields)
             stream.end_input()
 
-    async def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
+    def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
         connection = self.connection
         request = self._reader.request(block)
         if self._last is not None or len(self._streams) >= connection.settings.h2_max_streams:
@@ -468,29 +467,29 @@ class Http2:
         stream = Stream(self, stream_id, request, self._stream_window)
         if end:
             stream.end_input()
-        await self._start(stream)
+        self._start(stream)
         if connection.last:
             connection.drain()
 
-    async def _start(self, stream: Stream) -> None:
+    def _start(self, stream: Stream) -> None:
         """Run a stream's handler, when its turn comes."""
         self._streams[stream.id] = stream
         self._in_flight += 1
         self.connection.begin_request()
         most = self.connection.settings.h2_max_streams
         if self.connection.handlers < most:
-            await stream.run()
+            stream.run()
             return
         self._queue.append(stream)
         if len(self._queue) > MAX_QUEUED * most:
             raise ConnectionFailure(ENHANCE_YOUR_CALM, "requests reset faster than handlers end")
 
-    async def handler_ended(self) -> None:
+    def handler_ended(self) -> None:
         """There may be one more handler."""
         while self._queue and self.connection.handlers < self.connection.settings.h2_max_streams:
             stream = self._queue.popleft()
             if not stream.closed:
-                await stream.run()
+                stream.run()
 
     def _check_priority(self, stream_id: int, payload: bytes) -> None:
         if NUMBER.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
@@ -597,7 +596,7 @@ class Http2:
         else:
             self.output.flush()
 
-    async def push(self, parent: Stream, fields: Headers) -> None:
+    def push(self, parent: Stream, fields: Headers) -> None:
         """Promise a response that was not requested, and make it, if the client wants any."""
         if not self._push_enabled or not parent.id % 2 or self._promised + 2 > MAX_STREAM_ID:
             return
@@ -608,7 +607,7 @@ class Http2:
         self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
         stream = Stream(self, self._promised, request_of([*fields, *own]), self._stream_window)
         stream.end_input()
-        await self._start(stream)
+        self._start(stream)
         self.flush()
 
     def rest(self, stream: Stream) -> None:

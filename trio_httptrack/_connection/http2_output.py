@@ -215,18 +215,15 @@ class Output:
         """The sender."""
         while True:
             self._sending = True
-            if self._rest is not None:
-                rest, self._rest = self._rest, None
-                await self._connection.write(rest)
-                self._written()
-            while parts := self._next():
+            parts, self._rest = self._rest or self._next(), None
+            if parts:
                 await self._connection.write(parts)
                 self._written()
-                if self._turns:
-                    await trio.lowlevel.checkpoint()
-            self._sending = False
-            self._sender = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+                await trio.lowlevel.checkpoint()
+            else:
+                self._sending = False
+                self._sender = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         self._sender = None

@@ -74,7 +74,7 @@ class Http2(Protocol):
     def flush(self) -> None:
         """Write what a handler has just queued."""
 
-    async def push(self, parent: Stream, fields: Headers) -> None:
+    def push(self, parent: Stream, fields: Headers) -> None:
         """Promise a response that was not requested, and make it, if the client wants any."""
 
     def rest(self, stream: Stream) -> None:
@@ -110,7 +110,7 @@ class Http2Exchange(HttpExchange):
         path = event["path"]
         if not isinstance(path, str):
             raise TypeError(f"{path} should be a str")
-        await stream.push(path.encode(), validated(event["headers"]))
+        stream.push(path.encode(), validated(event["headers"]))
 
     async def _send_trailers(self, stream: Stream, event: Event) -> None:
         ends = not event.get("more_trailers", False)
@@ -220,9 +220,10 @@ class Stream:
         """It was reset, or its connection has ended: nothing more comes or goes."""
         self.closed = True
         self.outbox.close()
+        self._has_come()
         if self.exchange is not None:
             self.exchange.disconnect()
-        self._has_come()
+            self.exchange = None  # which knows us: break the cycle
 
     @property
     def owes_request(self) -> bool:
@@ -256,12 +257,12 @@ class Stream:
 
     # The handler
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Start the handler."""
         connection, request = self._http2.connection, self._request
         scope = base_scope(connection, request.path, request.query, list(request.headers), "2")
         if request.protocol is not None:
-            await self._open_websocket(scope)
+            connection.spawn(self._run_websocket, scope)
             return
         scope["type"] = "http"
         scope["method"] = request.method
@@ -269,23 +270,26 @@ class Stream:
         extensions["http.response.trailers"] = {}
         extensions["http.response.push"] = {}
         extensions["http.response.early_hint"] = {}
+        body = None
+        if self.input_ended and not self._input:
+            body, self._told = b"", True
         queue_size = connection.settings.max_queue_size  # of no use here: the window is the limit
-        body = b"" if self.input_ended and not self._input else None
         exchange = Http2Exchange(connection, self, scope, queue_size, body=body)
-        if body is not None:
-            self._told = True
         self.exchange = exchange
         if is_served(request.headers, connection.settings):
             connection.start(exchange)
         else:
-            await exchange.respond_with_error(404)
+            connection.spawn(exchange.respond_with_error, 404)
 
-    async def _open_websocket(self, scope: Scope) -> None:
+    async def _run_websocket(self, scope: Scope) -> None:
+        """Open it, and hand over what comes. A task of its own, because that may have to wait."""
         connection, request = self._http2.connection, self._request
         limit = connection.settings.websocket_max_message_size
         handshake = Handshake(request.headers, "2", limit)
         WebSocket.complete_scope(scope, handshake)
         websocket = WebSocket(connection, self, scope, handshake)
+        if self.closed:
+            return
         self.exchange = websocket
         if request.protocol != b"websocket":
             await websocket.respond_with_error(501)  # RFC 9220, 3
@@ -293,10 +297,8 @@ class Stream:
             await websocket.respond_with_error(404)
         elif await websocket.open():
             connection.start(websocket)
-            connection.spawn(self._feed, websocket)
-
-    async def _feed(self, websocket: WebSocket) -> None:
-        """Hand over what comes. A task of its own, because that may have to wait."""
+        if websocket.idle:  # it was refused
+            await self.release()
         while not (self.closed or self._released):
             if self._input:
                 data, self._input = bytes(self._input), b""
@@ -370,13 +372,13 @@ class Stream:
             self._http2.output.has_some(self)
             self._http2.flush()
 
-    async def push(self, path: bytes, headers: Headers) -> None:
+    def push(self, path: bytes, headers: Headers) -> None:
         if self.closed or self._ended or self.exchange is None:
             return
         scope = self.exchange.scope
         fields = [(b":method", b"GET"), (b":path", path), (b":scheme", scope["scheme"].encode())]
         fields += [(b":authority", value) for name, value in scope["headers"] if name == b"host"]
-        await self._http2.push(self, fields + headers)
+        self._http2.push(self, fields + headers)
 
     async def accept(self, status: int, headers: Headers) -> None:
         await self.inform(status, headers)
@@ -414,4 +416,5 @@ class Stream:
 
     def _finish(self) -> None:
         self.closed = True
+        self.exchange = None
         self._http2.forget(self)
