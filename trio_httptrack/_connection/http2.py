@@ -35,6 +35,7 @@ import trio
 
 from .._states import ACTIVE, IDLE, Conn
 from . import http2_stream
+from .http2_compression import DEFAULT_TABLE_SIZE, header_block
 from .http2_frames import (
     ACK,
     CONTINUATION,
@@ -82,15 +83,7 @@ from .http2_frames import (
     unpadded,
     window_frame,
 )
-from .http2_headers import (
-    DEFAULT_TABLE_SIZE,
-    HeaderReader,
-    HeaderWriter,
-    check_fields,
-    header_block,
-    request_of,
-    upgraded_request,
-)
+from .http2_headers import HeaderReader, HeaderWriter, trusted_request
 from .http2_output import Output
 from .http2_stream import Stream
 from .settings import Headers
@@ -235,7 +228,7 @@ class Http2:
                 self.connection.close()  # they are not settings
                 return
             self._highest = 1
-            stream = Stream(self, 1, upgraded_request(headers), self._stream_window)
+            stream = Stream(self, 1, trusted_request(headers), self._stream_window)
             stream.end_input()
             self._start(stream)
             if self.connection.last:
@@ -442,20 +435,17 @@ class Http2:
             self._highest = stream_id
             self._open(stream_id, block, end=end)
             return
-        # Whatever they are for, the next ones cannot be decoded without them.
-        fields = self._reader.fields(block)
         stream = self._streams.get(stream_id)
-        if stream is None:
-            if stream_id not in self._left:
-                raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
-            self._count_overhead(HEADER_SIZE + len(block))
-        elif stream.input_ended:
-            raise StreamFailure(STREAM_CLOSED)
-        elif not end or any(name.startswith(b":") for name, _ in fields):
-            raise StreamFailure(PROTOCOL_ERROR)
-        else:  # trailers
-            check_fields(fields)
+        if stream is not None and end and not stream.input_ended:
+            self._reader.check_trailers(block)
             stream.end_input()
+            return
+        self._reader.skip(block)
+        if stream is not None:
+            raise StreamFailure(STREAM_CLOSED if stream.input_ended else PROTOCOL_ERROR)
+        if stream_id not in self._left:
+            raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
+        self._count_overhead(HEADER_SIZE + len(block))
 
     def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
         connection = self.connection
@@ -605,7 +595,8 @@ class Http2:
         block = NUMBER.pack(self._promised) + header_block([*fields, *own])
         size = self.output.max_frame_size
         self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
-        stream = Stream(self, self._promised, request_of([*fields, *own]), self._stream_window)
+        request = trusted_request([*fields, *own])
+        stream = Stream(self, self._promised, request, self._stream_window)
         stream.end_input()
         self._start(stream)
         self.flush()

@@ -31,6 +31,7 @@ from .exchange import (
     validated,
 )
 from .http1_rules import is_served
+from .http2_compression import header_block
 from .http2_frames import (
     DEFAULT_WINDOW,
     FLOW_CONTROL_ERROR,
@@ -43,7 +44,7 @@ from .http2_frames import (
     reset_frame,
     window_frame,
 )
-from .http2_headers import HeaderWriter, Request, header_block
+from .http2_headers import HeaderWriter, Request
 from .http2_output import Outbox, Output
 from .settings import Headers
 from .websocket import WebSocket

@@ -1,0 +1,192 @@
+"""HTTP/2's header compression (RFC 7541): header blocks, as bytes.
+
+Both sides keep a table of headers that were sent, so that most of them are one byte the next time.
+Here the table's entries also remember what a header means to us (``kind``), which is found out when
+it is read for the first time: a header that comes back from the table costs no more than a look-up.
+
+Writing uses no table, as in nginx: a header is a constant of the static table, or is written out.
+Then its bytes are the same in every response of every connection, and nothing has to be kept in
+step with any client.
+
+The static table and Huffman's code are those of the library hpack. Tests hold this side by side
+with its decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hpack.exceptions import HPACKDecodingError
+from hpack.huffman_table import decode_huffman
+from hpack.table import HeaderTable
+
+from .http2_frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, ConnectionFailure
+from .settings import Headers
+
+DEFAULT_TABLE_SIZE = 4096
+ENTRY_SIZE = 32  # bytes that each entry counts for beside its own (RFC 7541, 4.1)
+LONGEST_INTEGER = 28  # bits behind the first byte's: more than any length or index can be
+
+STATIC: list[tuple[bytes, bytes]] = [(name, value) for name, value in HeaderTable.STATIC_TABLE]
+
+Entry = tuple[tuple[bytes, bytes], int, int]
+"""A header, what it means, and its size."""
+
+
+class Decoder:
+    """Reads the header blocks of one connection, each exactly once and in their order."""
+
+    __slots__ = ("_dynamic", "_kind_of", "_limit", "_max_size", "_size", "_static", "version")
+
+    def __init__(
+        self, max_size: int, kind_of: Callable[[bytes, bytes], int], static: list[Entry]
+    ) -> None:
+        self._max_size = max_size
+        self._kind_of = kind_of
+        self._static = static
+        self._dynamic: list[Entry] = []  # the newest is the last
+        self._size = 0
+        self._limit = DEFAULT_TABLE_SIZE
+        self.version = 0
+        """Counts the table's changes. Its size, and the number of its entries, can be the same
+        again with other entries in it."""
+
+    def decode(self, block: bytes) -> list[Entry]:
+        """The headers of a block.
+
+        Raises:
+          ConnectionFailure: it is broken, so none behind it can be read; or it is too large.
+        """
+        try:
+            return self._decode(block)
+        except (HPACKDecodingError, IndexError, ValueError) as error:
+            raise ConnectionFailure(COMPRESSION_ERROR, "headers cannot be decoded") from error
+
+    def _decode(self, block: bytes) -> list[Entry]:
+        entries: list[Entry] = []
+        left = self._max_size
+        position, end = 0, len(block)
+        while position < end:
+            first = block[position]
+            position += 1
+            if first & 0x80:
+                index = first & 0x7F
+                if index == 0x7F:
+                    index, position = _integer_at(block, position, index)
+                entry = self._entry(index)
+            elif first & 0xE0 == 0x20:
+                size = first & 0x1F
+                if size == 0x1F:
+                    size, position = _integer_at(block, position, size)
+                if entries or size > DEFAULT_TABLE_SIZE:
+                    raise ValueError("a table size that must not come, or not be so large")
+                self._resize(size)
+                continue
+            else:
+                most = 0x3F if first & 0x40 else 0x0F
+                index = first & most
+                if index == most:
+                    index, position = _integer_at(block, position, index)
+                if index:
+                    name = self._entry(index)[0][0]
+                else:
+                    name, position = _string_at(block, position)
+                value, position = _string_at(block, position)
+                size = len(name) + len(value) + ENTRY_SIZE
+                entry = (name, value), self._kind_of(name, value), size
+                if first & 0x40:
+                    self._add(entry)
+            entries.append(entry)
+            left -= entry[2]
+            if left < 0:
+                raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
+        return entries
+
+    def _entry(self, index: int) -> Entry:
+        if 0 < index <= len(STATIC):
+            return self._static[index - 1]
+        index -= len(STATIC)
+        if not 0 < index <= len(self._dynamic):
+            raise IndexError("no such entry")
+        return self._dynamic[-index]
+
+    def _add(self, entry: Entry) -> None:
+        self.version += 1
+        self._dynamic.append(entry)
+        self._size += entry[2]
+        if self._size > self._limit:
+            self._evict()
+
+    def _resize(self, limit: int) -> None:
+        self.version += 1
+        self._limit = limit
+        self._evict()
+
+    def _evict(self) -> None:
+        oldest = 0
+        while self._size > self._limit:
+            self._size -= self._dynamic[oldest][2]
+            oldest += 1
+        del self._dynamic[:oldest]
+
+
+def _integer_at(block: bytes, position: int, value: int) -> tuple[int, int]:
+    """The rest of an integer whose first byte was full (RFC 7541, 5.1), and where it ends."""
+    shift = 0
+    while True:
+        byte = block[position]
+        position += 1
+        value += (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, position
+        shift += 7
+        if shift > LONGEST_INTEGER:
+            raise ValueError("an integer that is too long")
+
+
+def _string_at(block: bytes, position: int) -> tuple[bytes, int]:
+    first = block[position]
+    length = first & 0x7F
+    position += 1
+    if length == 0x7F:
+        length, position = _integer_at(block, position, length)
+    end = position + length
+    if end > len(block):
+        raise IndexError("a string that is cut off")
+    text = block[position:end]
+    return decode_huffman(text) if first & 0x80 else text, end
+
+
+def _integer(value: int, bits: int, first: int) -> bytes:
+    """An integer as RFC 7541, 5.1, has it, behind the pattern of its first byte."""
+    most = (1 << bits) - 1
+    if value < most:
+        return bytes([first | value])
+    encoded = bytearray([first | most])
+    value -= most
+    while value >= 128:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+_FIELDS = {field: index for index, field in reversed(list(enumerate(STATIC, 1)))}
+_NAMES = {field[0]: index for index, field in reversed(list(enumerate(STATIC, 1)))}
+
+
+def encoded(name: bytes, value: bytes) -> bytes:
+    """A header in its shortest form that needs no dynamic table (RFC 7541, 6.1 and 6.2.2)."""
+    index = _FIELDS.get((name, value))
+    if index is not None:
+        return _integer(index, 7, 0x80)
+    index = _NAMES.get(name, 0)
+    key = _integer(index, 4, 0)
+    if not index:
+        key += _integer(len(name), 7, 0) + name
+    return key + _integer(len(value), 7, 0) + value
+
+
+def header_block(headers: Headers) -> bytes:
+    """Headers of any message, whatever they mean."""
+    return b"".join(encoded(name.lower(), value) for name, value in headers)
