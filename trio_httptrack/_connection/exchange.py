@@ -391,8 +391,9 @@ class HttpExchange(Exchange):
                 await self._stream.respond(self._status, self._headers, body, more)
             else:
                 await self._stream.write_body(body, more)
-        except BaseException:
-            # Nothing was written: there may be another try, or a 500.
+        except Exception:
+            # Nothing was written: there may be another try, or a 500. A cancellation is no such
+            # case. It comes where all is queued, and the application waits for room.
             self._state = REQUEST if state is HELD else state
             raise
         if not more:

@@ -246,7 +246,7 @@ class Http2:
             except ConnectionFailure as failure:
                 await self._fail(failure)
             output.flush()
-            if not self._block:
+            if not self._reads_headers:
                 connection.close_if_overdue()
             while output.congested and connection.phase.reads:
                 with connection.parked(end=True):
@@ -259,10 +259,15 @@ class Http2:
         self._close_streams()
 
     @property
+    def _reads_headers(self) -> bool:
+        """Whether a part of a request's headers has come, and not all."""
+        return self._block is not None or self._partial[3:4] == bytes([HEADERS])
+
+    @property
     def _owed(self) -> bool:
         """Whether the client has begun a request, and could go on with it."""
         streams = self._streams.values()
-        return self._block is not None or any(stream.owes_request for stream in streams)
+        return self._reads_headers or any(stream.owes_request for stream in streams)
 
     def _close_streams(self) -> None:
         for stream in tuple(self._streams.values()):
@@ -392,7 +397,7 @@ class Http2:
         if stream is None:
             if stream_id not in self._left:
                 raise ConnectionFailure(STREAM_CLOSED, "DATA for a stream that was closed")
-            self._count_overhead(HEADER_SIZE + length)
+            self._count_overhead(HEADER_SIZE)  # the rest is bounded by its window
             return
         if body or end:
             self._payload += len(body)
@@ -430,7 +435,6 @@ class Http2:
     def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
         """A header block is complete."""
         end = bool(flags & END_STREAM)
-        self._payload += len(block)
         if stream_id > self._highest:
             self._highest = stream_id
             self._open(stream_id, block, end=end)
@@ -450,16 +454,23 @@ class Http2:
     def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
         connection = self.connection
         request = self._reader.request(block)
-        if self._last is not None or len(self._streams) >= connection.settings.h2_max_streams:
+        if self._last is not None or self._full:
             raise StreamFailure(REFUSED_STREAM)
         if self._draining:
             self._opened.set()
         stream = Stream(self, stream_id, request, self._stream_window)
         if end:
             stream.end_input()
+        self._payload += len(block)
         self._start(stream)
         if connection.last:
             connection.drain()
+
+    @property
+    def _full(self) -> bool:
+        """Whether the client has as many streams as it may have. Pushes are ours."""
+        streams, most = self._streams, self.connection.settings.h2_max_streams
+        return len(streams) >= most and sum(stream_id % 2 for stream_id in streams) >= most
 
     def _start(self, stream: Stream) -> None:
         """Run a stream's handler, when its turn comes."""
@@ -608,7 +619,7 @@ class Http2:
             self._in_flight -= 1
             if not self._in_flight:
                 self.connection.rest()
-                if self.connection.conn.draining.is_set():
+                if self._draining:
                     self._go_away()
 
     def forget(self, stream: Stream) -> None:

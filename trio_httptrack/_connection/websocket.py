@@ -252,7 +252,7 @@ class WebSocket(Exchange):
         self._state, self._frames = CONNECTED, frames
         try:
             await self._stream.accept(status, headers)
-        except BaseException:  # nothing was written
+        except Exception:  # nothing was written
             self._state, self._frames = HANDSHAKE, None
             raise
         await self._log({"status": status, "headers": []})
@@ -282,7 +282,7 @@ class WebSocket(Exchange):
                 await self._stream.respond(status, headers, body, more)
             else:
                 await self._stream.write_body(body, more)
-        except BaseException:
+        except Exception:
             self._state = state
             raise
         if not more:
