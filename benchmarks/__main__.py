@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,21 @@ TRACKED = "tracked"
 NEEDS = {UVICORN: ("uvicorn",), UVLOOP: ("uvicorn", "httptools", "uvloop")}
 
 
+BROWSER_HEADERS = " ".join(
+    f"-H {shlex.quote(header)}"
+    for header in (
+        "accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "accept-language: en-US,en;q=0.5",
+        "accept-encoding: gzip, deflate, br, zstd",
+        "cookie: session=7d1c3f0b9a2e48d6; theme=dark",
+        "sec-fetch-dest: document",
+        "sec-fetch-mode: navigate",
+        "sec-fetch-site: same-origin",
+        "upgrade-insecure-requests: 1",
+    )
+)
+
+
 @dataclass(frozen=True)
 class Rate:
     """A row for each baseline: how many requests each server handles in a second."""
@@ -57,6 +73,7 @@ class Rate:
     https: bool = False
 
 
+HTTP2_GOALS = {TRIO: 1.0, ASYNCIO: 5.0}
 RATES = [
     Rate("GET, 32 connections", "get", 32, {TRIO: 2.0, ASYNCIO: 1.0, UVICORN: 2.5, UVLOOP: 0.6}),
     Rate("GET, 1 connection", "get", 1, {TRIO: 1.0, UVICORN: 2.5}),
@@ -68,8 +85,8 @@ RATES = [
     Rate("POST of 1 KiB", "post", 32, {TRIO: 1.0, UVICORN: 2.5}),
     Rate("response streamed in ten chunks", "stream", 32, {TRIO: 1.0, UVICORN: 1.5}),
     Rate("1 MiB response", "megabyte", 32, {TRIO: 1.0, UVICORN: 1.0}),
-    Rate("HTTP/2 over TLS, 1 stream at a time", "h2-1", 32, {TRIO: 1.0}, https=True),
-    Rate("HTTP/2 over TLS, 10 streams at a time", "h2-10", 32, {TRIO: 1.0}, https=True),
+    Rate("HTTP/2 over TLS, 1 stream at a time", "h2-1", 32, HTTP2_GOALS, https=True),
+    Rate("HTTP/2 over TLS, 10 streams at a time", "h2-10", 32, HTTP2_GOALS, https=True),
     Rate("WebSocket echo, all with wsproto", "websocket", 32, {TRIO: 1.0, UVICORN: 1.0}),
     Rate("GET of a Quart-Trio page", "get", 32, {TRIO: 2.0}, app="quart_app"),
 ]
@@ -121,9 +138,18 @@ class Bench:
         return {
             **{f"{rate.metric}, requests/s": partial(self.rate, rate) for rate in RATES},
             f"{RATES[0].metric}, requests/s by wrk": self.wrk,
-            "HTTP/2 over TLS, 10 streams at a time, requests/s by h2load": self.h2load,
+            "HTTP/2 over TLS, 1 stream at a time, requests/s by h2load": partial(
+                self.h2load, "h2load -c32 -m1 -D {}"
+            ),
+            "HTTP/2 over TLS, 10 streams at a time, requests/s by h2load": partial(
+                self.h2load, "h2load -c32 -m10 -D {}"
+            ),
+            "the same with a browser's headers, each for another page": partial(
+                self.h2load, f"h2load -c32 -m10 -D {{}} {BROWSER_HEADERS}", pages=500
+            ),
             "GET, 32 connections, while 15,000 clients vanish, requests/s": self.vanishing,
             "memory per idle connection, 5,000 of them": self.memory,
+            "memory per open HTTP/2 stream, 5,000 of them": self.stream_memory,
             "from the client's close to CLOSED, p99 of 1,000": self.closings,
             "from the start to the first response": self.start,
             "instructions per GET, by callgrind": self.instructions,
@@ -191,12 +217,17 @@ class Bench:
         if self.found("wrk"):
             yield from self._other("wrk -t1 -c32 -d{}", metric, RATES[0].goals)
 
-    def h2load(self, metric: str) -> Iterator[Row]:
+    def h2load(self, command: str, metric: str, pages: int = 0) -> Iterator[Row]:
         if self.found("h2load"):
-            yield from self._other("h2load -c32 -m10 -D {}", metric, {TRIO: 1.0}, https=True)
+            yield from self._other(command, metric, HTTP2_GOALS, https=True, pages=pages)
 
     def _other(
-        self, command: str, metric: str, goals: dict[str, float], https: bool = False
+        self,
+        command: str,
+        metric: str,
+        goals: dict[str, float],
+        https: bool = False,
+        pages: int = 0,
     ) -> Iterator[Row]:
         names = self.compared(goals)
         servers = {name: self.server(name, https=https) for name in names}
@@ -204,7 +235,8 @@ class Bench:
         whole = max(1, round(self.seconds))  # neither knows fractions
         for name in self.in_turn(names):
             url = f"{'https' if https else 'http'}://127.0.0.1:{servers[name].port}/"
-            rates[name].append(requests_per_second([*command.format(whole).split(), url]))
+            urls = [f"{url}{number}" for number in range(pages)] or [url]
+            rates[name].append(requests_per_second([*shlex.split(command.format(whole)), *urls]))
         yield from self.at_least(metric, rates, goals)
 
     def vanishing(self, metric: str) -> Iterator[Row]:
@@ -237,6 +269,21 @@ class Bench:
         for baseline, goal in goals.items():
             if baseline in cost:
                 yield at_most(metric, baseline, cost, " KiB", goal)
+
+    def stream_memory(self, metric: str) -> Iterator[Row]:
+        connections, streams = 50, 100
+        goals = {TRIO: 1.0, ASYNCIO: 1.0}
+        cost: dict[str, list[float]] = {}
+        for name in self.compared(goals):
+            with serving(name, certificate=self.certificate) as server:
+                port = server.port
+                self.load("run", kind="h2-10", port=port, connections=32, seconds=0.5, warmup=0)
+                before = server.memory()
+                self.load("hold_streams", port=port, connections=connections, streams=streams)
+                cost[name] = [(server.memory() - before) / connections / streams / 1024]
+            self.load("release")
+        for baseline, goal in goals.items():
+            yield at_most(metric, baseline, cost, " KiB", goal)
 
     def closings(self, metric: str) -> Iterator[Row]:
         keep_alive = 5

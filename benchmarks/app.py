@@ -43,6 +43,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body"})
     elif scope["path"] == "/closings":
         await respond(send, json.dumps(closings.times).encode())
+    elif scope["path"] == "/wait":
+        while (await receive())["type"] != "http.disconnect":
+            pass
     elif scope["path"] == "/megabyte":
         await respond(send, MEGABYTE)
     else:

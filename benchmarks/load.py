@@ -204,6 +204,8 @@ class Http2(Connection):
 
     def __init__(self, address: tuple[str, int], streams: int) -> None:
         self.streams = streams
+        # :method GET, :path /, :scheme https, :authority localhost; RFC 7541's static table.
+        self.headers = b"\x82\x84\x87\x01\x09localhost"
         self.next_id = 1
         self.buffer = b""
         super().__init__(address, b"")
@@ -229,11 +231,9 @@ class Http2(Connection):
     def send(self, number: int = 0) -> None:
         """Send ``number`` requests; at first as many as there are streams."""
         self.sent_at = clock()
-        # :method GET, :path /, :scheme https, :authority localhost; RFC 7541's static table.
-        headers = b"\x82\x84\x87\x01\x09localhost"
         requests = b""
         for _ in range(number or self.streams):
-            requests += self.frame(0x1, 0x5, self.next_id, headers)  # END_HEADERS, END_STREAM
+            requests += self.frame(0x1, 0x5, self.next_id, self.headers)  # END_HEADERS, END_STREAM
             self.next_id += 2
         self.socket.send(requests)
 
@@ -386,6 +386,17 @@ def hold(port: int, connections: int) -> dict[str, Any]:
     return {}
 
 
+def hold_streams(port: int, connections: int, streams: int) -> dict[str, Any]:
+    """Open HTTP/2 connections, each with so many requests whose handlers wait, and keep them."""
+    for _ in range(connections):
+        connection = Http2(("127.0.0.1", port), streams)
+        connection.headers = connection.headers.replace(b"\x84", b"\x04\x05/wait")
+        connection.send()
+        idle.append(connection)
+    time.sleep(1)  # until all are read
+    return {}
+
+
 def release() -> dict[str, Any]:
     """Close what was kept, one after the other; return when each was closed, by its port."""
     closed = {}
@@ -399,7 +410,14 @@ def release() -> dict[str, Any]:
 
 
 def main() -> None:
-    orders: list[Callable[..., dict[str, Any]]] = [run, vanish, repeat, hold, release]
+    orders: list[Callable[..., dict[str, Any]]] = [
+        run,
+        vanish,
+        repeat,
+        hold,
+        hold_streams,
+        release,
+    ]
     commands = {order.__name__: order for order in orders}
     for line in sys.stdin:
         order = json.loads(line)

@@ -185,12 +185,14 @@ class Connection:
     async def _serve(self) -> None:
         alpn = await self._handshake() if self.conn.tls else None
         if self.phase.reads:
-            self._wait_for(self._server.keep_alive_timeout, "request_headers_timeout")
+            self._wait_for(
+                self._server.keep_alive_timeout, "request_headers_timeout", trio.current_time()
+            )
             await self._speak(alpn)
         await self._read_all()
 
     async def _handshake(self) -> str | None:
-        self._wait_for(self._server.handshake_timeout, "tls_handshake_failed")
+        self._wait_for(self._server.handshake_timeout, "tls_handshake_failed", trio.current_time())
         try:
             return await self._transport.handshake()
         except (Expired, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -407,7 +409,9 @@ class Connection:
             self.close(orderly=True)
         elif self.conn.state is ACTIVE:
             self._enter(IDLE)
-            self._wait_for(self._server.keep_alive_timeout, "keep_alive_timeout")
+            self._wait_for(
+                self._server.keep_alive_timeout, "keep_alive_timeout", self.conn.state_since
+            )
 
     def hijack(self) -> None:
         """It does not speak HTTP any more."""
@@ -439,7 +443,7 @@ class Connection:
         conn.state_since = trio.current_time()
         self._server.track(conn, state)
 
-    def _wait_for(self, timeout: Timeout, reason: str | None) -> None:
+    def _wait_for(self, timeout: Timeout, reason: str | None, now: float) -> None:
         """Close the connection unless it becomes active in time.
 
         In a drain its own, shorter times hold, and HTTP/2 ends by other rules.
@@ -460,7 +464,7 @@ class Connection:
         if self._timeout is not timeout:
             self._forget_timeout()
             self._timeout = timeout
-        timeout.begin(self)
+        timeout.begin(self, now)
 
     def _forget_timeout(self) -> None:
         if self._timeout is not None:
@@ -516,7 +520,7 @@ class Connection:
             self._forget_timeout()
             self.spawn(self._expire_new)
         elif self.conn.state is IDLE:
-            self._wait_for(self._server.drain_idle_timeout, None)
+            self._wait_for(self._server.drain_idle_timeout, None, trio.current_time())
         if self._http2 is not None and self.conn.state is not NEW:
             self._http2.drain()
         for exchange in self._exchanges:
@@ -553,7 +557,7 @@ class Connection:
             exchange.disconnect()
         self._forget_timeout()
         self._timeout = self._server.keep_alive_timeout
-        self._timeout.begin(self)
+        self._timeout.begin(self, trio.current_time())
         if self.phase is LEAVING:
             self.spawn(self._leave)
         await self._transport.finish()

@@ -159,6 +159,21 @@ class Output:
         if ends is not None:
             self._ending.append(ends)
 
+    def add_whole(self, stream: Body, headers: bytes, body: bytes) -> bool:
+        """Queue a whole response, if the windows have room for it; return whether they had.
+
+        The usual response is small, and its stream need not wait for its turn.
+        """
+        length, box = len(body), stream.outbox
+        if length > min(box.window, self.window, self.max_frame_size) or self.congested:
+            return False
+        box.window -= length
+        self.window -= length
+        self.carried += length
+        end = frame_header(length, DATA, END_STREAM, stream.id)
+        self.add(b"".join((headers, end, body, stream.tail())), ends=stream)
+        return True
+
     def has_some(self, stream: Body) -> None:
         """A stream has something to send, or a window for it again."""
         box = stream.outbox
@@ -215,8 +230,11 @@ class Output:
         """The sender."""
         while True:
             self._sending = True
-            parts, self._rest = self._rest or self._next(), None
-            if parts:
+            # What is left may be empty and still have to be written: TLS has encrypted it already.
+            parts, self._rest = self._rest, None
+            if parts is None:
+                parts = self._next() or None
+            if parts is not None:
                 await self._connection.write(parts)
                 self._written()
                 await trio.lowlevel.checkpoint()

@@ -317,24 +317,21 @@ class Stream:
     def waiting(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def _send_headers(self, block: bytes, *, end: bool = False) -> None:
-        http2 = self._http2
-        frames = http2.headers(self.id, block, end=end)
-        if end:
-            self._ended = True
-            http2.output.add(frames + self.tail(), ends=self)
-        else:
-            http2.output.add(frames)
-
     async def respond(self, status: int, headers: Headers, body: bytes, more_body: bool) -> None:
         if self.closed:
             return
+        http2 = self._http2
+        block = http2.header_writer.response(status, headers)
         end = not (body or more_body)
-        self._send_headers(self._http2.header_writer.response(status, headers), end=end)
+        frames = http2.headers(self.id, block, end=end)
         if end:
-            self._http2.flush()
-        else:
+            http2.output.add(frames + self.tail(), ends=self)
+        elif more_body or not http2.output.add_whole(self, frames, body):
+            http2.output.add(frames)
             await self.write_body(body, more_body)
+            return
+        self._ended = True
+        http2.flush()
 
     async def write_body(self, body: bytes, more_body: bool) -> None:
         if self.closed or self._ended:
@@ -362,7 +359,8 @@ class Stream:
 
     async def inform(self, status: int, headers: Headers) -> None:
         if not (self.closed or self._ended):
-            self._send_headers(self._http2.header_writer.response(status, headers))
+            block = self._http2.header_writer.response(status, headers)
+            self._http2.output.add(self._http2.headers(self.id, block, end=False))
             self._http2.flush()
 
     async def abandon(self) -> None:

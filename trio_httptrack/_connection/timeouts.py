@@ -30,11 +30,11 @@ class Timeout:
         self._due: dict[Waiting, float] = {}
         self._begun: trio.Event | None = None  # while nothing waits
 
-    def begin(self, waiting: Waiting) -> None:
-        """Start to wait, or start again."""
+    def begin(self, waiting: Waiting, now: float) -> None:
+        """Start to wait, or start again. The time is given because the caller mostly has it."""
         due = self._due
         due.pop(waiting, None)
-        due[waiting] = trio.current_time() + self._seconds
+        due[waiting] = now + self._seconds
         if self._begun is not None:
             self._begun.set()
             self._begun = None
