@@ -76,18 +76,26 @@ def test_a_connection_knows_trio_and_the_protocol_libraries_only() -> None:
         assert top_levels <= allowed | {"trio", "h11", "hpack", "wsproto"}, path.name
 
 
-def test_nothing_runs_in_a_circle_inside_a_connection() -> None:
+def test_nothing_imports_in_a_circle() -> None:
     """What a module needs of the one above it, it declares itself; types are no excuse."""
     graph = {
-        f"_connection.{path.stem}": {m for m in ours(path) if m.startswith("_connection.")}
-        for path in (PACKAGE / "_connection").glob("*.py")
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ours(path)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
     }
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
-    assert order.index("_connection.exchange") < order.index("_connection.http1")
-    assert order[-1] == "_connection.drain"
+    rooms = ("exchange", "websocket", "http2_stream", "http2", "connection", "drain")
+    places = [order.index(f"_connection.{room}") for room in rooms]
+    assert places == sorted(places)
+
+
+def test_nothing_imports_hypercorns_protocols() -> None:
+    """The protocols are our own."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not {m for m in imports(path) if m.startswith("hypercorn.protocol")}, path.name
 
 
 def test_nothing_needs_what_is_for_tests() -> None:

@@ -37,7 +37,7 @@ from trio_httptrack import (
 )
 from trio_httptrack._hypercorn import install as internals
 from trio_httptrack._hypercorn import worker
-from trio_httptrack._hypercorn.hooks import resolve
+from trio_httptrack._hypercorn.conn_state import resolve
 
 from .hypercorn_process import GET, SECONDS, connect, failing_hypercorn, get, read_all
 from .hypercorn_process import hypercorn as hypercorn_command

@@ -13,7 +13,7 @@ from hypercorn.utils import wrap_app
 from ._connection.drain import ShutdownReport
 from ._connection.errors import ungrouped
 from ._conns import ConnTracker
-from ._hypercorn.hooks import resolve
+from ._hypercorn.conn_state import resolve
 from ._hypercorn.settings import check_config
 from ._hypercorn.worker import serve
 from ._states import Conn, ConnState

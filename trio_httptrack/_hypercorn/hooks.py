@@ -1,66 +1,19 @@
-"""How a tracker gets onto a Config, and what a Config's ``conn_state`` stands for.
+"""How a tracker gets onto a Config.
 
-``config.conn_state`` holds a tracker, a :func:`hook`, or a hook's path as a plain string
-(as a TOML file has it). Hypercorn's command starts each worker process afresh and pickles
-the Config into it, so only a hook travels: its unpickling calls :func:`install` there,
-and the tracker it names is imported when the worker starts, before it accepts.
+Hypercorn's command starts each worker process afresh and pickles the Config into it, so only a hook
+travels: its unpickling calls :func:`install` there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from importlib import import_module
-from typing import Any
+import copyreg
 
 from hypercorn.config import Config
 
-from .._states import Conn, ConnState
-from .._trackers import Composed, Tracker, check_tracker, compose
+from .._trackers import Tracker, compose
+from .conn_state import Hook, named
 from .install import install
-from .settings import SettingError, check_config
-
-
-class HookError(SettingError):
-    """A Config's ``conn_state`` does not lead to a tracker."""
-
-
-class Hook:
-    """What :func:`hook` returns."""
-
-    __slots__ = ("path",)
-
-    def __init__(self, path: str) -> None:
-        self.path: str = path
-
-    def track(self, conn: Conn, state: ConnState) -> None:
-        self.resolve().track(conn, state)
-
-    def resolve(self) -> Tracker:
-        """Import the tracker. An error *inside* the imported module is not a HookError."""
-        module_name, _, attribute = self.path.partition(":")
-        try:
-            found: Any = import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            raise HookError(f"{self!r}: there is no module {error.name!r}") from None
-        for name in attribute.split("."):
-            try:
-                found = getattr(found, name)
-            except AttributeError:
-                raise HookError(f"{self!r}: {found!r} has no attribute {name!r}") from None
-        try:
-            check_tracker(found)
-        except TypeError as error:
-            raise HookError(f"{self!r}: {error}") from None
-        tracker: Tracker = found
-        return tracker
-
-    def __repr__(self) -> str:
-        return f"hook({self.path!r})"
-
-    def __reduce__(self) -> tuple[Callable[[str], Hook], tuple[str]]:
-        return hook, (self.path,)
+from .settings import check_config
 
 
 def hook(path: str) -> Hook:
@@ -92,11 +45,9 @@ def hook(path: str) -> Hook:
             f"hook() takes a tracker's import path, such as 'myapp:tracker', not {path!r}; "
             "wrap() takes a tracker"
         )
-    module, colon, attribute = path.partition(":")
-    if not all([*module.split("."), colon, *attribute.split(".")]):
-        raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
+    found = Hook(path)
     install()
-    return Hook(path)
+    return found
 
 
 def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
@@ -128,28 +79,4 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
     return previous
 
 
-def resolve(conn_state: Any) -> Composed:
-    """The trackers that a Config's ``conn_state`` stands for, imported."""
-    return compose(*_imported(named(conn_state)))
-
-
-def named(conn_state: Any) -> Composed:
-    """The trackers that a ``conn_state`` names, as it names them."""
-    if conn_state is None:
-        return compose()
-    try:
-        return compose(hook(conn_state) if isinstance(conn_state, str) else conn_state)
-    except TypeError as error:
-        raise HookError(f"conn_state: {error}") from None
-
-
-def _imported(tracker: Tracker, *hooks: str) -> Iterator[Tracker]:
-    if isinstance(tracker, Composed):
-        for part in tracker.trackers:
-            yield from _imported(part, *hooks)
-    elif isinstance(tracker, Hook):
-        if tracker.path in hooks:
-            raise HookError(f"{tracker!r} leads to itself: it must name a tracker")
-        yield from _imported(tracker.resolve(), tracker.path, *hooks)
-    else:
-        yield tracker
+copyreg.pickle(Hook, lambda each: (hook, (each.path,)))

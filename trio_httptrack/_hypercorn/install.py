@@ -23,6 +23,7 @@ from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.typing import AppWrapper
 
 from .._connection.errors import ungrouped
+from .conn_state import Hook, named, resolve
 from .settings import SettingError
 from .worker import check_seam, refuse_hypercorn, serve
 
@@ -59,8 +60,6 @@ def install() -> None:
 
 async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
     """Stands in for ``worker_serve`` in ``hypercorn.trio``."""
-    from .hooks import resolve  # which needs install()
-
     conn_state = getattr(config, "conn_state", None)
     if conn_state is None:
         await hypercorn_serve(app, config, **kwargs)
@@ -101,8 +100,6 @@ async def _serve_process(
 
 def _refuse_copies(config: Any) -> None:
     """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
-    from .hooks import Hook, named
-
     for part in named(config.conn_state).trackers:
         if not isinstance(part, Hook):
             raise SettingError(

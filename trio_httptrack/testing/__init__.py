@@ -1,7 +1,8 @@
 """Deterministic tests: a real Hypercorn on an in-memory network, under Trio's mock clock."""
 
+from ._client import ClientStream
 from ._recording import RecordingTracker, Transition
-from ._server import ClientStream, MemoryServer, memory_server
+from ._server import MemoryServer, memory_server
 
 __all__ = ["ClientStream", "MemoryServer", "RecordingTracker", "Transition", "memory_server"]
 

@@ -10,20 +10,29 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httpcore
 import httpx
 import trio
 
-if TYPE_CHECKING:
-    from ._server import ClientStream, MemoryServer
+from ._client import ClientStream
+from ._tls import Tls
+
+
+class Server(Protocol):
+    """What httpx needs of a memory server."""
+
+    @property
+    def _tls(self) -> Tls: ...
+
+    async def connect(self, *, tls: bool, handshake: bool) -> ClientStream: ...
 
 
 class MemoryTransport(httpx.AsyncBaseTransport):
     """Sends httpx's requests to a memory server."""
 
-    def __init__(self, server: MemoryServer, *, http1: bool, http2: bool) -> None:
+    def __init__(self, server: Server, *, http1: bool, http2: bool) -> None:
         self._server = server
         self._http1 = http1
         self._http2 = http2
@@ -88,7 +97,7 @@ class Body(httpx.AsyncByteStream):
 class Backend(httpcore.AsyncNetworkBackend):
     """Connects to a memory server, whatever the address."""
 
-    def __init__(self, server: MemoryServer, tls: bool) -> None:
+    def __init__(self, server: Server, tls: bool) -> None:
         self._server = server
         self._tls = tls
 

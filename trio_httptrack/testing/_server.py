@@ -7,7 +7,6 @@ production logs an error and goes on, this one ends, and the test gets the error
 
 from __future__ import annotations
 
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -32,6 +31,7 @@ from .._hypercorn.worker import Worker, run
 from .._server import App, TrackedServer, serving
 from .._states import Conn
 from .._trackers import Composed, Tracker
+from ._client import ClientStream
 from ._network import (
     MemoryKernel,
     MemoryListener,
@@ -46,87 +46,6 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     import httpx
-
-
-class ClientStream(trio.abc.HalfCloseableStream):
-    """A client's end of a connection, as :meth:`MemoryServer.connect` returns it.
-
-    It holds 64 KiB each way that were sent and are not read yet; then sending waits. It is a
-    Trio stream, and what it raises is what any of them does.
-
-    >>> import trio
-    >>> async def app(scope, receive, send):
-    ...     assert scope["type"] == "http"
-    >>> async def main():
-    ...     async with memory_server(app) as server, await server.connect() as stream:
-    ...         await stream.send_all(b"This is not HTTP.\\r\\n\\r\\n")
-    ...         print(bytes(await stream.receive_some()).split(b"\\r\\n")[0])
-    ...         await stream.conn.wait_closed()
-    ...         print(stream.conn.state, stream.conn.requests)
-    >>> trio.run(main)
-    b'HTTP/1.1 400 '
-    closed 0
-    """
-
-    conn: Conn
-    """The connection as the server sees it, and as its trackers are told of it."""
-
-    def __init__(self, transport: MemoryStream, conn: Conn) -> None:
-        self.conn = conn
-        self._transport = transport
-        self._tls: trio.SSLStream[MemoryStream] | None = None
-        self._stream: trio.abc.Stream = transport
-
-    @property
-    def alpn(self) -> str | None:
-        """The protocol that the TLS handshake has agreed on; None if on none."""
-        return self._tls.selected_alpn_protocol() if self._tls is not None else None
-
-    @property
-    def _readable(self) -> bool:
-        """Whether something has come that was not read yet, beneath the TLS if there is any."""
-        return bool(self._transport.socket.events)
-
-    async def _start_tls(self, context: ssl.SSLContext) -> None:
-        self._stream = self._tls = trio.SSLStream(
-            self._transport, context, server_hostname="localhost", https_compatible=True
-        )
-        await self._tls.do_handshake()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, and wait while there is no room. As any Trio stream, as are its errors."""
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until there is room."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive what is there, or wait for it; ``b""`` at the server's end.
-
-        Raises:
-          trio.BrokenResourceError: the server has reset the connection. What came before and
-            was not read is lost, as with TCP it may be.
-        """
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_eof(self) -> None:
-        """Send no more, and go on receiving: a half-close.
-
-        With TLS the connection ends so beneath it, without a ``close_notify``.
-        """
-        await self._transport.send_eof()
-
-    async def aclose(self) -> None:
-        """Close as a client does that is done: with a reset if it has not read everything."""
-        await self._stream.aclose()
-
-    def reset(self) -> None:
-        """Close as a client does that crashes: with a reset. Not a checkpoint."""
-        self._transport.reset()
-
-    def __repr__(self) -> str:
-        return f"<ClientStream of {self.conn}>"
 
 
 class MemoryServer(TrackedServer):

@@ -1,0 +1,85 @@
+"""What a Config's ``conn_state`` stands for.
+
+It is a tracker, a :func:`hook`, or a hook's path as a plain string (as a TOML file has it). The
+tracker that a hook names is imported when the worker starts, before it accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from .._states import Conn, ConnState
+from .._trackers import Composed, Tracker, check_tracker, compose
+from .settings import SettingError
+
+
+class HookError(SettingError):
+    """A Config's ``conn_state`` does not lead to a tracker."""
+
+
+class Hook:
+    """What :func:`hook` returns."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        module, colon, attribute = path.partition(":")
+        if not all([*module.split("."), colon, *attribute.split(".")]):
+            raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
+        self.path: str = path
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        self.resolve().track(conn, state)
+
+    def resolve(self) -> Tracker:
+        """Import the tracker. An error *inside* the imported module is not a HookError."""
+        module_name, _, attribute = self.path.partition(":")
+        try:
+            found: Any = import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise HookError(f"{self!r}: there is no module {error.name!r}") from None
+        for name in attribute.split("."):
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                raise HookError(f"{self!r}: {found!r} has no attribute {name!r}") from None
+        try:
+            check_tracker(found)
+        except TypeError as error:
+            raise HookError(f"{self!r}: {error}") from None
+        tracker: Tracker = found
+        return tracker
+
+    def __repr__(self) -> str:
+        return f"hook({self.path!r})"
+
+
+def resolve(conn_state: Any) -> Composed:
+    """The trackers that a Config's ``conn_state`` stands for, imported."""
+    return compose(*_imported(named(conn_state)))
+
+
+def named(conn_state: Any) -> Composed:
+    """The trackers that a ``conn_state`` names, as it names them."""
+    if conn_state is None:
+        return compose()
+    try:
+        return compose(Hook(conn_state) if isinstance(conn_state, str) else conn_state)
+    except TypeError as error:
+        raise HookError(f"conn_state: {error}") from None
+
+
+def _imported(tracker: Tracker, *hooks: str) -> Iterator[Tracker]:
+    if isinstance(tracker, Composed):
+        for part in tracker.trackers:
+            yield from _imported(part, *hooks)
+    elif isinstance(tracker, Hook):
+        if tracker.path in hooks:
+            raise HookError(f"{tracker!r} leads to itself: it must name a tracker")
+        yield from _imported(tracker.resolve(), tracker.path, *hooks)
+    else:
+        yield tracker
