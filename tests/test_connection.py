@@ -15,7 +15,7 @@ from trio_httptrack import Conn, ConnState, ConnTracker, TrackerFunc, compose
 from trio_httptrack._connection.connection import Connection
 from trio_httptrack.testing import memory_server
 
-from .clients import Http2, http1, read_to_end
+from .clients import GoAwayHttp2, Http2, http1, read_to_end
 from .support import (
     OLD_HYPERCORN,
     Recorder,
@@ -190,6 +190,20 @@ async def test_an_h2_stream_that_its_client_resets_leaves_the_connection_idle(
             pass
     assert recorder.sequences() == ["NAIAIC"]
     assert ends(recorder) == [(5, "keep_alive_timeout")]
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
+    requests: int, autojump_clock: MockClock
+) -> None:
+    """So that its client knows of a request that crosses it that nobody has seen it."""
+    async with memory_server(app, keep_alive_timeout=5) as server:
+        client = GoAwayHttp2(await server.connect())
+        await client.start()
+        for _ in range(requests):
+            await client.get()
+        await client.run()
+    assert client.seen == [(5, "goaway", requests), (5, "end", 0)]
 
 
 async def test_a_tracker_that_raises_harms_nobody(

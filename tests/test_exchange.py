@@ -9,6 +9,7 @@ from errno import EPIPE
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import trio
 from hypercorn.middleware import TrioWSGIMiddleware
@@ -573,6 +574,39 @@ async def test_an_application_that_gives_up_when_it_is_told_owes_nothing(
         await client.send_all(GET)
         await client.send_eof()
         assert (await read_to_end(client))[9:12] == status
+
+
+@pytest.mark.parametrize("over", ["http1", "h2"])
+@pytest.mark.parametrize("parts", [[b"more than five"], [b"12345", b"6"], [b"1234"], [b"1", b""]])
+async def test_a_body_must_be_as_long_as_its_content_length_says(
+    over: str, parts: list[bytes], autojump_clock: MockClock
+) -> None:
+    """What is not is an error of the application, and its client sees that the response failed."""
+    errors = []
+
+    async def steps(scope: Any, receive: Any, send: Any) -> None:
+        await send({**OK, "headers": [(b"content-length", b"5")]})
+        try:
+            for number, part in enumerate(parts):
+                more = number < len(parts) - 1
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+        except h11.LocalProtocolError as error:
+            errors.append(str(error))
+
+    async with handling(steps) as (client, _):
+        if over == "h2":
+            http2 = Http2(client)
+            await http2.start()
+            stream = http2.request()
+            await http2.flush()
+            while not {stream} & (http2.reset | http2.ended):
+                await http2.pump()
+            assert http2.statuses.get(stream) == "500" or stream in http2.reset
+        else:
+            await client.send_all(GET)
+            response = await read_to_end(client)
+            assert response.startswith(b"HTTP/1.1 500 ") or len(response.split(b"\r\n\r\n")[1]) <= 5
+    assert len(errors) == 1
 
 
 # What may be sent when

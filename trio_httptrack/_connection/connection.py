@@ -254,7 +254,7 @@ class Connection:
                 else:
                     data = await self._transport.receive()
             except Expired:
-                self.close(self._expiry, orderly=True)
+                self._close_expired()
                 return b""
             except trio.BrokenResourceError:
                 self.close(None if self.phase.discards else "connection_reset")
@@ -498,7 +498,12 @@ class Connection:
         for something else than bytes. What has come is not a request, or it would not rest.
         """
         if self._overdue:
-            self.close(self._expiry, orderly=True)
+            self._close_expired()
+
+    def _close_expired(self) -> None:
+        if self._http2 is not None:
+            self._http2.send_goaway()
+        self.close(self._expiry, orderly=True)
 
     # The end
 

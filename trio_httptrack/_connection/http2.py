@@ -35,7 +35,7 @@ import trio
 
 from .._states import ACTIVE, IDLE, Conn
 from . import http2_stream
-from .http2_compression import DEFAULT_TABLE_SIZE, header_block
+from .http2_compression import DEFAULT_TABLE_SIZE, NO_TABLE, header_block
 from .http2_frames import (
     ACK,
     CONTINUATION,
@@ -153,6 +153,7 @@ class Http2:
         "_in_flight",
         "_last",
         "_left",
+        "_max_pushes",
         "_opened",
         "_overhead",
         "_overhead_since",
@@ -165,6 +166,7 @@ class Http2:
         "_queue",
         "_reader",
         "_settled",
+        "_skipped",
         "_stream_window",
         "_streams",
         "_taken",
@@ -189,8 +191,10 @@ class Http2:
         self._settled = False  # and the client's settings behind it
         self._partial = b""  # a frame whose end has not come
         self._block: tuple[int, int, list[bytes]] | None = None  # a header block, likewise
-        self._prefix = b""
+        self._prefix = NO_TABLE  # until our first header block is queued
+        self._skipped: deque[tuple[int, int]] = deque(maxlen=16)  # never opened, and never will be
         self._push_enabled = True
+        self._max_pushes = MAX_STREAM_ID
         self._stream_window = DEFAULT_WINDOW  # that the client gives each new stream
         self._window = DEFAULT_WINDOW  # that we give the client for all streams
         self._taken = 0  # bytes to give back to it
@@ -385,6 +389,8 @@ class Http2:
         length = len(payload)
         body = unpadded(flags, payload)
         stream = self._find(stream_id, "DATA")
+        if not stream_id % 2:
+            raise ConnectionFailure(PROTOCOL_ERROR, "DATA for a stream that we have pushed")
         self._window -= length
         if self._window < 0:
             raise ConnectionFailure(FLOW_CONTROL_ERROR, "more DATA than the window has room for")
@@ -436,6 +442,8 @@ class Http2:
         """A header block is complete."""
         end = bool(flags & END_STREAM)
         if stream_id > self._highest:
+            if stream_id > self._highest + 2:
+                self._skipped.append((self._highest, stream_id))
             self._highest = stream_id
             self._open(stream_id, block, end=end)
             return
@@ -447,6 +455,8 @@ class Http2:
         self._reader.skip(block)
         if stream is not None:
             raise StreamFailure(STREAM_CLOSED if stream.input_ended else PROTOCOL_ERROR)
+        if any(before < stream_id < after for before, after in self._skipped):
+            raise ConnectionFailure(PROTOCOL_ERROR, "a new stream behind a later one")
         if stream_id not in self._left:
             raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
         self._count_overhead(HEADER_SIZE + len(block))
@@ -524,10 +534,10 @@ class Http2:
 
     def _apply(self, payload: bytes) -> None:
         for setting, value in settings_of(payload):
-            if setting == HEADER_TABLE_SIZE and value < DEFAULT_TABLE_SIZE:
-                self._prefix = b"\x20"  # RFC 7541, 4.2 and 6.3: our table is empty from now on
-            elif setting == ENABLE_PUSH:
+            if setting == ENABLE_PUSH:
                 self._push_enabled = bool(value)
+            elif setting == MAX_CONCURRENT_STREAMS:
+                self._max_pushes = value
             elif setting == MAX_FRAME_SIZE:
                 self.output.max_frame_size = value
             elif setting == INITIAL_WINDOW_SIZE:
@@ -586,9 +596,11 @@ class Http2:
 
     def headers(self, stream_id: int, block: bytes, *, end: bool) -> bytes:
         """A header block in frames."""
-        if self._prefix:
-            block, self._prefix = self._prefix + block, b""
-        return header_frames(stream_id, block, self.output.max_frame_size, end=end)
+        return header_frames(stream_id, self._prefixed(block), self.output.max_frame_size, end=end)
+
+    def _prefixed(self, block: bytes) -> bytes:
+        prefix, self._prefix = self._prefix, b""
+        return prefix + block
 
     def flush(self) -> None:
         """Write what a handler has just queued: at once, if it is the only one."""
@@ -599,11 +611,17 @@ class Http2:
 
     def push(self, parent: Stream, fields: Headers) -> None:
         """Promise a response that was not requested, and make it, if the client wants any."""
-        if not self._push_enabled or not parent.id % 2 or self._promised + 2 > MAX_STREAM_ID:
+        pushes = sum(not stream_id % 2 for stream_id in self._streams)
+        if (
+            not self._push_enabled
+            or not parent.id % 2
+            or pushes >= self._max_pushes
+            or self._promised + 2 > MAX_STREAM_ID
+        ):
             return
         own = self.connection.settings.server_headers("h2")
         self._promised += 2
-        block = NUMBER.pack(self._promised) + header_block([*fields, *own])
+        block = NUMBER.pack(self._promised) + self._prefixed(header_block([*fields, *own]))
         size = self.output.max_frame_size
         self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
         request = trusted_request([*fields, *own])
@@ -664,6 +682,11 @@ class Http2:
             self.output.flush()
         if self.connection.conn.state is IDLE:
             self.connection.spawn(self._finish)
+
+    def send_goaway(self) -> None:
+        """Tell the client, which has been idle for too long, which requests were handled."""
+        self.output.add(goaway_frame(self._highest, NO_ERROR))
+        self.output.flush()
 
     async def _finish(self) -> None:
         self.output.flush()

@@ -24,6 +24,10 @@ from .http2_frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, ConnectionFailur
 from .settings import Headers
 
 DEFAULT_TABLE_SIZE = 4096
+NO_TABLE = b"\x20"
+"""The first header block begins with this (RFC 7541, 6.3), whatever size the client allows now or
+later: the encoder uses no table."""
+
 ENTRY_SIZE = 32  # bytes that each entry counts for beside its own (RFC 7541, 4.1)
 LONGEST_INTEGER = 28  # bits behind the first byte's: more than any length or index can be
 

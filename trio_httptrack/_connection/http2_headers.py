@@ -21,6 +21,7 @@ from .http2_compression import (
     Decoder,
     Entry,
     encoded,
+    header_block,
 )
 from .http2_frames import PROTOCOL_ERROR, StreamFailure
 from .response_head import COMMON, LONGEST_LINE, MOST_LINES, valid
@@ -33,6 +34,8 @@ LONGEST_REMEMBERED = 512  # bytes of a block
 NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
 VALUE = re.compile(rb"(?:[^\x00\r\n\t ](?:[^\x00\r\n]*[^\x00\r\n\t ])?)?")
 NUMBER = re.compile(rb"[0-9]{1,20}")
+SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986, 3.1
+PATH = re.compile(rb"[!-\"$-~]+")  # no fragment, and nothing that HTTP/1 could not send on
 
 PSEUDO_NAMES = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
 OF_CONNECTIONS = frozenset(  # RFC 9113, 8.2.2
@@ -40,8 +43,8 @@ OF_CONNECTIONS = frozenset(  # RFC 9113, 8.2.2
 )
 
 # What a header means to us.
-PLAIN, PSEUDO, HOST, COOKIE, LENGTH, MALFORMED = range(6)
-KINDS = {b"host": HOST, b"cookie": COOKIE, b"content-length": LENGTH}
+PLAIN, PSEUDO, HOST, COOKIE, LENGTH, EXPECT, MALFORMED = range(7)
+KINDS = {b"host": HOST, b"cookie": COOKIE, b"content-length": LENGTH, b"expect": EXPECT}
 
 
 def kind_of(name: bytes, value: bytes) -> int:
@@ -82,6 +85,9 @@ class Request:
 
     protocol: bytes | None
     """What CONNECT is to open (RFC 8441)."""
+
+    expects_100: bool
+    """Whether the client waits for leave to send the body."""
 
 
 class HeaderReader:
@@ -149,7 +155,7 @@ def request_of(entries: list[Entry]) -> Request:
     cookies: list[bytes] = []
     host: bytes | None = None
     length: int | None = None
-    regular = False
+    expects = regular = False
     for header, kind, _ in entries:
         if kind == PLAIN:
             headers.append(header)
@@ -162,6 +168,9 @@ def request_of(entries: list[Entry]) -> Request:
             cookies.append(header[1])
         elif kind == HOST and host in (None, header[1]):
             host = header[1]
+        elif kind == EXPECT:
+            headers.append(header)
+            expects = expects or header[1].lower() == b"100-continue"
         elif kind == LENGTH and length in (None, int(header[1])):
             if length is None:
                 headers.append(header)
@@ -170,13 +179,13 @@ def request_of(entries: list[Entry]) -> Request:
             raise StreamFailure(PROTOCOL_ERROR)
         regular = True
     authority = pseudo.get(b":authority", host)
-    method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
+    method, path = pseudo.get(b":method", b"").upper(), pseudo.get(b":path", b"")
     protocol = pseudo.get(b":protocol")
     if (
-        b":scheme" not in pseudo
+        not SCHEME.fullmatch(pseudo.get(b":scheme", b""))
         or not NAME.fullmatch(method.lower())
         or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS"))
-        or not path.isascii()
+        or not PATH.fullmatch(path)
         or (protocol is not None) != (method == b"CONNECT")
         or authority is None
         or host not in (None, authority)
@@ -187,7 +196,7 @@ def request_of(entries: list[Entry]) -> Request:
     if cookies:  # RFC 9113, 8.2.3: they are one to all but HTTP/2
         headers.append((b"cookie", b"; ".join(cookies)))
     path, _, query = path.partition(b"?")
-    return Request(method.decode().upper(), path, query, headers, length, protocol)
+    return Request(method.decode(), path, query, headers, length, protocol, expects)
 
 
 def trusted_request(fields: Headers) -> Request:
@@ -196,11 +205,13 @@ def trusted_request(fields: Headers) -> Request:
     headers = [(b"host", pseudo.get(b":authority", b""))]
     headers += [each for each in fields if each[0] not in pseudo and each[0] != b"host"]
     path, _, query = pseudo[b":path"].partition(b"?")
-    return Request(pseudo[b":method"].decode().upper(), path, query, headers, None, None)
+    return Request(pseudo[b":method"].decode().upper(), path, query, headers, None, None, False)
 
 
 # Writing
 
+# The application's replace the server's own (RFC 9110, 6.6.1 and 10.2.4).
+REPLACEABLE = frozenset({b"date", b"server"})
 
 _STATUSES = {status: encoded(b":status", b"%d" % status) for status in range(100, 1000)}
 
@@ -210,12 +221,15 @@ class HeaderWriter:
 
     def __init__(self, server_headers: Callable[[str], Headers]) -> None:
         self._server_headers = server_headers
-        self._known: dict[Any, bytes] = {}
+        self._known: dict[Any, tuple[bytes, int | None]] = {}
         self._own: Headers | None = None
         self._own_block = b""
 
-    def response(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """A response's header block, with the server's own headers.
+    def response(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]]
+    ) -> tuple[bytes, int | None]:
+        """A response's header block, with the server's own headers, and the body's length if that
+        is in it.
 
         What belongs to a connection of HTTP/1 is left out (RFC 9113, 8.2.2).
 
@@ -224,39 +238,44 @@ class HeaderWriter:
         """
         own = self._server_headers("h2")
         if own is not self._own:
-            self._own_block = b"".join(encoded(name.lower(), value) for name, value in own)
+            self._own_block = header_block(own)
             self._own = own
+        if status < 200 or status in (204, 205):  # RFC 9110, 8.6
+            headers = [each for each in headers if _name(each) != b"content-length"]
         known = self._known
         parts = [_STATUSES[status]]
+        length: int | None = None
         replaced = False
         for header in headers:
             try:
-                part = known[header]
+                part, value = known[header]
             except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
-                name, value = valid(header)
-                name = name.lower()
-                part = self._learn(header, name, value)
-                replaced = replaced or name in (b"date", b"server")
+                part, value = self._learn(header)
+                replaced = replaced or _name(header) in REPLACEABLE
+            if value is not None:
+                if length not in (None, value):
+                    raise h11.LocalProtocolError("conflicting Content-Length headers")
+                length = value
             parts.append(part)
         if not replaced:
             parts.append(self._own_block)
-        else:  # RFC 9110, 6.6.1 and 10.2.4
-            theirs = {bytes(header[0]).strip().lower() for header in headers}
-            parts += [
-                encoded(name.lower(), value)
-                for name, value in own
-                if name.lower() not in theirs or name.lower() not in (b"date", b"server")
-            ]
-        return b"".join(parts)
+        else:
+            theirs = {_name(each) for each in headers} & REPLACEABLE
+            parts.append(header_block([each for each in own if each[0].lower() not in theirs]))
+        return b"".join(parts), length
 
-    def _learn(self, header: tuple[bytes, bytes], name: bytes, value: bytes) -> bytes:
-        if name == b"content-length" and not value.isdigit():
-            raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
-        part = b"" if name in OF_CONNECTIONS else encoded(name, value)
+    def _learn(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
+        name, value = valid(header)
+        name, length = name.lower(), None
+        if name == b"content-length":
+            if not NUMBER.fullmatch(value):
+                raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
+            length = int(value)
+        part = b"" if name in OF_CONNECTIONS else encoded(name, value), length
         # As in response_head: only what is usual, and tells nothing secret.
         if (
             name in COMMON
-            and len(part) <= LONGEST_LINE
+            and len(part[0]) <= LONGEST_LINE
             and type(header) is tuple
             and type(header[0]) is type(header[1]) is bytes
         ):
@@ -264,3 +283,7 @@ class HeaderWriter:
                 self._known.clear()
             self._known[header] = part
         return part
+
+
+def _name(header: tuple[bytes, bytes]) -> bytes:
+    return bytes(header[0]).strip().lower()

@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+import h11
 import trio
 
 from . import websocket
@@ -46,6 +47,7 @@ from .http2_frames import (
 )
 from .http2_headers import HeaderWriter, Request
 from .http2_output import Outbox, Output
+from .response_head import NO_CONTENT
 from .settings import Headers
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
@@ -140,6 +142,7 @@ class Stream:
         "_input",
         "_input_window",
         "_left",
+        "_owed",
         "_released",
         "_request",
         "_taken",
@@ -167,6 +170,7 @@ class Stream:
         self._input: bytes | bytearray = b""
         self._input_window = DEFAULT_WINDOW
         self._left = request.length  # of the body, where its length was announced
+        self._owed: int | None = None  # of the response's, likewise
         self._taken = 0  # bytes to give back to the window
         self._told = False  # that the request is complete
         self._changed: trio.Event | None = None  # what a WebSocket waits for
@@ -277,10 +281,12 @@ class Stream:
         queue_size = connection.settings.max_queue_size  # of no use here: the window is the limit
         exchange = Http2Exchange(connection, self, scope, queue_size, body=body)
         self.exchange = exchange
-        if is_served(request.headers, connection.settings):
-            connection.start(exchange)
-        else:
+        if not is_served(request.headers, connection.settings):
             connection.spawn(exchange.respond_with_error, 404)
+            return
+        if request.expects_100 and body is None:
+            self._inform(100, [])
+        connection.start(exchange)
 
     async def _run_websocket(self, scope: Scope) -> None:
         """Open it, and hand over what comes. A task of its own, because that may have to wait."""
@@ -321,21 +327,37 @@ class Stream:
         if self.closed:
             return
         http2 = self._http2
-        block = http2.header_writer.response(status, headers)
+        block, length = http2.header_writer.response(status, headers)
+        if status not in NO_CONTENT and self._request.method != "HEAD":
+            self._owed = length
+        self._check_length(len(body), more_body)
         end = not (body or more_body)
         frames = http2.headers(self.id, block, end=end)
         if end:
             http2.output.add(frames + self.tail(), ends=self)
         elif more_body or not http2.output.add_whole(self, frames, body):
             http2.output.add(frames)
-            await self.write_body(body, more_body)
+            await self._write_body(body, more_body)
             return
         self._ended = True
         http2.flush()
 
+    def _check_length(self, size: int, more_body: bool) -> None:
+        """Hold the body against its Content-Length, if there is one (RFC 9113, 8.1.1)."""
+        if self._owed is not None:
+            left = self._owed - size
+            if left < 0:
+                raise h11.LocalProtocolError("Too much data for declared Content-Length")
+            if left and not more_body:
+                raise h11.LocalProtocolError("Too little data for declared Content-Length")
+            self._owed = left
+
     async def write_body(self, body: bytes, more_body: bool) -> None:
-        if self.closed or self._ended:
-            return
+        if not (self.closed or self._ended):
+            self._check_length(len(body), more_body)
+            await self._write_body(body, more_body)
+
+    async def _write_body(self, body: bytes, more_body: bool) -> None:
         if body:
             self.outbox.add(body)
         if not more_body:
@@ -358,8 +380,11 @@ class Stream:
         self._trailers = (self._trailers or []) + headers
 
     async def inform(self, status: int, headers: Headers) -> None:
+        self._inform(status, headers)
+
+    def _inform(self, status: int, headers: Headers) -> None:
         if not (self.closed or self._ended):
-            block = self._http2.header_writer.response(status, headers)
+            block, _ = self._http2.header_writer.response(status, headers)
             self._http2.output.add(self._http2.headers(self.id, block, end=False))
             self._http2.flush()
 
