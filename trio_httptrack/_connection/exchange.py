@@ -173,6 +173,10 @@ class Exchange:
             with self._stream.waiting():
                 while self.full and self._disconnect is None and not self._ended:
                     await self._change()
+        self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Give the application its next event, whether or not there is room."""
         if self._disconnect is None and not self._ended:
             if self._events is None:
                 self._events = deque()

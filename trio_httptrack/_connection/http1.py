@@ -468,8 +468,10 @@ class Http1:
         self._exchange = websocket
         if not is_served(headers, connection.settings):
             await websocket.respond_with_error(404)
-        elif await websocket.open():
+        elif websocket.open():
             connection.start(websocket)
+        else:
+            await websocket.respond_with_error(400)
         while True:
             if data:
                 await websocket.feed(data)

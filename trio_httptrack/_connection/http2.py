@@ -94,6 +94,7 @@ MAX_QUEUED = 4  # times as many requests as there may be handlers, as in Go
 MAX_CONTINUATIONS = 64  # frames of one header block, as in h2
 MAX_REMEMBERED = 10  # times as many streams that we have ended as there may be open ones
 OVERHEAD_PERIOD = 10.0  # seconds
+GOAWAY_TIMEOUT = 2.0  # seconds for a client to read why its connection ends
 RESET_COST = 2**8  # bytes of overhead that a reset counts for, if the client makes us send it
 
 
@@ -170,6 +171,7 @@ class Http2:
         "_stream_window",
         "_streams",
         "_taken",
+        "_unowed",
         "_window",
         "connection",
         "header_writer",
@@ -198,6 +200,7 @@ class Http2:
         self._stream_window = DEFAULT_WINDOW  # that the client gives each new stream
         self._window = DEFAULT_WINDOW  # that we give the client for all streams
         self._taken = 0  # bytes to give back to it
+        self._unowed: trio.CancelScope | None = None  # a read whose client owes nothing
         self._overhead = self._payload = 0  # bytes
         self._overhead_since = trio.current_time()
         self._draining = False
@@ -250,17 +253,29 @@ class Http2:
             except ConnectionFailure as failure:
                 await self._fail(failure)
             output.flush()
-            if not self._reads_headers:
+            if output.congested or not self._reads_headers:
                 connection.close_if_overdue()
             while output.congested and connection.phase.reads:
                 with connection.parked(end=True):
                     await output.wait_for_change()
                 connection.close_if_overdue()
-            data = await connection.receive(owed=bool(read_timeout and self._owed))
+            data = await (self._read_in_time() if read_timeout else connection.receive())
             if not data:
                 break
         connection.close(orderly=not self._streams)
         self._close_streams()
+
+    async def _read_in_time(self) -> bytes:
+        """Read, with a timeout while the client has begun a request, and could go on with it."""
+        while True:
+            owed = self._owed
+            with trio.CancelScope() as scope:
+                self._unowed = None if owed else scope
+                return await self.connection.receive(owed=owed)
+
+    def window_opened(self) -> None:
+        if self._unowed is not None:
+            self._unowed.cancel()
 
     @property
     def _reads_headers(self) -> bool:
@@ -286,8 +301,12 @@ class Http2:
         if failure.code == ENHANCE_YOUR_CALM:
             reason = "enhance_your_calm"
             await connection.log_flood(str(failure))
-        self.output.add(goaway_frame(self._highest, failure.code, str(failure)))
+        last = self._highest if self._last is None else self._last  # which must not rise
+        self.output.add(goaway_frame(last, failure.code, str(failure)))
         self.output.flush()
+        with connection.parked(end=True), trio.move_on_after(GOAWAY_TIMEOUT):
+            while not self.output.empty:
+                await self.output.wait_for_change()
         if self.output.empty:
             # The client is probably still sending. A reset for that would destroy the GOAWAY.
             await connection.finish(linger=True, reason=reason)
@@ -533,6 +552,7 @@ class Http2:
         self.output.add(frame(SETTINGS, ACK, 0))
 
     def _apply(self, payload: bytes) -> None:
+        window = self._stream_window
         for setting, value in settings_of(payload):
             if setting == ENABLE_PUSH:
                 self._push_enabled = bool(value)
@@ -541,13 +561,14 @@ class Http2:
             elif setting == MAX_FRAME_SIZE:
                 self.output.max_frame_size = value
             elif setting == INITIAL_WINDOW_SIZE:
-                more = value - self._stream_window
-                self._stream_window = value
-                for stream in self._streams.values():
-                    try:
-                        stream.grow(more)
-                    except StreamFailure:
-                        raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window") from None
+                window = value
+        if window != self._stream_window:
+            more, self._stream_window = window - self._stream_window, window
+            for stream in self._streams.values():
+                try:
+                    stream.grow(more)
+                except StreamFailure:
+                    raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window") from None
 
     def _receive_push(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ConnectionFailure(PROTOCOL_ERROR, "a client cannot push")
@@ -616,6 +637,7 @@ class Http2:
             not self._push_enabled
             or not parent.id % 2
             or pushes >= self._max_pushes
+            or self.connection.handlers >= self.connection.settings.h2_max_streams
             or self._promised + 2 > MAX_STREAM_ID
         ):
             return
@@ -642,6 +664,7 @@ class Http2:
 
     def forget(self, stream: Stream) -> None:
         """A stream is over."""
+        self.output.forget(stream)
         self._streams.pop(stream.id, None)
         if not stream.input_ended:
             self._remember(stream.id)
@@ -685,7 +708,7 @@ class Http2:
 
     def send_goaway(self) -> None:
         """Tell the client, which has been idle for too long, which requests were handled."""
-        self.output.add(goaway_frame(self._highest, NO_ERROR))
+        self.output.add(goaway_frame(self._highest if self._last is None else self._last, NO_ERROR))
         self.output.flush()
 
     async def _finish(self) -> None:

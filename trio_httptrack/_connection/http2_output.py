@@ -142,7 +142,7 @@ class Output:
         self._control: list[bytes] = []
         self._control_size = 0
         self._turns: deque[Body] = deque()
-        self._out_of_window: list[Body] = []  # the connection's
+        self._out_of_window: dict[Body, None] = {}  # the connection's
         self._ending: list[Body] = []  # what is written ends them
         self._rest: Parts | None = None  # what there was no room for
         self._sending = False
@@ -188,6 +188,10 @@ class Output:
             self._turns.extend(self._out_of_window)
             self._out_of_window.clear()
 
+    def forget(self, stream: Body) -> None:
+        """A stream has ended. Where it has had a turn it needs none any more."""
+        self._out_of_window.pop(stream, None)
+
     @property
     def empty(self) -> bool:
         """Whether everything that can be written is. Bodies may wait for a window."""
@@ -199,7 +203,7 @@ class Output:
         return self._sending and self._control_size > CONGESTED
 
     async def wait_for_change(self) -> None:
-        """Wait until something has been written."""
+        """Wait until something, or everything, has been written."""
         if self._changed is None:
             self._changed = trio.Event()
         await self._changed.wait()
@@ -240,6 +244,7 @@ class Output:
                 await trio.lowlevel.checkpoint()
             else:
                 self._sending = False
+                self._tell()
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
 
@@ -251,6 +256,9 @@ class Output:
         ending, self._ending = self._ending, []
         for stream in ending:
             stream.sent()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -277,13 +285,16 @@ class Output:
             length = min(length, box.window, self.window, self.max_frame_size)
             if length <= 0:
                 if box.window > 0:
-                    self._out_of_window.append(stream)
+                    self._out_of_window[stream] = None
                 else:
                     box.queued = False
                 return 0
             box.window -= length
             self.window -= length
         ends = length == box.size and box.end is not None
+        if not (length or ends):  # it has ended meanwhile
+            box.queued = False
+            return 0
         if length or (ends and not box.end):
             flags = END_STREAM if ends and not box.end else 0
             parts.append(frame_header(length, DATA, flags, stream.id))

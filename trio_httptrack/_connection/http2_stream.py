@@ -80,6 +80,9 @@ class Http2(Protocol):
     def push(self, parent: Stream, fields: Headers) -> None:
         """Promise a response that was not requested, and make it, if the client wants any."""
 
+    def window_opened(self) -> None:
+        """A client that has had to wait for a handler can go on."""
+
     def rest(self, stream: Stream) -> None:
         """A stream's response is not owed any more."""
 
@@ -113,17 +116,16 @@ class Http2Exchange(HttpExchange):
         path = event["path"]
         if not isinstance(path, str):
             raise TypeError(f"{path} should be a str")
-        stream.push(path.encode(), validated(event["headers"]))
+        stream.push(path.encode("ascii"), validated(event["headers"]))
 
     async def _send_trailers(self, stream: Stream, event: Event) -> None:
         ends = not event.get("more_trailers", False)
         wanted = (b"te", b"trailers") in self.scope["headers"]
         headers = validated(event["headers"])
-        if self._state is REQUEST:
+        if self._state is REQUEST:  # then they are all the headers that there are
             self._status, self._headers, self._trailers = 200, headers, True
-            if wanted:
-                self._state = TRAILERS
-                await stream.respond(200, headers, b"", not ends)
+            self._state = TRAILERS
+            await stream.respond(200, headers, b"", not ends)
         elif wanted:
             stream.add_trailers(headers)
         if ends:
@@ -250,6 +252,7 @@ class Stream:
             self._http2.output.flush_later()
             self._input_window += self._taken
             self._taken = 0
+            self._http2.window_opened()
 
     def take(self) -> Event | None:
         """What has come of the body, for its handler."""
@@ -267,7 +270,7 @@ class Stream:
         connection, request = self._http2.connection, self._request
         scope = base_scope(connection, request.path, request.query, list(request.headers), "2")
         if request.protocol is not None:
-            connection.spawn(self._run_websocket, scope)
+            self._run_websocket(scope)
             return
         scope["type"] = "http"
         scope["method"] = request.method
@@ -288,24 +291,28 @@ class Stream:
             self._inform(100, [])
         connection.start(exchange)
 
-    async def _run_websocket(self, scope: Scope) -> None:
-        """Open it, and hand over what comes. A task of its own, because that may have to wait."""
+    def _run_websocket(self, scope: Scope) -> None:
         connection, request = self._http2.connection, self._request
         limit = connection.settings.websocket_max_message_size
         handshake = Handshake(request.headers, "2", limit)
         WebSocket.complete_scope(scope, handshake)
-        websocket = WebSocket(connection, self, scope, handshake)
-        if self.closed:
-            return
-        self.exchange = websocket
+        self.exchange = websocket = WebSocket(connection, self, scope, handshake)
         if request.protocol != b"websocket":
-            await websocket.respond_with_error(501)  # RFC 9220, 3
+            connection.spawn(self._refuse, websocket, 501)  # RFC 9220, 3
         elif not is_served(request.headers, connection.settings):
-            await websocket.respond_with_error(404)
-        elif await websocket.open():
+            connection.spawn(self._refuse, websocket, 404)
+        elif websocket.open():
             connection.start(websocket)
-        if websocket.idle:  # it was refused
-            await self.release()
+            connection.spawn(self._feed, websocket)
+        else:
+            connection.spawn(self._refuse, websocket, 400)
+
+    async def _refuse(self, websocket: WebSocket, status: int) -> None:
+        await websocket.respond_with_error(status)
+        await self.release()
+
+    async def _feed(self, websocket: WebSocket) -> None:
+        """Hand over what comes. A task of its own, because that may have to wait."""
         while not (self.closed or self._released):
             if self._input:
                 data, self._input = bytes(self._input), b""

@@ -117,13 +117,11 @@ class WebSocket(Exchange):
 
     # The client's side
 
-    async def open(self) -> bool:
-        """Begin; or respond, and return False, where the request is no good."""
-        if not self._handshake.valid:
-            await self.respond_with_error(400)
-            return False
-        await self.put({"type": "websocket.connect"})
-        return True
+    def open(self) -> bool:
+        """Begin; or return False, where the request is no good."""
+        if self._handshake.valid:
+            self.add({"type": "websocket.connect"})
+        return self._handshake.valid
 
     async def feed(self, data: bytes) -> None:
         """Handle what the client has sent."""
