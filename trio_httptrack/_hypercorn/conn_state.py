@@ -19,8 +19,8 @@ class HookError(SettingError):
     """A Config's ``conn_state`` does not lead to a tracker."""
 
 
-class Hook:
-    """What :func:`hook` returns."""
+class Named:
+    """A tracker named by its import path."""
 
     __slots__ = ("path",)
 
@@ -68,7 +68,7 @@ def named(conn_state: Any) -> Composed:
     if conn_state is None:
         return compose()
     try:
-        return compose(Hook(conn_state) if isinstance(conn_state, str) else conn_state)
+        return compose(Named(conn_state) if isinstance(conn_state, str) else conn_state)
     except TypeError as error:
         raise HookError(f"conn_state: {error}") from None
 
@@ -77,7 +77,7 @@ def _imported(tracker: Tracker, *hooks: str) -> Iterator[Tracker]:
     if isinstance(tracker, Composed):
         for part in tracker.trackers:
             yield from _imported(part, *hooks)
-    elif isinstance(tracker, Hook):
+    elif isinstance(tracker, Named):
         if tracker.path in hooks:
             raise HookError(f"{tracker!r} leads to itself: it must name a tracker")
         yield from _imported(tracker.resolve(), tracker.path, *hooks)

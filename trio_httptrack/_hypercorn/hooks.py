@@ -6,14 +6,23 @@ travels: its unpickling calls :func:`install` there.
 
 from __future__ import annotations
 
-import copyreg
+from collections.abc import Callable
 
 from hypercorn.config import Config
 
 from .._trackers import Tracker, compose
-from .conn_state import Hook, named
+from .conn_state import Named, named
 from .install import install
 from .settings import check_config
+
+
+class Hook(Named):
+    """What :func:`hook` returns."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[[str], Hook], tuple[str]]:
+        return hook, (self.path,)
 
 
 def hook(path: str) -> Hook:
@@ -73,10 +82,8 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
     """
     check_config(config)
     previous: Tracker | str | None = getattr(config, "conn_state", None)
-    composed = compose(named(previous), tracker)
+    there = hook(previous) if isinstance(previous, str) else previous
+    composed = compose(named(there), tracker)
     install()
     config.conn_state = composed  # type: ignore[attr-defined]
     return previous
-
-
-copyreg.pickle(Hook, lambda each: (hook, (each.path,)))

@@ -23,7 +23,7 @@ from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.typing import AppWrapper
 
 from .._connection.errors import ungrouped
-from .conn_state import Hook, named, resolve
+from .conn_state import Named, named, resolve
 from .settings import SettingError
 from .worker import check_seam, refuse_hypercorn, serve
 
@@ -101,7 +101,7 @@ async def _serve_process(
 def _refuse_copies(config: Any) -> None:
     """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
     for part in named(config.conn_state).trackers:
-        if not isinstance(part, Hook):
+        if not isinstance(part, Named):
             raise SettingError(
                 f"conn_state: {part!r} is a copy of the application's tracker: "
                 "name that by its import path, conn_state = hook('myapp:tracker')"
