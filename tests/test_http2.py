@@ -52,6 +52,7 @@ from trio_httptrack._connection.http2_frames import (
 from trio_httptrack._connection.http2_output import Outbox, Output
 from trio_httptrack._connection.transport import Parts
 from trio_httptrack.testing import ClientStream, MemoryServer, memory_server
+from trio_httptrack.testing._network import MemoryKernel
 
 from .support import Recorder, app, problems, respond, without_lifespan
 
@@ -1226,6 +1227,51 @@ async def test_streams_that_were_reset_do_not_hold_up_one_behind_them() -> None:
     output.open_window(100)
     output.flush()
     assert [(each.stream, each.payload) for each in pipe.frames()] == [(bodies[-1].id, b"hello")]
+
+
+async def test_the_response_of_the_only_handler_is_not_left_to_the_sender(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written at once, which saves a scheduler step."""
+
+    async def handler(path: str, receive: Any, send: Any) -> None:
+        await respond(send, b"hello")
+
+    async with connected(handled_by(handler)) as client:
+        monkeypatch.setattr(Output, "flush_later", lambda output: None)
+        await client.send(request(1))
+        await client.read()
+        assert client.body(1) == b"hello"
+        assert client.ended(1)
+        monkeypatch.undo()
+
+
+async def test_responses_that_are_finished_in_one_step_leave_in_one_write(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of several handlers that have waited for the same."""
+    gate = trio.Event()
+
+    async def handler(path: str, receive: Any, send: Any) -> None:
+        await gate.wait()
+        await respond(send, b"hello")
+
+    async with connected(handled_by(handler)) as client:
+        await client.send(*(request(stream) for stream in range(1, 21, 2)))
+        await client.read()
+        writes: list[int] = []
+        writev = MemoryKernel.writev
+
+        def counted(kernel: MemoryKernel, fileno: int, parts: Any) -> int:
+            writes.append(fileno)
+            return writev(kernel, fileno, parts)
+
+        monkeypatch.setattr(MemoryKernel, "writev", counted)
+        gate.set()
+        await client.read()
+        assert all(client.ended(stream) for stream in range(1, 21, 2))
+        assert len(writes) == 1
+        monkeypatch.undo()
 
 
 # What stays

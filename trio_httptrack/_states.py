@@ -139,9 +139,10 @@ class Conn:
     The names are those of Kestrel's ``error.type`` where it has one:
     ``tls_handshake_failed``; ``request_headers_timeout`` (no request within
     ``keep_alive_timeout`` of its start, or of its TLS handshake's end); ``keep_alive_timeout``;
-    ``read_timeout``; ``connection_reset``; ``app_shutdown_timeout`` (cut off at the
-    end of ``graceful_timeout``); ``aborted_by_app`` (the surrounding Trio scope
-    was cancelled); ``internal_error`` (see the log).
+    ``read_timeout``; ``connection_reset``; ``enhance_your_calm`` (a flood over HTTP/2, see the
+    log); ``app_shutdown_timeout`` (cut off at the end of ``graceful_timeout``);
+    ``aborted_by_app`` (the surrounding Trio scope was cancelled); ``internal_error`` (see the
+    log).
     """
 
     def __init__(
