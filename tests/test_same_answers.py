@@ -43,8 +43,8 @@ These are the differences, all of them intended:
 * A response over HTTP/2 that does not wait for the whole request is followed by RST_STREAM with
   NO_ERROR (RFC 9113, 8.1), so that the client need not send the rest.
 * Over HTTP/2, as over HTTP/1, a client that expects a 100 gets one, a response that is not as long
-  as its Content-Length says is an error of the application, and a 204 has no Content-Length. An idle
-  connection gets a GOAWAY before it is closed (``test_rfc9113.py`` has what the RFCs demand).
+  as its Content-Length says is an error of the application, and a 204 has no Content-Length. An
+  idle connection gets a GOAWAY before it is closed (``test_rfc9113.py`` has what RFCs demand).
 * HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
 * HTTP/2 flow-control windows are returned earlier, but a stream's only when its handler has
   read, so that streams do not wait for each other (``test_http2.py`` has this).

@@ -166,7 +166,7 @@ def request_of(entries: list[Entry]) -> Request:
             continue
         elif kind == COOKIE:
             cookies.append(header[1])
-        elif kind == HOST and host in (None, header[1]):
+        elif kind == HOST and host is None:
             host = header[1]
         elif kind == EXPECT:
             headers.append(header)
