@@ -8,7 +8,7 @@ A worker drains when it has stopped accepting: on SIGTERM, SIGINT, a SIGHUP relo
 * an idle connection ends after ``drain_idle_timeout`` seconds, in which a request that was
   already on its way is still answered;
 * a new connection may send its first request until it is ``drain_new_timeout`` seconds old;
-* HTTP/2 is said goodbye by a GOAWAY (``http2_connection``);
+* HTTP/2 gets a GOAWAY behind the last response (``http2``);
 * a WebSocket gets a close frame with ``drain_websocket_code`` and time to answer it;
 * an application may wait for ``conn.draining``;
 * ``graceful_timeout`` seconds after the drain began, what is left is closed by force.
