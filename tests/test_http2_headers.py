@@ -429,6 +429,7 @@ MALFORMED = {
     "no value": b"\x00\x01a",
     "value cut off": b"\x00\x01a\x02b",
     "length too long": b"\x00\x7f" + b"\xff" * 5 + b"\x00",
+    "length of too many bytes": b"\x00\x7f" + b"\x80" * 5 + b"\x00" + b"n" * 127 + b"\x01v",
     "table too large": b"\x3f\xe2\x1f",
     "table size behind a header": b"\x82\x20",
     "end of string in Huffman's code": b"\x00\x01a\x84\xff\xff\xff\xff",
@@ -449,6 +450,27 @@ def test_a_block_that_cannot_be_decoded_ends_the_connection(block: bytes, call: 
         with pytest.raises(ConnectionFailure) as caught:
             getattr(HeaderReader(MAX_SIZE), call)(start + block)
         assert caught.value.code == COMPRESSION_ERROR
+
+
+def test_an_index_means_nothing_any_more_when_the_table_is_emptied() -> None:
+    """Even if the block was a request before."""
+    reader = HeaderReader(MAX_SIZE)
+    reader.request(PREFIX + literal(b"a", b"1"))
+    reader.request(PREFIX + NEWEST)
+    reader.skip(b"\x20")
+    with pytest.raises(ConnectionFailure) as caught:
+        reader.request(PREFIX + NEWEST)
+    assert caught.value.code == COMPRESSION_ERROR
+
+
+def test_index_0_means_nothing_however_large_the_table_is() -> None:
+    """There are more entries than in the static table."""
+    reader = HeaderReader(MAX_SIZE)
+    reader.skip(b"".join(literal(b"a", b"%d" % number) for number in range(100)))
+    reader.skip(b"\xff\x22")  # the oldest
+    for block in (b"\x80", b"\xff\x23"):
+        with pytest.raises(ConnectionFailure):
+            reader.skip(block)
 
 
 @settings(max_examples=500, deadline=None)
