@@ -805,6 +805,10 @@ odd_steps = st.one_of(
         "frame",
         st.sampled_from(
             [
+                Frame(DATA, PADDED, 1, b"\x02ab"),
+                Frame(DATA, PADDED, 1, b"\x03ab"),
+                Frame(HEADERS, PADDED | END_HEADERS | END_STREAM, 1, b"\x02ab"),
+                Frame(HEADERS, PADDED | END_HEADERS | END_STREAM, 1, b"\x03ab"),
                 Frame(PUSH_PROMISE, END_HEADERS, 1, NUMBER.pack(2)),
                 Frame(GOAWAY, 0, 0, bytes(8)),
                 Frame(SETTINGS, 0, 0, SETTING.pack(4, 2**31) + SETTING.pack(4, 5)),
