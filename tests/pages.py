@@ -38,6 +38,7 @@ from textwrap import dedent
 
 import trio
 from packaging.requirements import Requirement
+from trio.testing import wait_all_tasks_blocked
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -236,6 +237,10 @@ class Reader:
             self._others.append(process)
         elif await process.wait() != 0:
             raise PageError(f"`{command}` failed with status {process.returncode}")
+        else:
+            # What it has printed is in the pipe now, and is not the next command's. The pipe's
+            # end may never come: others may have it.
+            await wait_all_tasks_blocked()
 
     def _here(self, text: str) -> str:
         return text.replace("127.0.0.1:8000", self._address)

@@ -21,7 +21,8 @@ from hypercorn.config import Config
 from trio_httptrack import TrackedServer, Tracker, tracked_server
 from trio_httptrack.testing import RecordingTracker
 
-# It cannot push, upgrade or send trailers with the h2 of today, nor serve WSGI without noise.
+# By itself it cannot push, upgrade or send trailers with the h2 of today, nor serve WSGI without
+# noise, and its requests share one state.
 OLD_HYPERCORN = version("hypercorn").startswith("0.17.")
 
 CA = trustme.CA()

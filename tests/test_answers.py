@@ -22,7 +22,6 @@ from trio_httptrack.testing import memory_server
 
 from .clients import Http2, http1, read_to_end
 from .support import (
-    OLD_HYPERCORN,
     Recorder,
     respond,
     socket_server,
@@ -398,7 +397,6 @@ async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 1
 
 
-@pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 cannot send early hints over HTTP/2")
 async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
     """A 103 is for the time until the answer."""
 

@@ -17,7 +17,6 @@ from trio_httptrack.testing import memory_server
 
 from .clients import GoAwayHttp2, Http2, http1, read_to_end
 from .support import (
-    OLD_HYPERCORN,
     Recorder,
     app,
     problems,
@@ -429,7 +428,6 @@ async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
     assert told == [0]
 
 
-@pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 cannot push")
 async def test_a_pushed_streams_handler_is_told_that_the_peer_has_gone(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:

@@ -33,7 +33,7 @@ from .http1_rules import (
     status_of,
 )
 from .request_head import read_request_head
-from .response_head import UNTIL_CLOSE, ResponseHeads, tokens
+from .response_head import UNTIL_CLOSE, ResponseHeads, left_of, tokens
 from .settings import Headers
 from .transport import Parts
 from .websocket import WebSocket
@@ -405,12 +405,7 @@ class Http1:
     def _framed(self, body: bytes, more_body: bool) -> list[bytes | memoryview]:
         """A part of the body as it is written."""
         if self._framing >= 0:
-            left = self._framing - len(body)
-            if left < 0:
-                raise h11.LocalProtocolError("Too much data for declared Content-Length")
-            if left and not more_body and not self._to_head:
-                raise h11.LocalProtocolError("Too little data for declared Content-Length")
-            self._framing = left
+            self._framing = left_of(self._framing, len(body), more_body)
             return [body] if body else []
         if self._framing == UNTIL_CLOSE:
             return [body] if body else []

@@ -15,7 +15,7 @@ What a client can do to us is bounded (RFC 9113, 10.5):
   too many of those are a flood, as in Go.
 * *Frames* that carry nothing (settings, pings, priorities, windows, resets, empty ones) may take
   ``h2_max_overhead`` bytes, and eight times as much as what was carried, in ten seconds; beyond
-  that they are a flood, as in nginx.
+  that they are a flood. (nginx does likewise, with 8 MiB for the whole life of a connection.)
 * *Header blocks* are limited in their bytes and in their frames.
 * *A client that does not read* is not read from, once so much waits to be written to it.
 * *Bodies* take no more than the windows.
@@ -280,7 +280,8 @@ class Http2:
     @property
     def _reads_headers(self) -> bool:
         """Whether a part of a request's headers has come, and not all."""
-        return self._block is not None or self._partial[3:4] == bytes([HEADERS])
+        partial = self._partial
+        return self._block is not None or (len(partial) > 3 and partial[3] == HEADERS)
 
     @property
     def _owed(self) -> bool:
@@ -301,9 +302,7 @@ class Http2:
         if failure.code == ENHANCE_YOUR_CALM:
             reason = "enhance_your_calm"
             await connection.log_flood(str(failure))
-        last = self._highest if self._last is None else self._last  # which must not rise
-        self.output.add(goaway_frame(last, failure.code, str(failure)))
-        self.output.flush()
+        self.send_goaway(failure.code, str(failure))
         with connection.parked(end=True), trio.move_on_after(GOAWAY_TIMEOUT):
             while not self.output.empty:
                 await self.output.wait_for_change()
@@ -701,14 +700,14 @@ class Http2:
         """Refuse what comes from now on, and end the connection if it rests."""
         if self._last is None:
             self._last = self._highest
-            self.output.add(goaway_frame(self._last, NO_ERROR))
-            self.output.flush()
+            self.send_goaway()
         if self.connection.conn.state is IDLE:
             self.connection.spawn(self._finish)
 
-    def send_goaway(self) -> None:
-        """Tell the client, which has been idle for too long, which requests were handled."""
-        self.output.add(goaway_frame(self._highest if self._last is None else self._last, NO_ERROR))
+    def send_goaway(self, code: int = NO_ERROR, message: str = "") -> None:
+        """Tell the client which requests were handled, and why no others are."""
+        last = self._highest if self._last is None else self._last  # which must not rise
+        self.output.add(goaway_frame(last, code, message))
         self.output.flush()
 
     async def _finish(self) -> None:

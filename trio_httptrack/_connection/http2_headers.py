@@ -24,7 +24,7 @@ from .http2_compression import (
     header_block,
 )
 from .http2_frames import PROTOCOL_ERROR, StreamFailure
-from .response_head import COMMON, LONGEST_LINE, MOST_LINES, valid
+from .response_head import MOST_LINES, may_be_remembered, valid
 from .settings import Headers
 
 MAX_REMEMBERED = 64  # blocks of a connection
@@ -272,13 +272,7 @@ class HeaderWriter:
                 raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
             length = int(value)
         part = b"" if name in OF_CONNECTIONS else encoded(name, value), length
-        # As in response_head: only what is usual, and tells nothing secret.
-        if (
-            name in COMMON
-            and len(part[0]) <= LONGEST_LINE
-            and type(header) is tuple
-            and type(header[0]) is type(header[1]) is bytes
-        ):
+        if may_be_remembered(header, part[0]):
             if len(self._known) >= MOST_LINES:
                 self._known.clear()
             self._known[header] = part

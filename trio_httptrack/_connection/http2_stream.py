@@ -16,7 +16,6 @@ from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import h11
 import trio
 
 from . import websocket
@@ -47,7 +46,7 @@ from .http2_frames import (
 )
 from .http2_headers import HeaderWriter, Request
 from .http2_output import Outbox, Output
-from .response_head import NO_CONTENT
+from .response_head import NO_CONTENT, left_of
 from .settings import Headers
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
@@ -352,12 +351,7 @@ class Stream:
     def _check_length(self, size: int, more_body: bool) -> None:
         """Hold the body against its Content-Length, if there is one (RFC 9113, 8.1.1)."""
         if self._owed is not None:
-            left = self._owed - size
-            if left < 0:
-                raise h11.LocalProtocolError("Too much data for declared Content-Length")
-            if left and not more_body:
-                raise h11.LocalProtocolError("Too little data for declared Content-Length")
-            self._owed = left
+            self._owed = left_of(self._owed, size, more_body)
 
     async def write_body(self, body: bytes, more_body: bool) -> None:
         if not (self.closed or self._ended):

@@ -58,6 +58,33 @@ def tokens(value: bytes) -> list[bytes]:
     return [token for each in value.lower().split(b",") if (token := each.strip())]
 
 
+def left_of(length: int, size: int, more_body: bool) -> int:
+    """How much of a body of this length is left behind so many bytes.
+
+    Raises:
+      h11.LocalProtocolError: that is more than there may be, or too little. Nothing was written.
+    """
+    left = length - size
+    if left < 0:
+        raise h11.LocalProtocolError("Too much data for declared Content-Length")
+    if left and not more_body:
+        raise h11.LocalProtocolError("Too little data for declared Content-Length")
+    return left
+
+
+def may_be_remembered(header: tuple[bytes, bytes], line: bytes) -> bool:
+    """Whether a header line is usual, and its header a key.
+
+    A client that can choose a header's value must not be able to fill the memory.
+    """
+    return (
+        len(line) <= LONGEST_LINE
+        and type(header) is tuple
+        and type(header[0]) is type(header[1]) is bytes
+        and header[0].lower() in COMMON
+    )
+
+
 def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     """A header that an application gave, as it is sent.
 
@@ -186,13 +213,7 @@ class ResponseHeads:
 
     def _learn(self, header: tuple[bytes, bytes]) -> Line:
         line = checked(header)
-        # A client that can choose a header's value must not be able to fill the memory.
-        if (
-            len(line[0]) <= LONGEST_LINE
-            and type(header) is tuple
-            and type(header[0]) is type(header[1]) is bytes
-            and header[0].lower() in COMMON
-        ):
+        if may_be_remembered(header, line[0]):
             if len(self._known) >= MOST_LINES:
                 self._known.clear()
             self._known[header] = line

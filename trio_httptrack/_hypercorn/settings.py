@@ -15,7 +15,7 @@ DEFAULTS: dict[str, float | bool] = {
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
     "h2c_upgrade": True,
-    "h2_max_overhead": 2**20,  # as in nginx
+    "h2_max_overhead": 2**20,
 }
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
