@@ -134,8 +134,8 @@ def test_a_command_that_fails_to_end_is_told_by_its_page(
 def test_the_reference_has_the_settings_as_they_are() -> None:
     """Each with its default; Hypercorn's too."""
     page = (DOCS / "reference" / "server.rst").read_text()
-    cells = re.findall(r"\* - ``(\w+)``\n     - ([\d.]+|True|False)\n", page)
-    rows = {name: literal_eval(default) for name, default in cells}
+    cells = re.findall(r"\* - ``(\w+)``\n     - ([\d.]+|True|False|none)\n", page)
+    rows = {name: literal_eval(default.capitalize()) for name, default in cells}
     assert {name: rows[name] for name in rows if name in DEFAULTS} == DEFAULTS
     hypercorns = {name: rows[name] for name in rows if name not in DEFAULTS}
     assert len(hypercorns) == 4

@@ -22,8 +22,8 @@ class Waiter:
 
 
 @asynccontextmanager
-async def running(seconds: float = 5) -> AsyncIterator[Timeout]:
-    timeout = Timeout(seconds)
+async def running(seconds: float = 5) -> AsyncIterator[Timeout[Waiter]]:
+    timeout = Timeout(seconds, Waiter.expire)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(timeout.run)
         yield timeout

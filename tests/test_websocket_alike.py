@@ -978,7 +978,9 @@ async def test_nothing_of_a_websocket_is_left_on_its_connection(
         client = Http2(await server.connect())
         await client.start()
         await wait_all_tasks_blocked()
-        tasks = len(connections[0]._nursery.child_tasks)
+        nursery = connections[0]._nursery
+        assert nursery is not None
+        tasks = len(nursery.child_tasks)
         for end in (closing(1000), frame(3), b""):
             stream_id = await client.websocket("/")
             if end:
@@ -987,7 +989,7 @@ async def test_nothing_of_a_websocket_is_left_on_its_connection(
                 client.h2.reset_stream(stream_id)
             await client.flush()
         await trio.sleep(10)
-        assert len(connections[0]._nursery.child_tasks) == tasks
+        assert len(nursery.child_tasks) == tasks
 
 
 # What may be sent when

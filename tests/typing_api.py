@@ -22,10 +22,12 @@ from starlette.applications import Starlette
 import trio_httptrack.config
 from trio_httptrack import (
     Conn,
+    ConnLimit,
     ConnState,
     ConnTracker,
     HijackTracker,
     LogTracker,
+    RequestInFlight,
     ShutdownReport,
     Stats,
     StatsTracker,
@@ -66,7 +68,9 @@ async def dict_app(
     conn = scope["extensions"]["httptrack"]
     assert isinstance(conn, Conn)
     assert_type(conn.draining, trio.Event)
-    await conn.draining.wait()
+    with conn.cancel_on_disconnect(scope, 3) as cancel_scope:
+        assert_type(cancel_scope, trio.CancelScope)
+        await conn.draining.wait()
 
 
 def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -120,6 +124,17 @@ def connection(conn: Conn) -> None:
     assert_type(ConnState(3).terminal, bool)
     assert_type({conn: str(conn.state)}, dict[Conn, str])
     assert_type(Conn(("192.0.2.7", 4711), ("192.0.2.1", 443), tls=True, opened_at=0.0), Conn)
+    assert_type(conn.drain(), None)
+    assert_type(conn.close("banned"), None)
+
+
+def in_flight(conn: Conn) -> None:
+    assert_type(conn.exchanges, tuple[RequestInFlight, ...])
+    for request in conn.exchanges:
+        assert_type(request.method + request.path, str)
+        assert_type(request.started_at, float)
+        assert_type(request.stream_id, int | None)
+        assert_type(request.response_begun or request.response_complete, bool)
 
 
 def numbers(stats: Stats) -> None:
@@ -144,8 +159,12 @@ async def trackers(conn: Conn) -> None:
     assert_type(hijacks.connections(), list[Conn])
     assert_type(await hijacks.wait(), None)
 
+    limits = ConnLimit(total=1000, per_client=10, prefix=(32, 56), exempt=["10.0.0.0/8"])
+    assert_type(limits.count, int)
+    assert_type(limits.refused, dict[str, int])
+
     logs = LogTracker(logging.getLogger("connections"), logging.DEBUG)
-    composed = compose(stats, hijacks, logs, *own, conns)
+    composed = compose(limits, stats, hijacks, logs, *own, conns)
     as_function: TrackerFunc = composed
     as_function.track(conn, ConnState.NEW)
     as_function(conn, ConnState.CLOSED)

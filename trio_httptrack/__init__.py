@@ -5,18 +5,21 @@ from ._conns import ConnTracker
 from ._hijacks import HijackTracker
 from ._hypercorn.hooks import hook, wrap
 from ._hypercorn.install import install
+from ._limits import ConnLimit
 from ._logs import LogTracker
 from ._server import TrackedServer, tracked_server
-from ._states import Conn, ConnState
+from ._states import Conn, ConnState, RequestInFlight
 from ._stats import Stats, StatsTracker
 from ._trackers import Tracker, TrackerFunc, compose
 
 __all__ = [
     "Conn",
+    "ConnLimit",
     "ConnState",
     "ConnTracker",
     "HijackTracker",
     "LogTracker",
+    "RequestInFlight",
     "ShutdownReport",
     "Stats",
     "StatsTracker",

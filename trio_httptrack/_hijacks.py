@@ -43,7 +43,7 @@ class HijackTracker(ProcessLocal):
 
         Of all trackers this one needs a :class:`Conn`, whose end it can wait for.
         """
-        if state is HIJACKED and conn not in self._conns:
+        if state is HIJACKED and conn not in self._conns and not conn._is_closed:
             conn._call_when_closed(self._forget)
             if not self._conns:
                 self._none_open = trio.Event()

@@ -14,6 +14,9 @@ socket wakes whatever reads or writes it; that is why writing may be shielded fr
 (an application that gives up on a ``send`` must not leave half a frame behind) and still always
 ends.
 
+Whoever has its ``Conn`` may close or drain it at any time, a tracker while it is told of a state
+included. So after a state was reported the connection may be closed, whatever it was before.
+
 No task waits for a deadline: the worker's timeouts tell a connection that its time is up. That
 is not the end yet. The loop may have been busy, and bytes that came in time may lie in the socket
 unread; so the reader looks once more, and only where nothing came does the connection close.
@@ -26,13 +29,22 @@ code can be interrupted as ever.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import trio
 
-from .._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
+from .._states import (
+    ACTIVE,
+    CLOSED,
+    HIJACKED,
+    IDLE,
+    NEW,
+    Conn,
+    ConnState,
+    RequestInFlight,
+)
 from .errors import TRAVELLING, split
 from .exchange import App, Exchange, LogAccess
 from .http1 import Http1
@@ -40,6 +52,7 @@ from .http2 import Http2
 from .http2_frames import PREFACE
 from .http2_headers import HeaderWriter
 from .kernel import Kernel
+from .pace import SLOW_REQUEST, SLOW_RESPONSE, Pace
 from .phases import (
     CLOSE,
     DRAIN,
@@ -56,9 +69,12 @@ from .phases import CLOSED as GONE
 from .response_head import ResponseHeads
 from .settings import Headers, Settings
 from .timeouts import Timeout
-from .transport import Expired, Parts, Socket, Transport
+from .transport import Expired, Parts, Socket, TooSlow, Transport
+from .websocket import WebSocket
 
 LINGER_TIMEOUT = 2.0  # seconds, in a drain
+REFUSAL_TIMEOUT = 1.0  # seconds for a client to read why it was refused
+MAX_REFUSED = 64  # connections of a worker that wait for that
 
 
 class Server(Protocol):
@@ -70,9 +86,11 @@ class Server(Protocol):
     connections: set[Connection]
     response_heads: ResponseHeads
     header_writer: HeaderWriter
-    handshake_timeout: Timeout
-    keep_alive_timeout: Timeout
-    drain_idle_timeout: Timeout
+    handshake_timeout: Timeout[Connection]
+    keep_alive_timeout: Timeout[Connection]
+    drain_idle_timeout: Timeout[Connection]
+    refusal_timeout: Timeout[Connection]
+    websocket_ping_timeout: Timeout[WebSocket] | None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -81,6 +99,12 @@ class Server(Protocol):
     @property
     def late(self) -> bool:
         """Whether it is the end of a drain."""
+
+    deadline: float
+    """When its shutdown ends by force; infinity before it begins."""
+
+    def age_timeout(self) -> Timeout[Connection] | None:
+        """That for a new connection's age, if there is one."""
 
     def track(self, conn: Conn, state: ConnState) -> None:
         """Report a state. Never raises."""
@@ -99,6 +123,8 @@ class Server(Protocol):
 
     async def log_flood(self, what: str, conn: Conn) -> None: ...
 
+    async def log_timeout(self, request: RequestInFlight, conn: Conn) -> None: ...
+
     log_access: LogAccess | None
 
 
@@ -107,6 +133,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_age",
         "_all_exchanges_ended",
         "_exchanges",
         "_expiry",
@@ -115,6 +142,7 @@ class Connection:
         "_nursery",
         "_overdue",
         "_parked",
+        "_reported",
         "_server",
         "_timeout",
         "_transport",
@@ -125,9 +153,8 @@ class Connection:
         "requests_left",
         "response_heads",
         "settings",
+        "websocket_ping_timeout",
     )
-
-    _nursery: trio.Nursery
 
     def __init__(
         self,
@@ -142,13 +169,19 @@ class Connection:
         self.response_heads = server.response_heads
         self.header_writer = server.header_writer
         self.log_access = server.log_access
-        self._transport = Transport(socket, server.kernel, ssl_context)
+        self.websocket_ping_timeout = server.websocket_ping_timeout
+        self._transport = Transport(
+            socket, server.kernel, ssl_context, server.settings.min_response_rate
+        )
+        self._nursery: trio.Nursery | None = None  # while it runs
         self._http1: Http1 | None = None
         self._http2: Http2 | None = None
         self._exchanges: dict[Exchange, None] = {}  # a set in the order of their requests
         self._all_exchanges_ended: trio.Event | None = None
-        self._timeout: Timeout | None = None
+        self._timeout: Timeout[Connection] | None = None
+        self._age: Timeout[Connection] | None = None
         self._expiry: str | None = None  # the reason for closing, when it is overdue
+        self._reported: ConnState | None = None  # which state all trackers know of
         self._overdue = False
         self._parked: trio.CancelScope | None = None
         self.phase: Phase = OPEN
@@ -156,14 +189,24 @@ class Connection:
         self.conn = Conn(
             client, address, tls=ssl_context is not None, opened_at=trio.current_time()
         )
+        self.conn._controls = self
         server.connections.add(self)
-        server.track(self.conn, NEW)
+        self._enter(NEW)
+        if self.phase.reads:
+            self._age = server.age_timeout()
+            if self._age is not None:
+                self._age.begin(self, self.conn.opened_at)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Serve it. Must be run once, even if cancelled: it closes the socket."""
+        """Serve it. Must be run once, even if cancelled: it closes the socket.
+
+        But need not be where the phase does not read: a tracker has closed it, or refused it.
+        """
         try:
             async with trio.open_nursery() as self._nursery:
+                if self.phase is DRAINING:  # since before there was a task for it
+                    self._drain()
                 await self._contain(self._serve)
                 # A handler may go on when nothing can be read any more: its client may still
                 # read, or it has something of its own to finish. Everything else in the nursery
@@ -175,15 +218,19 @@ class Connection:
                 self._nursery.cancel_scope.cancel()
         finally:
             self.close()
-            self._server.forget(self)
-            # They know us, too. Break the cycles, so that all is freed at once.
-            self._http1 = self._http2 = None
-            del self._nursery
+            self._nursery = None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._server.forget(self)
+        # They know us, too. Break the cycles, so that all is freed at once.
+        self._http1 = self._http2 = None
+        self.conn._controls = None
 
     # The reader
 
     async def _serve(self) -> None:
-        alpn = await self._handshake() if self.conn.tls else None
+        alpn = await self._handshake() if self.conn.tls and self.phase.reads else None
         if self.phase.reads:
             self._wait_for(
                 self._server.keep_alive_timeout, "request_headers_timeout", trio.current_time()
@@ -238,19 +285,20 @@ class Connection:
         assert self._http2 is not None
         await self._http2.run(data)
 
-    async def receive(self, *, owed: bool = False) -> bytes:
+    async def receive(self, *, owed: bool = False, pace: Pace | None = None) -> bytes:
         """The next bytes; none at the peer's end, or if the connection was closed meanwhile.
 
         Args:
           owed: whether they belong to a request that has begun, so that ``read_timeout`` holds.
+          pace: that of the request's body, if it has one to keep.
         """
         while True:
             # Each exception below is an end, and where there is one, there may have been another
             # before: closing the socket is what wakes a reader, so ClosedResourceError means that
             # somebody else has seen to everything already.
             try:
-                if owed and self.settings.read_timeout:
-                    data = await self._receive_soon(self.settings.read_timeout)
+                if owed and (self.settings.read_timeout or pace is not None):
+                    data = await self._receive_in_time(pace)
                 else:
                     data = await self._transport.receive()
             except Expired:
@@ -264,15 +312,26 @@ class Connection:
             if not data or not self.phase.discards:
                 return data
 
-    async def _receive_soon(self, seconds: float) -> bytes:
-        with trio.move_on_after(seconds):
-            return await self._transport.receive()
-        reason, self._expiry = self._expiry, "read_timeout"
-        self._transport.expire()
-        data = await self._transport.receive()
-        self._expiry = reason
-        if not self._overdue:  # else the connection's own deadline has passed, too
-            self._transport.renew()
+    async def _receive_in_time(self, pace: Pace | None) -> bytes:
+        now = trio.current_time()
+        reason: str | None = "read_timeout"
+        due = now + (self.settings.read_timeout or float("inf"))
+        if pace is not None:
+            pace.resume(now)
+            if pace.due < due:
+                due, reason = pace.due, SLOW_REQUEST
+        with trio.CancelScope(deadline=due) as scope:
+            data = await self._transport.receive()
+        if scope.cancelled_caught:
+            reason, self._expiry = self._expiry, reason
+            self._transport.expire()
+            data = await self._transport.receive()
+            self._expiry = reason
+            if not self._overdue:  # else the connection's own deadline has passed, too
+                self._transport.renew()
+        if pace is not None:
+            pace.pause(trio.current_time())
+            pace.moved += len(data)
         return data
 
     async def _read_all(self) -> None:
@@ -288,6 +347,9 @@ class Connection:
             self.close(orderly=not self._exchanges)
         for exchange in self._exchanges:
             exchange.disconnect()
+        if self.phase is HALF_CLOSED:
+            with self.parked(end=False):  # the client may still vanish
+                await trio.sleep_forever()
 
     @contextmanager
     def parked(self, *, end: bool) -> Iterator[None]:
@@ -321,8 +383,12 @@ class Connection:
     @property
     def cancelled(self) -> bool:
         """Whether the connection's tasks are to end now, whatever they are doing."""
-        nursery = getattr(self, "_nursery", None)  # which is gone when the connection has ended
-        return nursery is not None and nursery.cancel_scope.cancel_called
+        return self._nursery is not None and self._nursery.cancel_scope.cancel_called
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether all connections of the server drain, which has a deadline of its own."""
+        return self._server.deadline < float("inf")
 
     @property
     def last(self) -> bool:
@@ -348,14 +414,25 @@ class Connection:
         if self.phase.writes:
             try:
                 await self._transport.send(parts)
+            except TooSlow:
+                self.close(SLOW_RESPONSE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.close("connection_reset")
 
-    def begin_request(self) -> None:
-        """A request's head has been read."""
+    @property
+    def unsent(self) -> int:
+        """How many bytes the client's system has not taken yet."""
+        return self._transport.unsent
+
+    def begin_request(self) -> bool:
+        """A request's head has been read. Returns whether it is to be handled.
+
+        It is not if a tracker, told that the connection is active, has closed it.
+        """
         self.requests_left -= 1
         self.activate()
         self._server.mark_request()
+        return self.phase.reads
 
     def activate(self) -> None:
         """There is a request in flight."""
@@ -378,10 +455,12 @@ class Connection:
             exchange.disconnect()
         if exchange.drains and self.phase is DRAINING:
             self.spawn(exchange.drain)
+        assert self._nursery is not None
         self._nursery.start_soon(self._run_exchange, exchange, name="trio_httptrack exchange")
 
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run something that ends, at the latest, with the connection."""
+        assert self._nursery is not None
         self._nursery.start_soon(self._contain, func, *args)
 
     @trio.lowlevel.enable_ki_protection
@@ -390,7 +469,11 @@ class Connection:
         # whenever the application waits for something.
         try:
             try:
-                await exchange.call(self._server.app)
+                settings = self.settings
+                if settings.request_timeout is None and settings.cancel_on_disconnect is None:
+                    await exchange.call(self._server.app)
+                else:
+                    await exchange.call_limited(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
             await exchange.end()
@@ -409,9 +492,10 @@ class Connection:
             self.close(orderly=True)
         elif self.conn.state is ACTIVE:
             self._enter(IDLE)
-            self._wait_for(
-                self._server.keep_alive_timeout, "keep_alive_timeout", self.conn.state_since
-            )
+            if self.phase.reads:
+                self._wait_for(
+                    self._server.keep_alive_timeout, "keep_alive_timeout", self.conn.state_since
+                )
 
     def hijack(self) -> None:
         """It does not speak HTTP any more."""
@@ -424,26 +508,78 @@ class Connection:
     async def log_flood(self, what: str) -> None:
         await self._server.log_flood(what, self.conn)
 
+    async def log_timeout(self, request: RequestInFlight) -> None:
+        await self._server.log_timeout(request, self.conn)
+
+    def note_reason(self, reason: str) -> None:
+        """The connection ends soon, and this is why."""
+        self.conn.close_reason = reason
+
     @property
     def handlers(self) -> int:
         """How many exchanges have an application that runs."""
         return len(self._exchanges)
 
-    @property
-    def path(self) -> str | None:
-        """That of the oldest request in flight, if there is one."""
-        return next((exchange.path for exchange in self._exchanges), None)
+    # What its Conn calls
+
+    def requests_in_flight(self) -> tuple[RequestInFlight, ...]:
+        requests = [exchange.snapshot() for exchange in self._exchanges]
+        if self._http2 is not None:
+            requests += self._http2.waiting_requests()
+        return tuple(requests)
+
+    def find(self, scope: Mapping[str, Any]) -> Exchange:
+        """The exchange of a scope, which may be a copy, of which no part is a copy, too."""
+        for exchange in self._exchanges:
+            if any(scope.get(name) is exchange.scope[name] for name in ("extensions", "headers")):
+                return exchange
+        raise ValueError(f"this scope is not of a request in flight on {self.conn}")
+
+    def refuse(self, status: int, reason: str, retry_after: int) -> bool:
+        """Turn it away before anything was read; return whether that was still to be done.
+
+        It never gets a task, which would cost several times as much as all of this. What the
+        client sends is thrown away for a short time: were the socket closed at once, a reset for
+        its request could destroy the response. Under TLS it is just closed.
+        """
+        if self._reported is not None or not self.phase.reads:
+            return False
+        self.conn.close_reason = reason
+        if not self.conn.tls:
+            headers = [(b"retry-after", b"%d" % retry_after), (b"content-length", b"0")]
+            head, _, _ = self.response_heads.render(
+                status, headers, http11=True, to_head=False, last=True, client_closes=False
+            )
+            self.write_now([head])
+            timeout = self._server.refusal_timeout
+            if self.phase is OPEN and len(timeout) < MAX_REFUSED:
+                self.phase = after(self.phase, OWN_END)
+                self._timeout = timeout
+                timeout.begin(self, trio.current_time())
+                self._transport.discard(self.close)
+                return True
+        self.close(reason)
+        return True
 
     # States and deadlines
 
     def _enter(self, state: ConnState) -> None:
-        """Report a state, which must be one that ``TRANSITIONS`` has."""
+        """Report a state, which must be one that ``TRANSITIONS`` has.
+
+        If a tracker closes the connection meanwhile, that is reported when all the others know of
+        this state, too.
+        """
         conn = self.conn
         conn.state = state
         conn.state_since = trio.current_time()
-        self._server.track(conn, state)
+        try:
+            self._server.track(conn, state)
+        finally:
+            self._reported = state
+            if self.phase is GONE and state < HIJACKED:
+                self._enter(CLOSED)
 
-    def _wait_for(self, timeout: Timeout, reason: str | None, now: float) -> None:
+    def _wait_for(self, timeout: Timeout[Connection], reason: str | None, now: float) -> None:
         """Close the connection unless it becomes active in time.
 
         In a drain its own, shorter times hold, and HTTP/2 ends by other rules.
@@ -503,21 +639,31 @@ class Connection:
     def _close_expired(self) -> None:
         if self._http2 is not None:
             self._http2.send_goaway()
+        elif self._http1 is not None and self._expiry == SLOW_REQUEST:
+            self._http1.refuse_slow_request()
         self.close(self._expiry, orderly=True)
 
     # The end
 
-    def drain(self) -> None:
+    def grow_old(self) -> None:
+        """It has reached its age."""
+        self.drain("max_connection_age")
+
+    def drain(self, reason: str | None = None) -> None:
         """Begin to end: no request is to follow those that are on their way."""
         if self.phase is GONE:
             return
+        if self._nursery is None and self.phase.discards:  # it was refused
+            self.close()
+            return
+        self.conn.close_reason = self.conn.close_reason or reason
         was, self.phase = self.phase, after(self.phase, DRAIN)
         if self.phase is was is DRAINING:
             return  # a connection that has had its share of requests drains before its server does
         self.conn._mark_draining()
         if self.phase is LEAVING and was is not LEAVING:
             self.spawn(self._leave)
-        elif self.phase is DRAINING:
+        elif self.phase is DRAINING and self._nursery is not None:
             self._drain()
 
     def _drain(self) -> None:
@@ -552,7 +698,7 @@ class Connection:
         """
         if not self.phase.writes:
             return
-        self.conn.close_reason = reason
+        self.conn.close_reason = reason or self.conn.close_reason
         linger = linger or (surprise and self._transport.in_flight > 0)
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
@@ -592,14 +738,21 @@ class Connection:
         # and a tracker that closes it again must find nothing to do. The report is last, because
         # a tracker may look at anything, and it must be the last word (``wait_closed`` included).
         self.phase = after(self.phase, CLOSE)
-        self.conn.close_reason = reason or self.conn.close_reason
+        conn = self.conn
+        conn.close_reason = reason or conn.close_reason
         self._transport.close(orderly=orderly)
         self._forget_timeout()
+        if self._age is not None:
+            self._age.end(self)
         if self._parked is not None:
             self._parked.cancel()
-        self.conn._mark_closed()
-        if self.conn.state is not HIJACKED:
+        for exchange in self._exchanges:
+            exchange.lose_client()
+        conn._mark_closed()
+        if self._reported is conn.state is not HIJACKED:  # else when that was reported
             self._enter(CLOSED)
+        if self._nursery is None:
+            self._forget()
 
     @trio.lowlevel.enable_ki_protection
     async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
@@ -616,6 +769,7 @@ class Connection:
             self.close("internal_error")
             await self._server.log_contained(contained, self.conn)
         # With the transport closed, even a shielded write returns; so the nursery ends soon.
+        assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
         if travels is not None:
             # A cancellation that came from outside is for this connection, and for those of the

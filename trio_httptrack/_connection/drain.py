@@ -110,7 +110,8 @@ def progress(connections: Collection[Connection]) -> str:
     states = Counter(each.conn.state for each in connections)
     oldest = min(connections, key=lambda each: each.conn.opened_at)
     age = trio.current_time() - oldest.conn.opened_at
-    path = "" if oldest.path is None else f" {oldest.path!r}"
+    requests = oldest.conn.exchanges
+    path = f" {requests[0].path!r}" if requests else ""
     return (
         f"{len(connections)} connection{'s' * (len(connections) > 1)} left "
         f"({', '.join(f'{state} {states[state]}' for state in sorted(states))}); "

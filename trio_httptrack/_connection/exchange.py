@@ -18,14 +18,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
-from time import time
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
-from .._states import Conn
+from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_in
 from .errors import TRAVELLING, PeerGone, UnexpectedMessage, split
 from .phases import Phase
 from .response_head import NO_CONTENT, valid
@@ -56,6 +55,8 @@ class Connection(Protocol):
 
     async def log_application_error(self, error: BaseException, path: str) -> None: ...
 
+    async def log_timeout(self, request: RequestInFlight) -> None: ...
+
     log_access: LogAccess | None
     """None where nobody reads it."""
 
@@ -65,6 +66,10 @@ class Stream(Protocol):
 
     Where the peer is gone all of these do nothing.
     """
+
+    @property
+    def id(self) -> int | None:
+        """The number of an HTTP/2 stream."""
 
     @property
     def survives_disconnect(self) -> bool:
@@ -88,6 +93,12 @@ class Stream(Protocol):
 
     async def abandon(self) -> None:
         """Tell the client that nothing more will come of this response."""
+
+    def note_reason(self, reason: str) -> None:
+        """If the connection ends with this response, this is why."""
+
+    def probe(self) -> None:
+        """Find out whether a client that has ended its side still reads."""
 
 
 def base_scope(
@@ -121,11 +132,15 @@ class Exchange:
         "_ended",
         "_events",
         "_failed",
+        "_gone",
+        "_limit",
         "_lost",
         "_max_queue_size",
         "_started",
         "_stream",
+        "_timed_out",
         "_told",
+        "_when_gone",
         "scope",
     )
 
@@ -136,7 +151,12 @@ class Exchange:
     """Whether it has to be told when the connection drains."""
 
     def __init__(
-        self, connection: Connection, stream: Any, scope: Scope, max_queue_size: int
+        self,
+        connection: Connection,
+        stream: Any,
+        scope: Scope,
+        max_queue_size: int,
+        started: float,
     ) -> None:
         self.scope = scope
         self._connection = connection
@@ -148,13 +168,33 @@ class Exchange:
         self._told = False  # that the peer has gone
         self._ended = False
         self._failed = False
-        self._lost = False
-        self._started = time()
+        self._timed_out = False
+        self._lost = 0  # the status code of a response that was not the application's
+        self._gone = False  # the client is, and the response was not complete
+        self._when_gone: dict[trio.CancelScope, float] | None = None  # what it cancels, and when
+        self._limit: trio.CancelScope | None = None  # around the application
+        self._started = started
 
     @property
     def path(self) -> str:
         path: str = self.scope["path"]
         return path
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope["method"]
+        return method
+
+    def snapshot(self) -> RequestInFlight:
+        """What it is doing now."""
+        return RequestInFlight(
+            method=self.method,
+            path=self.path[:PATH_LENGTH],
+            started_at=self._started,
+            stream_id=self._stream.id,
+            response_begun=self.begun,
+            response_complete=self.complete,
+        )
 
     # The protocol's side
 
@@ -188,11 +228,38 @@ class Exchange:
         if self._disconnect is None:
             self._disconnect = event or self.disconnected
             self.notify()
+            if self._when_gone and not self._lost:
+                self._stream.probe()
 
-    def lose(self) -> None:
-        """Its response is given up: its client has been told something else."""
-        self._lost = True
+    def lose(self, status: int) -> None:
+        """Its response is given up: its client is told something else."""
+        self._lost = status
         self.disconnect()
+        self.lose_client()
+
+    def lose_client(self) -> None:
+        """Nobody reads the response any more."""
+        if not (self._gone or self.idle):
+            self._gone = True
+            if self._when_gone:
+                for cancel_scope, seconds in self._when_gone.items():
+                    cancel_in(cancel_scope, seconds)
+
+    def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
+        """Cancel it so many seconds after the client has gone; soon, if it has already."""
+        if self._gone:
+            cancel_in(cancel_scope, seconds)
+            return
+        if self._when_gone is None:
+            self._when_gone = {}
+        self._when_gone[cancel_scope] = seconds
+        if self._disconnect is not None:
+            self._stream.probe()
+
+    def forget(self, cancel_scope: trio.CancelScope) -> None:
+        """Do not cancel it any more."""
+        if self._when_gone is not None:
+            self._when_gone.pop(cancel_scope, None)
 
     async def _change(self) -> None:
         if self._changed is None:
@@ -272,6 +339,27 @@ class Exchange:
         """Run the application."""
         await app(self.scope, self.receive, self.send)
 
+    async def call_limited(self, app: App) -> None:
+        """Run the application as long as its time and its client's patience allow."""
+        settings = self._connection.settings
+        with trio.CancelScope() as scope:
+            self._limit = scope
+            if settings.request_timeout is not None:
+                scope.deadline = self._started + settings.request_timeout
+            if settings.cancel_on_disconnect is not None:
+                self.cancel_when_gone(scope, settings.cancel_on_disconnect)
+            try:
+                await self.call(app)
+            finally:
+                self._limit = None
+                self.forget(scope)
+                self._timed_out = scope.cancel_called and not self._gone
+
+    def _lift_limit(self) -> None:
+        """The client has what it has waited for."""
+        if self._limit is not None:
+            self._limit.deadline = float("inf")
+
     async def fail(self, error: BaseException) -> None:
         """Handle what the application raised; what is meant for more than it is raised again."""
         travels, rest = split(error, TRAVELLING)
@@ -289,6 +377,9 @@ class Exchange:
         self._ended = True
         if not self.complete:
             self.notify()
+            if self._timed_out:
+                await self._connection.log_timeout(self.snapshot())
+                self._stream.note_reason("request_timeout")
             await self._end()
             self.disconnect()  # for a task that the application has left behind
 
@@ -297,14 +388,26 @@ class Exchange:
         """Whether everything is written: nothing is owed any more."""
         return False
 
+    @property
+    def begun(self) -> bool:
+        """Whether the application has begun to respond."""
+        raise NotImplementedError
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing more is to be expected of the application."""
+        return self.complete
+
     async def _end(self) -> None:
         raise NotImplementedError
 
     async def _log(self, response: Event | None) -> None:
         log_access = self._connection.log_access
         if log_access is not None:
-            await log_access(self.scope, response, time() - self._started)
+            await log_access(self.scope, response, trio.current_time() - self._started)
 
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's status code, for the access log only
 
 REQUEST, HELD, RESPONSE, TRAILERS, COMPLETE = (
     "before the response",
@@ -332,10 +435,11 @@ class HttpExchange(Exchange):
         stream: Stream,
         scope: Scope,
         max_queue_size: int,
+        started: float,
         *,
         body: bytes | None = None,
     ) -> None:
-        super().__init__(connection, stream, scope, max_queue_size)
+        super().__init__(connection, stream, scope, max_queue_size, started)
         self._whole = body  # all of it, if it is known from the start
         self._state = REQUEST
         self._status = 0
@@ -345,6 +449,10 @@ class HttpExchange(Exchange):
     @property
     def complete(self) -> bool:
         return self._state is COMPLETE
+
+    @property
+    def begun(self) -> bool:
+        return self._state is not REQUEST
 
     def _next(self) -> Event | None:
         if self._whole is not None:
@@ -405,6 +513,7 @@ class HttpExchange(Exchange):
 
     async def _complete(self) -> None:
         self._state = COMPLETE
+        self._lift_limit()
         self.disconnect()
         if self._connection.log_access is not None:
             await self._log({"status": self._status, "headers": self._headers})
@@ -421,14 +530,17 @@ class HttpExchange(Exchange):
 
     async def _end(self) -> None:
         unanswered = self._state is REQUEST or self._state is HELD
-        gave_up = self._told and self._state is REQUEST and not self._failed
+        failed = self._failed or self._timed_out
+        gave_up = self._told and self._state is REQUEST and not failed
         if unanswered and not gave_up and self._can_respond:
-            await self.respond_with_error(500)
+            await self.respond_with_error(504 if self._timed_out else 500)
         else:
             # A client that has gone gets nothing; one that has had a part must see the rest fail.
             self._state = COMPLETE
             await self._stream.abandon()
-            await self._log(None)
+            left = self._gone or gave_up
+            status = self._lost or (CLIENT_CLOSED_REQUEST if left else None)
+            await self._log({"status": status, "headers": []} if status else None)
 
     @property
     def _can_respond(self) -> bool:

@@ -32,6 +32,7 @@ from .http1_rules import (
     split_target,
     status_of,
 )
+from .pace import Pace
 from .request_head import read_request_head
 from .response_head import UNTIL_CLOSE, ResponseHeads, left_of, tokens
 from .settings import Headers
@@ -51,7 +52,11 @@ class Connection(websocket.Connection, Protocol):
     def last(self) -> bool:
         """Whether the response that begins now is the connection's last."""
 
-    async def receive(self, *, owed: bool = False) -> bytes:
+    @property
+    def unsent(self) -> int:
+        """How many bytes the client's system has not taken yet."""
+
+    async def receive(self, *, owed: bool = False, pace: Pace | None = None) -> bytes:
         """The next bytes; none at the peer's end, or if the connection was closed."""
 
     def write_now(self, parts: Parts) -> Parts | None:
@@ -63,11 +68,14 @@ class Connection(websocket.Connection, Protocol):
     def parked(self, *, end: bool) -> AbstractContextManager[None]:
         """To be put around every wait of the reader that is not for bytes."""
 
-    def begin_request(self) -> None:
-        """A request's head has been read."""
+    def begin_request(self) -> bool:
+        """A request's head has been read. Returns whether it is to be handled."""
 
     def start(self, exchange: Exchange) -> None:
         """Run an exchange's application in a task of its own."""
+
+    def note_reason(self, reason: str) -> None:
+        """The connection ends soon, and this is why."""
 
     def rest(self) -> None:
         """Every request has its response."""
@@ -95,12 +103,16 @@ class Http1:
         "_http11",
         "_keep_alive",
         "_overheard",
+        "_pace",
+        "_probed",
         "_responded",
         "_surprised",
         "_to_head",
         "_upgrading",
         "_written",
     )
+
+    id = None
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -112,6 +124,8 @@ class Http1:
         self._upgrading = False  # it is a WebSocket, or wants to be
         self._responded = False  # the response has begun
         self._framing = 0  # how much of it is to come, as ``response_head`` says it
+        self._pace: Pace | None = None  # that its body has to keep
+        self._probed = False  # its client was sent something to see if it still reads
         self._surprised = False  # the client did not know that it would be its last
         self._overheard = False  # something has come that nobody will read
         self._written: trio.Event | None = None  # what the reader waits for
@@ -175,7 +189,7 @@ class Http1:
             await self._feed(exchange, body, True)
         rest = b""
         while missing:
-            data = await self._connection.receive(owed=True)
+            data = await self._connection.receive(owed=True, pace=self._pace)
             if not data:
                 await self._cut_off()
                 return b""
@@ -202,19 +216,24 @@ class Http1:
         body: bytes | None,
     ) -> None:
         """Start the exchange of a request whose head has been read."""
-        connection = self._connection
-        connection.begin_request()
+        connection, settings = self._connection, self._connection.settings
+        if not connection.begin_request():
+            return
         scope = base_scope(connection, path, query, headers, version)
         scope["type"] = "http"
         scope["method"] = method
         self._to_head = method == "HEAD"
         self._body_left = body is None
-        self._responded = False
+        if body is None and settings.min_request_rate is not None:
+            self._pace = Pace(settings.min_request_rate)
+        self._responded = self._probed = False
+        # A connection that speaks HTTP/1 becomes active anew with each request.
+        started = connection.conn.state_since
         exchange = HttpExchange(
-            connection, self, scope, connection.settings.max_queue_size, body=body
+            connection, self, scope, settings.max_queue_size, started, body=body
         )
         self._exchange = exchange
-        if not is_served(headers, connection.settings):
+        if not is_served(headers, settings):
             await exchange.respond_with_error(404)
         else:
             connection.start(exchange)
@@ -233,7 +252,7 @@ class Http1:
         if self._exchange is not None:
             # Its handler may be about to respond, and this response may wait for room meanwhile.
             # There must not be two.
-            self._exchange.lose()
+            self._exchange.lose(status)
             if self._responded:
                 await self._connection.finish(linger=True)
                 return
@@ -243,6 +262,17 @@ class Http1:
         self._body_left = self._to_head = False
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await self.respond(status, headers, b"", False)
+
+    def refuse_slow_request(self) -> None:
+        """Its body comes too slowly: say so, if there is no response yet, before the end."""
+        if self._exchange is not None and not self._responded:
+            self._exchange.lose(408)
+            self._responded = True
+            headers = [(b"content-length", b"0")]
+            head, _, _ = self._connection.response_heads.render(
+                408, headers, http11=True, to_head=False, last=True, client_closes=False
+            )
+            self._connection.write_now([head])
 
     async def _cut_off(self) -> None:
         """The client has ended its side in the middle of a request."""
@@ -352,7 +382,7 @@ class Http1:
             if chunks.complete:
                 await self._feed(exchange, b"", False)
                 return chunks.rest
-            data = await self._connection.receive(owed=True)
+            data = await self._connection.receive(owed=True, pace=self._pace)
             if not data:
                 await self._cut_off()
                 return b""
@@ -441,6 +471,22 @@ class Http1:
             self._exchange = None
             self._connection.close()
 
+    def note_reason(self, reason: str) -> None:
+        self._connection.note_reason(reason)
+
+    def probe(self) -> None:
+        """Find out whether a client that has ended its side still reads.
+
+        TCP says the same of a client that has closed and of one that only sends no more, until it
+        gets something: then the system of one that has closed responds with a reset. Before
+        the response nothing but an interim one can be sent. A client that has not asked for a
+        100 may discard it (RFC 9110, 15.2.1), and all do.
+        """
+        connection = self._connection
+        if self._http11 and not (self._responded or self._probed or connection.unsent):
+            self._probed = True
+            connection.write_now([connection.response_heads.interim(100)])
+
     @property
     def survives_disconnect(self) -> bool:
         return not self._upgrading
@@ -452,7 +498,8 @@ class Http1:
 
     async def _websocket(self, path: bytes, query: bytes, headers: Headers, data: bytes) -> None:
         connection = self._connection
-        connection.begin_request()
+        if not connection.begin_request():
+            return
         handshake = Handshake(headers, "1.1", connection.settings.websocket_max_message_size)
         scope = base_scope(connection, path, query, headers, "1.1")
         WebSocket.complete_scope(scope, handshake)
@@ -490,12 +537,16 @@ class Http1:
         self._exchange = None
         await self._connection.finish(linger=linger)
 
+    def cut_off(self, reason: str) -> None:
+        self._connection.close(reason)
+
     async def _h2c(
         self, method: bytes, target: bytes, fields: Headers, settings: bytes, data: bytes
     ) -> None:
         """RFC 7540, 3.2: the request is responded to as stream 1."""
         connection = self._connection
-        connection.begin_request()
+        if not connection.begin_request():
+            return
         own = connection.response_heads.own()
         switch = b"HTTP/1.1 101 \r\n%bconnection: upgrade\r\nupgrade: h2c\r\n\r\n" % own
         await connection.write([switch])

@@ -25,6 +25,7 @@ A flood ends the connection with ENHANCE_YOUR_CALM.
 
 from __future__ import annotations
 
+import math
 from base64 import urlsafe_b64decode
 from collections import deque
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from typing import Protocol
 
 import trio
 
-from .._states import ACTIVE, IDLE, Conn
+from .._states import ACTIVE, IDLE, Conn, RequestInFlight
 from . import http2_stream
 from .http2_compression import DEFAULT_TABLE_SIZE, NO_TABLE, header_block
 from .http2_frames import (
@@ -124,8 +125,8 @@ class Connection(http2_stream.Connection, Protocol):
     def parked(self, *, end: bool) -> AbstractContextManager[None]:
         """To be put around every wait of the reader that is not for bytes."""
 
-    def begin_request(self) -> None:
-        """A request's head has been read."""
+    def begin_request(self) -> bool:
+        """A request's head has been read. Returns whether it is to be handled."""
 
     def rest(self) -> None:
         """Every request has its response."""
@@ -172,6 +173,7 @@ class Http2:
         "_streams",
         "_taken",
         "_unowed",
+        "_watch",
         "_window",
         "connection",
         "header_writer",
@@ -203,6 +205,7 @@ class Http2:
         self._unowed: trio.CancelScope | None = None  # a read whose client owes nothing
         self._overhead = self._payload = 0  # bytes
         self._overhead_since = trio.current_time()
+        self._watch: trio.CancelScope | None = None  # until one of its clients may be too slow
         self._draining = False
         self._opened = trio.Event()  # another stream, in a drain
         self._last: int | None = None  # the last stream that is served, once that is certain
@@ -502,9 +505,10 @@ class Http2:
 
     def _start(self, stream: Stream) -> None:
         """Run a stream's handler, when its turn comes."""
+        if not self.connection.begin_request():
+            return
         self._streams[stream.id] = stream
         self._in_flight += 1
-        self.connection.begin_request()
         most = self.connection.settings.h2_max_streams
         if self.connection.handlers < most:
             stream.run()
@@ -519,6 +523,40 @@ class Http2:
             stream = self._queue.popleft()
             if not stream.closed:
                 stream.run()
+
+    def waiting_requests(self) -> list[RequestInFlight]:
+        """Those that wait for a handler to end."""
+        return [stream.snapshot() for stream in self._queue if not stream.closed]
+
+    def watch(self, due: float) -> None:
+        """See whether a client is too slow, then at the latest."""
+        if self._watch is None:
+            self._watch = trio.CancelScope(deadline=due)
+            self.connection.spawn(self._watch_paces)
+        elif due < self._watch.deadline:
+            self._watch.deadline = due
+
+    async def _watch_paces(self) -> None:
+        """Reset a stream whose client is too slow. The others go on."""
+        while self._watch is not None:
+            with self._watch:
+                await trio.sleep_forever()
+            now, reason = trio.current_time(), None
+            for stream in tuple(self._streams.values()):
+                if stream.due <= now:
+                    reason = stream.slow_reason
+                    self.reset(stream, ENHANCE_YOUR_CALM)
+            due = min((stream.due for stream in self._streams.values()), default=math.inf)
+            self._watch = None if due == math.inf else trio.CancelScope(deadline=due)
+            if reason is not None and not self._in_flight:
+                self.send_goaway(ENHANCE_YOUR_CALM, "too slow")
+                await self.connection.finish(linger=True, reason=reason)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End a stream whose client is of no use."""
+        self.output.add(reset_frame(stream.id, code))
+        self._drop(stream)
+        self.output.flush()
 
     def _check_priority(self, stream_id: int, payload: bytes) -> None:
         if NUMBER.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:

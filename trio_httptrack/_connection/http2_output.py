@@ -29,6 +29,7 @@ from .http2_frames import (
     END_STREAM,
     frame_header,
 )
+from .pace import Pace, Rate
 from .transport import Parts
 
 WRITE_SIZE = 2**16  # bytes of bodies in one write
@@ -65,10 +66,11 @@ class Body(Protocol):
 class Outbox:
     """What one stream has to send: its body, and how it ends."""
 
-    __slots__ = ("_changed", "_parts", "end", "queued", "size", "window")
+    __slots__ = ("_changed", "_parts", "end", "pace", "queued", "size", "window")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, rate: Rate | None = None) -> None:
         self.window = window
+        self.pace = None if rate is None else Pace(rate)  # that the client has to keep
         self._parts: deque[bytes | memoryview] | None = None
         self.size = 0
         self.end: bytes | None = None
@@ -81,11 +83,17 @@ class Outbox:
             self._parts = deque()
         self._parts.append(body)
         self.size += len(body)
+        if self.pace is not None:
+            self.pace.resume(trio.current_time())
 
     def take(self, size: int, parts: list[bytes | memoryview]) -> None:
         """Move so much of the body into ``parts``."""
         assert self._parts is not None
         self.size -= size
+        if self.pace is not None:
+            self.pace.moved += size
+            if not self.size:
+                self.pace.pause(trio.current_time())
         while size:
             part = self._parts.popleft()
             if len(part) > size:
@@ -99,7 +107,7 @@ class Outbox:
 
     def close(self) -> None:
         """Nothing more will be sent."""
-        self.end = None
+        self.end = self.pace = None
         self.size = 0
         self._parts = None
         self._wake()

@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
+from urllib.parse import unquote
 
 import trio
 
+from .._states import PATH_LENGTH, RequestInFlight
 from . import websocket
 from .errors import UnexpectedMessage
 from .exchange import (
@@ -33,6 +35,7 @@ from .exchange import (
 from .http1_rules import is_served
 from .http2_compression import header_block
 from .http2_frames import (
+    CANCEL,
     DEFAULT_WINDOW,
     FLOW_CONTROL_ERROR,
     INTERNAL_ERROR,
@@ -46,6 +49,7 @@ from .http2_frames import (
 )
 from .http2_headers import HeaderWriter, Request
 from .http2_output import Outbox, Output
+from .pace import SLOW_REQUEST, SLOW_RESPONSE, Pace
 from .response_head import NO_CONTENT, left_of
 from .settings import Headers
 from .websocket import WebSocket
@@ -78,6 +82,12 @@ class Http2(Protocol):
 
     def push(self, parent: Stream, fields: Headers) -> None:
         """Promise a response that was not requested, and make it, if the client wants any."""
+
+    def watch(self, due: float) -> None:
+        """See whether a client is too slow, then at the latest."""
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End a stream whose client is of no use."""
 
     def window_opened(self) -> None:
         """A client that has had to wait for a handler can go on."""
@@ -155,13 +165,17 @@ class Stream:
         "in_flight",
         "input_ended",
         "outbox",
+        "pace",
+        "started",
     )
 
     survives_disconnect = False
 
     def __init__(self, http2: Http2, stream_id: int, request: Request, window: int) -> None:
         self.id = stream_id
-        self.outbox = Outbox(window)
+        self.started = trio.current_time()
+        self.pace: Pace | None = None  # that the request's body has to keep
+        self.outbox = Outbox(window, http2.connection.settings.min_response_rate)
         self.exchange: Exchange | None = None  # until it has its turn
         self.in_flight = True  # its response is owed
         self.input_ended = False  # the request is complete
@@ -205,6 +219,12 @@ class Stream:
         else:
             self._input = body
         self.input_ended = end
+        if self.pace is not None:
+            self.pace.moved += length
+            if end:
+                self.pace = None
+            elif self._input_window <= 0:
+                self.pace.pause(trio.current_time())
         self._has_come()
 
     def end_input(self) -> None:
@@ -225,10 +245,12 @@ class Stream:
     def close(self) -> None:
         """It was reset, or its connection has ended: nothing more comes or goes."""
         self.closed = True
+        self.pace = None
         self.outbox.close()
         self._has_come()
         if self.exchange is not None:
             self.exchange.disconnect()
+            self.exchange.lose_client()
             self.exchange = None  # which knows us: break the cycle
 
     @property
@@ -251,6 +273,9 @@ class Stream:
             self._http2.output.flush_later()
             self._input_window += self._taken
             self._taken = 0
+            if self.pace is not None:
+                self.pace.resume(trio.current_time())
+                self._http2.watch(self.pace.due)
             self._http2.window_opened()
 
     def take(self) -> Event | None:
@@ -281,8 +306,14 @@ class Stream:
         if self.input_ended and not self._input:
             body, self._told = b"", True
         queue_size = connection.settings.max_queue_size  # of no use here: the window is the limit
-        exchange = Http2Exchange(connection, self, scope, queue_size, body=body)
+        exchange = Http2Exchange(connection, self, scope, queue_size, self.started, body=body)
         self.exchange = exchange
+        rate = connection.settings.min_request_rate
+        if rate is not None and not self.input_ended:
+            self.pace = Pace(rate)
+            if self._input_window > 0:
+                self.pace.resume(trio.current_time())
+                self._http2.watch(self.pace.due)
         if not is_served(request.headers, connection.settings):
             connection.spawn(exchange.respond_with_error, 404)
             return
@@ -326,9 +357,6 @@ class Stream:
 
     # The exchange's side: exchange.Stream and websocket.Stream
 
-    def waiting(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
     async def respond(self, status: int, headers: Headers, body: bytes, more_body: bool) -> None:
         if self.closed:
             return
@@ -370,6 +398,9 @@ class Stream:
             )
         self._http2.output.has_some(self)
         self._http2.flush()
+        pace = self.outbox.pace
+        if pace is not None and self.outbox.size:
+            self._http2.watch(pace.due)
         await self.outbox.wait_for_room()
 
     def _end(self, frames: bytes) -> None:
@@ -396,6 +427,41 @@ class Stream:
             self._end(reset_frame(self.id, INTERNAL_ERROR))
             self._http2.output.has_some(self)
             self._http2.flush()
+
+    def note_reason(self, reason: str) -> None:
+        """The connection goes on."""
+
+    def probe(self) -> None:
+        """A stream that has ended was reset, or its connection is gone."""
+
+    def cut_off(self, reason: str) -> None:
+        """Its WebSocket's client has vanished: give up this stream."""
+        self._http2.reset(self, CANCEL)
+
+    def waiting(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    @property
+    def due(self) -> float:
+        """When its client would be too slow, to send or to read."""
+        paces = self.pace, self.outbox.pace
+        return min((pace.due for pace in paces if pace is not None), default=float("inf"))
+
+    @property
+    def slow_reason(self) -> str:
+        """Which of the two it is."""
+        reads_late = self.outbox.pace is not None and self.outbox.pace.due == self.due
+        return SLOW_RESPONSE if reads_late else SLOW_REQUEST
+
+    def snapshot(self) -> RequestInFlight:
+        """What it is, while it waits for its handler's turn."""
+        request = self._request
+        return RequestInFlight(
+            method=request.method,
+            path=unquote(request.path.decode("ascii"))[:PATH_LENGTH],
+            started_at=self.started,
+            stream_id=self.id,
+        )
 
     def push(self, path: bytes, headers: Headers) -> None:
         if self.closed or self._ended or self.exchange is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from .pace import Rate
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -20,6 +22,24 @@ class Settings:
 
     read_timeout: float | None
     """How long a client may pause in the middle of a request."""
+
+    min_request_rate: Rate | None
+    """How fast a request's body must come."""
+
+    min_response_rate: Rate | None
+    """How fast what is written must be read."""
+
+    request_timeout: float | None
+    """How long a handler may take until its response is complete."""
+
+    cancel_on_disconnect: float | None
+    """How long a handler may go on when its client has gone; None for as long as it likes."""
+
+    max_connection_ages: Sequence[float]
+    """After how long a connection drains: each after one of these, if there are any."""
+
+    tcp_keepalive: float | None
+    """After how long a peer that the kernel hears nothing of has gone."""
 
     drain_idle_timeout: float
     drain_new_timeout: float
@@ -54,6 +74,9 @@ class Settings:
 
     websocket_max_message_size: int
     websocket_ping_interval: float | None
+
+    websocket_ping_timeout: float | None
+    """How long a WebSocket's client may be silent behind a ping."""
 
     root_path: str
     server_names: frozenset[str]

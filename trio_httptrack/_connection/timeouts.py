@@ -10,23 +10,22 @@ that it need not. So a request costs one move to the queue's end, and none out o
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import trio
 
-
-class Waiting(Protocol):
-    def expire(self) -> None:
-        """Called when it has waited for too long. Must not block."""
+Waiting = TypeVar("Waiting")
 
 
-class Timeout:
-    """Calls ``expire`` on whatever has waited for ``seconds``."""
+class Timeout(Generic[Waiting]):
+    """Calls ``expire`` with whatever has waited for ``seconds``. It must not block."""
 
-    __slots__ = ("_begun", "_due", "_seconds")
+    __slots__ = ("_begun", "_due", "_expire", "_seconds")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, expire: Callable[[Waiting], object]) -> None:
         self._seconds = seconds
+        self._expire = expire
         self._due: dict[Waiting, float] = {}
         self._begun: trio.Event | None = None  # while nothing waits
 
@@ -59,4 +58,4 @@ class Timeout:
                 await trio.sleep_until(due)
             else:
                 del self._due[waiting]
-                waiting.expire()
+                self._expire(waiting)

@@ -26,10 +26,12 @@ from typing import Any, Protocol
 import trio
 
 from .kernel import ENDED, READABLE, RESET, URGENT, Kernel
+from .pace import Pace, Rate
 
 MAX_RECEIVE = 2**16
 MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
 MAX_RECORD = 2**14  # bytes of one TLS record
+MAX_READ_AWAY = 16  # reads of what nobody wants to have
 
 Parts = Sequence[bytes | memoryview]
 
@@ -53,6 +55,10 @@ class Expired(Exception):
     """
 
 
+class TooSlow(trio.BrokenResourceError):
+    """The peer does not read fast enough what is written."""
+
+
 class Transport:
     """The server's end of a connection. One task may read; any may write, each in its turn."""
 
@@ -63,18 +69,28 @@ class Transport:
         "_gaps",
         "_hung_up",
         "_kernel",
+        "_min_rate",
         "_readable",
         "_reader",
         "_registered",
         "_sending",
         "_socket",
+        "_ssl_context",
         "_tls",
     )
 
-    def __init__(self, socket: Socket, kernel: Kernel, ssl_context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        kernel: Kernel,
+        ssl_context: ssl.SSLContext | None,
+        min_rate: Rate | None = None,
+    ) -> None:
         self._socket = socket
         self._kernel = kernel
-        self._tls = None if ssl_context is None else Tls(ssl_context)
+        self._min_rate = min_rate
+        self._ssl_context = ssl_context
+        self._tls: Tls | None = None  # once there is a handshake
         self._fileno = socket.fileno()
         self._readable = True  # perhaps: the first request mostly comes with its connection
         # Whether a read may stop before the last byte: at TCP's urgent mark, or behind a
@@ -100,9 +116,9 @@ class Transport:
           trio.BrokenResourceError: the handshake failed, or the peer has gone.
           trio.ClosedResourceError: the connection was closed, perhaps meanwhile.
         """
-        tls = self._tls
-        if tls is None:
+        if self._ssl_context is None:
             return None
+        tls = self._tls = Tls(self._ssl_context)
         established = False
         while not established:
             records = await self._read(MAX_RECORD)
@@ -269,6 +285,35 @@ class Transport:
         finally:
             self._hung_up = None
 
+    def discard(self, ended: Callable[[], object]) -> None:
+        """End our side, throw away what the peer still sends, and call ``ended`` at its end.
+
+        Without a task. For a connection that nobody has read from, nor will.
+        """
+        self._end_writing()
+        if not self._kernel.tells:
+            self._read_away()
+            ended()
+            return
+
+        def notice(events: int) -> None:
+            if self._read_away() or events & ENDED:
+                ended()
+
+        self._kernel.register(self._fileno, notice, READABLE)
+
+    def _read_away(self) -> bool:
+        """Read what is there; return whether that was the end."""
+        try:
+            for _ in range(MAX_READ_AWAY):
+                if not self._kernel.read(self._fileno, MAX_RECEIVE):
+                    return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True  # it does not stop
+
     def send_now(self, parts: Parts) -> Parts | None:
         """Write what there is room for, and return what is left of it; None if nothing is.
 
@@ -287,6 +332,7 @@ class Transport:
         """Write everything, also if cancelled meanwhile. A checkpoint only if it must wait.
 
         Raises:
+          TooSlow: the peer reads less than it must.
           trio.BrokenResourceError: the peer has gone.
           trio.ClosedResourceError: the connection was closed, perhaps meanwhile.
         """
@@ -325,9 +371,33 @@ class Transport:
 
     async def _write_all(self, parts: Parts) -> None:
         rest = self._write(parts)
+        if rest is not None and self._min_rate is not None:
+            await self._write_in_time(rest, self._min_rate)
+            return
         while rest is not None:
             await self._kernel.wait_writable(self._fileno)
             rest = self._write(rest)
+
+    async def _write_in_time(self, parts: Parts, rate: Rate) -> None:
+        """Write everything, as long as the peer reads fast enough.
+
+        What the kernel has taken is not read yet, and it takes a large part of its buffer at a
+        time: megabytes, which a slow peer may read for hours. What counts is what has left it.
+        """
+        pace = Pace(rate)
+        pace.resume(trio.current_time())
+        rest: Parts | None = parts
+        while rest is not None:
+            unsent, left = self.unsent, _size(rest)
+            with trio.CancelScope(deadline=pace.due) as late:
+                await self._kernel.wait_writable(self._fileno)
+            drained = unsent - self.unsent
+            pace.moved += drained
+            if late.cancelled_caught and pace.due <= trio.current_time():
+                raise TooSlow
+            rest = self._write(rest)
+            if not drained:  # not every system says what is unsent
+                pace.moved += left - _size(rest or ())
 
     def _write(self, parts: Parts) -> Parts | None:
         """Write as much as there is room for; return what is left of the parts.
@@ -401,6 +471,10 @@ class Transport:
     def _end_writing(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(SHUT_WR)
+
+
+def _size(parts: Parts) -> int:
+    return sum(map(len, parts))
 
 
 def _behind(parts: Parts, sent: int) -> Parts | None:

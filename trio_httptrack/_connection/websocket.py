@@ -25,6 +25,7 @@ from .errors import PeerGone, UnexpectedMessage
 from .exchange import Event, Exchange, Scope, validated
 from .response_head import NO_CONTENT
 from .settings import Headers, Settings
+from .timeouts import Timeout
 from .websocket_frames import Busy, Ended, Frames, Reply
 from .websocket_handshake import Handshake
 
@@ -39,6 +40,11 @@ class Connection(exchange.Connection, Protocol):
     """What a WebSocket needs of its connection."""
 
     settings: Settings
+    websocket_ping_timeout: Timeout[WebSocket] | None
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether all connections of the server drain, which has a deadline of its own."""
 
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run something that ends, at the latest, with the connection."""
@@ -58,6 +64,9 @@ class Stream(exchange.Stream, Protocol):
 
     async def release(self, *, linger: bool = False) -> None:
         """The WebSocket is over, whether or not its client is still sending."""
+
+    def cut_off(self, reason: str) -> None:
+        """Its client has vanished."""
 
 
 HANDSHAKE, RESPONSE, REFUSED, CONNECTED, CLOSED = (
@@ -79,9 +88,14 @@ class WebSocket(Exchange):
         "_finishing",
         "_frames",
         "_handshake",
+        "_heard",
+        "_ping_timeout",
+        "_pinged",
         "_settings",
         "_state",
     )
+
+    _connection: Connection
 
     disconnected = {"type": "websocket.disconnect", "code": NO_CLOSE_FRAME, "reason": ""}  # noqa: RUF012
 
@@ -89,7 +103,9 @@ class WebSocket(Exchange):
         self, connection: Connection, stream: Stream, scope: Scope, handshake: Handshake
     ) -> None:
         settings = connection.settings
-        super().__init__(connection, stream, scope, settings.max_queue_size)
+        # It is requested when the connection becomes active, or its stream is opened.
+        started = trio.current_time()
+        super().__init__(connection, stream, scope, settings.max_queue_size, started)
         self._settings = settings
         self._handshake = handshake
         self._frames: Frames | None = None  # once it is accepted
@@ -98,12 +114,22 @@ class WebSocket(Exchange):
         self._draining = False
         self._awaits_close_frame = False  # the client's, which ends the connection
         self._finishing = False  # its end has come, but not all before it is taken
+        self._ping_timeout = connection.websocket_ping_timeout
+        self._pinged = False  # and waits for something to come
+        self._heard = False  # that something has come since
 
     drains = True
 
     @property
+    def method(self) -> str:
+        return "CONNECT" if self.scope["http_version"] == "2" else "GET"
+
+    @property
+    def begun(self) -> bool:
+        return self._state is not HANDSHAKE
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing more is to be expected of the application."""
         return self._state is CLOSED or self._state is REFUSED
 
     @staticmethod
@@ -126,6 +152,7 @@ class WebSocket(Exchange):
     async def feed(self, data: bytes) -> None:
         """Handle what the client has sent."""
         frames = self._frames
+        self._heard = True
         if frames is None:
             if self._state is HANDSHAKE:  # it has not waited for the response
                 self.disconnect()
@@ -146,6 +173,7 @@ class WebSocket(Exchange):
                 broken = await self._finish(event)
         if frames.closed:
             await self._stream.release(linger=broken)
+            self.lose_client()
 
     async def _finish(self, ended: Ended) -> bool:
         """The client has closed, or, returning True, broken the protocol."""
@@ -174,17 +202,14 @@ class WebSocket(Exchange):
     def _expect_close_frame(self, frames: Frames) -> None:
         """We have sent ours: the client has as much time as an idle connection to reply."""
         self._awaits_close_frame = True
-        self._spawn(self._give_up, frames)
+        self._connection.spawn(self._give_up, frames)
 
     async def _give_up(self, frames: Frames) -> None:
         await trio.sleep(self._settings.keep_alive_timeout)
         if not frames.closed:
             self.disconnect()
             await self._stream.release()
-
-    def _spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
-        connection: Any = self._connection
-        connection.spawn(func, *args)
+            self.lose_client()
 
     async def drain(self) -> None:
         """Close it, now or as soon as it is accepted."""
@@ -193,7 +218,9 @@ class WebSocket(Exchange):
             code = self._settings.drain_websocket_code
             # Before the frame is written, lest the application's end is the reason.
             self.disconnect(closed(code, ""))
-            self._awaits_close_frame = True  # until the drain's own deadline
+            self._awaits_close_frame = True
+            if not self._connection.shutting_down:
+                self._expect_close_frame(self._frames)
             await self._stream.write_data(self._frames.close(code))
 
     # The application's side
@@ -228,7 +255,7 @@ class WebSocket(Exchange):
         self._state = CLOSED
         await self._stream.write_data(close_frame)
         await self._stream.end_data()
-        self._spawn(self._give_up, frames)
+        self._connection.spawn(self._give_up, frames)
 
     async def _send_message(self, event: Event) -> None:
         assert self._frames is not None
@@ -253,16 +280,33 @@ class WebSocket(Exchange):
         except Exception:  # nothing was written
             self._state, self._frames = HANDSHAKE, None
             raise
+        self._lift_limit()
         await self._log({"status": status, "headers": []})
         if self._settings.websocket_ping_interval is not None:
-            self._spawn(self._ping, frames, self._settings.websocket_ping_interval)
+            self._connection.spawn(self._ping, frames, self._settings.websocket_ping_interval)
         if self._draining:
             await self.drain()
 
     async def _ping(self, frames: Frames, interval: float) -> None:
+        timeout = self._ping_timeout
         while frames.open:
+            # Those that follow one that is unanswered give no more time for it.
+            if timeout is not None and (self._heard or not self._pinged):
+                self._pinged, self._heard = True, False
+                timeout.begin(self, trio.current_time())
             await self._stream.write_data(frames.ping())
             await trio.sleep(interval)
+
+    def miss_pong(self) -> None:
+        """It was pinged so long ago that there should have been a pong.
+
+        Whatever else has come says as well that the client is there: a pong has to wait behind a
+        long message. And it may be that it is we who do not read.
+        """
+        self._pinged = False
+        frames = self._frames
+        if frames is not None and frames.open and not (self._heard or self.full):
+            self._stream.cut_off("websocket_ping_timeout")
 
     async def _deny(self, event: Event) -> None:
         assert self._denial is not None
@@ -295,11 +339,13 @@ class WebSocket(Exchange):
 
     async def _end(self) -> None:
         state = self._state
+        if self._ping_timeout is not None:
+            self._ping_timeout.end(self)
         if self._finishing:
             return  # it is seen to already
         if state is HANDSHAKE:
             if self._connection.phase.writes and self._disconnect is None:
-                await self.respond_with_error(500)
+                await self.respond_with_error(504 if self._timed_out else 500)
             else:
                 await self._stream.abandon()
         elif state is RESPONSE:

@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -60,7 +61,13 @@ class Listener(Protocol):
 class SocketListener:
     """A listening socket, with or without TLS."""
 
-    def __init__(self, sock: socket.socket, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        ssl_context: ssl.SSLContext | None = None,
+        *,
+        keepalive: float | None = None,
+    ) -> None:
         self.socket = sock
         self._ssl_context = ssl_context
         sock.setblocking(False)
@@ -68,6 +75,8 @@ class SocketListener:
             # Accepted sockets inherit it. Trio also sets TCP_NOTSENT_LOWAT; with that a response
             # of 1 MiB takes five writes and two waits instead of one write.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            if keepalive is not None:
+                keep_alive(sock, keepalive)
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self, start: Start) -> None:
@@ -108,6 +117,24 @@ class SocketListener:
         return (address[0], address[1]) if inet else None
 
 
+def keep_alive(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel give up a peer of which it has heard nothing for so long.
+
+    It asks after half of the time, and then ten times in the other half. A system that lets us say
+    less does less.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+    idle, interval = max(1, round(seconds / 2)), max(1, round(seconds / 20))
+    for name, value in (
+        ("TCP_KEEPIDLE", idle),
+        ("TCP_KEEPALIVE", idle),  # which is macOS's name for it
+        ("TCP_KEEPINTVL", interval),
+        ("TCP_KEEPCNT", 10),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 async def serve_listeners(
     make_connection: Callable[[Accepted], Connection],
     listeners: list[Listener],
@@ -118,7 +145,8 @@ async def serve_listeners(
 
     def start(accepted: Accepted) -> Connection:
         connection = make_connection(accepted)
-        handler_nursery.start_soon(connection.run, name="trio_httptrack connection")
+        if connection.phase.reads:  # else a tracker has closed it
+            handler_nursery.start_soon(connection.run, name="trio_httptrack connection")
         return connection
 
     async with trio.open_nursery() as nursery:
@@ -126,15 +154,16 @@ async def serve_listeners(
             nursery.start_soon(listener.accept, start)
 
 
-def accepting(instead: Listener | None) -> SimpleNamespace:
+def accepting(instead: Listener | None, keepalive: float | None) -> SimpleNamespace:
     """Trio, as far as Hypercorn's ``worker_serve`` uses it.
 
     Args:
       instead: a listener that takes the place of all sockets.
+      keepalive: seconds after which a silent peer of a socket is given up, if it ever is.
     """
 
     def with_tls(listener: SocketListener, context: ssl.SSLContext, **_: object) -> SocketListener:
-        return SocketListener(listener.socket, context)
+        return SocketListener(listener.socket, context, keepalive=keepalive)
 
     async def serve(handler: Any, listeners: list[Listener], **kwargs: Any) -> None:
         await serve_listeners(handler, listeners if instead is None else [instead], **kwargs)
@@ -143,7 +172,7 @@ def accepting(instead: Listener | None) -> SimpleNamespace:
         **{
             **vars(trio),
             "socket": SimpleNamespace(from_stdlib_socket=lambda sock: sock),
-            "SocketListener": SocketListener,
+            "SocketListener": partial(SocketListener, keepalive=keepalive),
             "SSLListener": with_tls,
             "serve_listeners": serve,
         }

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from inspect import isroutine
 from typing import Any
 
 from hypercorn.config import Config
 
+from .._connection.pace import Rate
 from .._connection.settings import Settings
 
-# Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown.
-DEFAULTS: dict[str, float | bool] = {
+# Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown, the grace
+# period is Kestrel's, the jitter gRPC's, and the timeout for a pong that of uvicorn.
+DEFAULTS: dict[str, float | bool | None] = {
+    "cancel_on_disconnect": None,
     "drain_idle_timeout": 0.5,
     "drain_new_timeout": 5.0,
     "drain_websocket_code": 1012,
     "h2c_upgrade": True,
     "h2_max_overhead": 2**20,
+    "max_connection_age": None,
+    "max_connection_age_jitter": 0.1,
+    "min_rate_grace_period": 5.0,
+    "min_request_body_rate": None,
+    "min_response_rate": None,
+    "request_timeout": None,
+    "tcp_keepalive": 120,
+    "websocket_ping_timeout": 20.0,
 }
+JITTER_STEPS = 16
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -39,10 +52,23 @@ def settings_of(config: Config) -> Settings:
     overhead: Any = _setting(config, "h2_max_overhead")
     if not isinstance(overhead, int) or isinstance(overhead, bool) or overhead < 0:
         raise SettingError(f"h2_max_overhead must be bytes, 0 or more, not {overhead!r}")
+    if config.quic_bind:
+        raise SettingError(
+            "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it ends its "
+            "worker; remove it, and let a proxy such as Caddy speak HTTP/3 with clients"
+        )
     return Settings(
         keep_alive_timeout=config.keep_alive_timeout,
         handshake_timeout=config.ssl_handshake_timeout,
         read_timeout=config.read_timeout,
+        min_request_rate=_rate(config, "min_request_body_rate"),
+        min_response_rate=_rate(config, "min_response_rate"),
+        request_timeout=_limit(config, "request_timeout", "seconds, more than 0"),
+        cancel_on_disconnect=_limit(
+            config, "cancel_on_disconnect", "seconds, 0 or more", zero=True
+        ),
+        max_connection_ages=_ages(config),
+        tcp_keepalive=_limit(config, "tcp_keepalive", "seconds, more than 0"),
         drain_idle_timeout=_seconds(config, "drain_idle_timeout"),
         drain_new_timeout=_seconds(config, "drain_new_timeout"),
         drain_websocket_code=int(code),
@@ -57,6 +83,7 @@ def settings_of(config: Config) -> Settings:
         h2_max_overhead=overhead,
         websocket_max_message_size=config.websocket_max_message_size,
         websocket_ping_interval=config.websocket_ping_interval,
+        websocket_ping_timeout=_limit(config, "websocket_ping_timeout", "seconds, more than 0"),
         root_path=config.root_path,
         server_names=frozenset(config.server_names),
         server_headers=config.response_headers,
@@ -67,11 +94,49 @@ def _setting(config: Config, name: str) -> Any:
     return getattr(config, name, DEFAULTS[name])
 
 
+def _ages(config: Config) -> list[float]:
+    """The ages at which connections drain, of which each has one; none without a limit.
+
+    Steps instead of any number: connections of the same age are due in the order in which they
+    came, and cost no timer each.
+    """
+    age = _limit(config, "max_connection_age", "seconds, more than 0")
+    jitter = _setting(config, "max_connection_age_jitter")
+    if not _is_number(jitter) or not 0 <= jitter < 1:
+        raise SettingError(
+            "max_connection_age_jitter must be a share of the age, from 0 to below 1, "
+            f"not {jitter!r}"
+        )
+    if age is None:
+        return []
+    steps = JITTER_STEPS if jitter else 1
+    return [age * (1 + jitter * (2 * step + 1 - steps) / steps) for step in range(steps)]
+
+
+def _rate(config: Config, name: str) -> Rate | None:
+    grace_period = _seconds(config, "min_rate_grace_period")
+    rate = _limit(config, name, "bytes a second, more than 0")
+    return None if rate is None else Rate(rate, grace_period)
+
+
 def _seconds(config: Config, name: str) -> float:
     seconds = _setting(config, name)
-    if not isinstance(seconds, (int, float)) or not seconds >= 0:
+    if not _is_number(seconds) or not 0 <= seconds < math.inf:
         raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
-    return seconds
+    return float(seconds)
+
+
+def _limit(config: Config, name: str, unit: str, *, zero: bool = False) -> float | None:
+    limit = _setting(config, name)
+    if limit is None:
+        return None
+    if not _is_number(limit) or not (limit > 0 or (zero and limit == 0)) or limit == math.inf:
+        raise SettingError(f"{name} must be a number of {unit}, or None, not {limit!r}")
+    return float(limit)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_config(config: object) -> None:

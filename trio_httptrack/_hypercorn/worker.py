@@ -9,6 +9,7 @@ tracked or not, do not meet.
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from inspect import signature
 from types import CodeType, FunctionType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import trio
 from hypercorn.config import Config, Sockets
@@ -26,14 +27,15 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
 
-from .._connection.connection import Connection
+from .._connection.connection import REFUSAL_TIMEOUT, Connection
 from .._connection.drain import ShutdownReport, drain
 from .._connection.errors import ungrouped
 from .._connection.http2_headers import HeaderWriter
 from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
 from .._connection.timeouts import Timeout
-from .._states import PATH_LENGTH, Conn, ConnState
+from .._connection.websocket import WebSocket
+from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
 from .._trackers import Composed, compose
 from .accept import Accepted, Listener, accepting
@@ -70,6 +72,12 @@ def refuse_hypercorn() -> NoReturn:
     )
 
 
+class Service(Protocol):
+    """What runs beside the connections."""
+
+    async def run(self) -> None: ...
+
+
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
@@ -86,9 +94,16 @@ class Worker:
         self.settings = settings_of(self.config)
         self.response_heads = ResponseHeads(self.settings.server_headers)
         self.header_writer = HeaderWriter(self.settings.server_headers)
-        self.handshake_timeout = Timeout(self.settings.handshake_timeout)
-        self.keep_alive_timeout = Timeout(self.settings.keep_alive_timeout)
-        self.drain_idle_timeout = Timeout(self.settings.drain_idle_timeout)
+        self.handshake_timeout = self._timeout(self.settings.handshake_timeout)
+        self.keep_alive_timeout = self._timeout(self.settings.keep_alive_timeout)
+        self.drain_idle_timeout = self._timeout(self.settings.drain_idle_timeout)
+        self.refusal_timeout = self._timeout(REFUSAL_TIMEOUT)
+        ages = self.settings.max_connection_ages
+        self._ages = [Timeout(age, Connection.grow_old) for age in ages]
+        seconds = self.settings.websocket_ping_timeout
+        self.websocket_ping_timeout = (
+            None if seconds is None else Timeout(seconds, WebSocket.miss_pong)
+        )
         self.statsd = None if config.statsd_host is None else Statsd(config)
         self._tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
@@ -97,15 +112,27 @@ class Worker:
         self._nursery = nursery
         self._logged: set[object] = set()
         self._none_left = trio.lowlevel.ParkingLot()
-        for service in (
+        services: tuple[Service | None, ...] = (
             kernel,
             self.handshake_timeout,
             self.keep_alive_timeout,
             self.drain_idle_timeout,
+            self.refusal_timeout,
+            *self._ages,
+            self.websocket_ping_timeout,
             self.statsd,
-        ):
+        )
+        for service in services:
             if service is not None:
                 nursery.start_soon(service.run)
+
+    @staticmethod
+    def _timeout(seconds: float) -> Timeout[Connection]:
+        return Timeout(seconds, Connection.expire)
+
+    def age_timeout(self) -> Timeout[Connection] | None:
+        """That for a new connection's age, if there is one: any of those that the jitter allows."""
+        return random.choice(self._ages) if self._ages else None
 
     async def serve(
         self, app: AppWrapper, *, listener: Listener | None = None, **kwargs: Any
@@ -117,7 +144,7 @@ class Worker:
             "TCPServer": self.make_connection,
             "WorkerContext": self._make_context,
             "Lifespan": self.make_lifespan,
-            "trio": accepting(listener),
+            "trio": accepting(listener, self.settings.tcp_keepalive),
         }
         if listener is not None:
             kwargs["sockets"] = Sockets([], [], [])
@@ -226,6 +253,16 @@ class Worker:
     async def log_flood(self, what: str, conn: Conn) -> None:
         """Log that a client has asked for more than its share. Once for each connection."""
         await self.config.log.warning("A connection is closed for a flood (%s): %s", conn, what)
+
+    async def log_timeout(self, request: RequestInFlight, conn: Conn) -> None:
+        """Log that a handler took too long."""
+        await self.config.log.warning(
+            "A handler took longer than request_timeout, %s s, and was cancelled (%s, %s %r)",
+            self.settings.request_timeout,
+            conn,
+            request.method,
+            request.path,
+        )
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""

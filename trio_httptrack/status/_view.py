@@ -29,8 +29,14 @@ COLUMNS: dict[str, Callable[[Conn], Any]] = {
     "in_state": lambda conn: -conn.state_since,
     "age": lambda conn: -conn.opened_at,
     "requests": lambda conn: conn.requests,
-    "path": lambda conn: conn.path or "",
+    "path": lambda conn: path_of(conn) or "",
 }
+
+
+def path_of(conn: Conn) -> str | None:
+    """That of its oldest request in flight, or of its last request."""
+    requests = conn.exchanges
+    return requests[0].path if requests else conn.path
 
 
 def pages(connections: int) -> int:
@@ -182,5 +188,5 @@ def _row(conn: Conn, now: float) -> Row:
         in_state=round(now - conn.state_since, 3),
         age=round(now - conn.opened_at, 3),
         requests=conn.requests,
-        path=conn.path,
+        path=path_of(conn),
     )
