@@ -542,15 +542,11 @@ class Connection:
         client sends is thrown away for a short time: were the socket closed at once, a reset for
         its request could destroy the response. Under TLS it is just closed.
         """
-        if self._reported is not None or not self.phase.reads:
+        if not self.phase.reads:
             return False
         self.conn.close_reason = reason
         if not self.conn.tls:
-            headers = [(b"retry-after", b"%d" % retry_after), (b"content-length", b"0")]
-            head, _, _ = self.response_heads.render(
-                status, headers, http11=True, to_head=False, last=True, client_closes=False
-            )
-            self.write_now([head])
+            self.write_now([self.response_heads.refusal(status, retry_after)])
             timeout = self._server.refusal_timeout
             if self.phase is OPEN and len(timeout) < MAX_REFUSED:
                 self.phase = after(self.phase, OWN_END)

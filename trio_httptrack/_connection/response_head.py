@@ -156,6 +156,13 @@ class ResponseHeads:
         lines = [line for line, meaning, _ in known if meaning not in (LENGTH, CODING)]
         return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
 
+    def refusal(self, status: int, retry_after: int) -> bytes:
+        """The whole response to a connection that is refused, whatever it would have requested."""
+        return (
+            b"HTTP/1.1 %d \r\nretry-after: %d\r\ncontent-length: 0\r\n%bconnection: close\r\n\r\n"
+            % (status, retry_after, self.own())
+        )
+
     def render(
         self,
         status: int,

@@ -296,8 +296,8 @@ class Transport:
             ended()
             return
 
-        def notice(events: int) -> None:
-            if self._read_away() or events & ENDED:
+        def notice(_: int) -> None:
+            if self._read_away():
                 ended()
 
         self._kernel.register(self._fileno, notice, READABLE)

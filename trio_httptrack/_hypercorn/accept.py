@@ -71,7 +71,8 @@ class SocketListener:
         self.socket = sock
         self._ssl_context = ssl_context
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
+        self._inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+        if self._inet:
             # Accepted sockets inherit it. Trio also sets TCP_NOTSENT_LOWAT; with that a response
             # of 1 MiB takes five writes and two waits instead of one write.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
@@ -113,8 +114,7 @@ class SocketListener:
             )
 
     def _address(self, address: Any) -> Address | None:
-        inet = self.socket.family in (socket.AF_INET, socket.AF_INET6)
-        return (address[0], address[1]) if inet else None
+        return (address[0], address[1]) if self._inet else None
 
 
 def keep_alive(sock: socket.socket, seconds: float) -> None:
