@@ -106,6 +106,25 @@ def test_an_upgraded_connection_has_no_duration() -> None:
     assert upgraded == 1
 
 
+def test_each_reason_for_a_close_is_counted() -> None:
+    """That of an upgraded connection when its socket closes; a normal end has none."""
+    registry = CollectorRegistry()
+    tracker = PrometheusTracker(registry)
+    hijacked = Conn()
+    for state in (NEW, ACTIVE, HIJACKED):
+        tracker.track(*entered(hijacked, state, 5))
+    for reason in ("keep_alive_timeout", "keep_alive_timeout", "banned", None):
+        conn = Conn()
+        conn.close_reason = reason
+        tracker.track(conn, CLOSED)
+    counted = "connection_close_reasons_total"
+    expected = {f"{counted}{{keep_alive_timeout}}": 2, f"{counted}{{banned}}": 1}
+    now = scrape(registry)
+    assert {name: now[name] for name in now if name.startswith(counted)} == expected
+    hijacked.close("banned")
+    assert scrape(registry)[f"{counted}{{banned}}"] == 2
+
+
 async def test_it_is_a_stats_tracker() -> None:
     """With all that one has, and never a checkpoint."""
     tracker = PrometheusTracker(CollectorRegistry())

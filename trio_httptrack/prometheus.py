@@ -23,7 +23,7 @@ import trio
 
 from ._asgi import live, refuse_websocket
 from ._extra import needed
-from ._states import ACTIVE, CLOSED, IDLE, NEW, Conn, ConnState
+from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
 
 with needed("trio_httptrack.prometheus", extra="prometheus"):
@@ -49,6 +49,11 @@ TRANSITIONS = (
     "How often connections entered each state; the new ones were accepted.",
     ("state",),
 )
+REASONS = (
+    "httptrack_connection_close_reasons",
+    "How often connections were closed for a reason, and not because all was done.",
+    ("reason",),
+)
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
 LOCK_ATTEMPTS = 100
 LOCK = "httptrack_lock_"  # and the number of the process that holds it
@@ -64,6 +69,9 @@ class PrometheusTracker(StatsTracker):
     ``httptrack_connection_duration_seconds``
         Histogram: the lives of the connections that were closed. Upgraded ones are not
         among them: they leave HTTP as ``hijacked``.
+    ``httptrack_connection_close_reasons_total{reason="keep_alive_timeout|..."}``
+        Counter: how often a connection was closed for a reason: its
+        :attr:`~trio_httptrack.Conn.close_reason`, upgraded or not. A normal end has none.
 
     Args:
       registry: where they are registered; by default ``prometheus_client``'s own.
@@ -88,7 +96,7 @@ class PrometheusTracker(StatsTracker):
     ...
     """
 
-    __slots__ = ("_observe_duration", "_shared")
+    __slots__ = ("_observe_duration", "_reasons", "_shared")
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
@@ -100,14 +108,23 @@ class PrometheusTracker(StatsTracker):
             self._shared = _Shared(directory, registry, self._numbers)
         histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
         self._observe_duration = histogram.observe
+        self._reasons = Counter(*REASONS, registry=registry)
 
     def track(self, conn: Conn, state: ConnState) -> None:  # type: ignore[override]
         """Count one transition."""
         super().track(conn, state)
         if state is CLOSED:
             self._observe_duration(conn.state_since - conn.opened_at)
+            self._count_reason(conn)
+        elif state is HIJACKED:
+            conn._call_when_closed(self._count_reason)
         if self._shared is not None:
             self._shared.changed()
+
+
+    def _count_reason(self, conn: Conn) -> None:
+        if conn.close_reason is not None:
+            self._reasons.labels(conn.close_reason).inc()
 
 
 class MetricsApp:

@@ -22,6 +22,7 @@ from trio_httptrack import Stats
 
 from ..hypercorn_process import connect
 from ..reload import Load
+from ..support import reset
 from .prometheus_server import Prometheus
 from .target import Target, Worker, serving, total
 
@@ -79,6 +80,14 @@ class MixedLoad(Load):
                 with trio.move_on_after(0.3):
                     await stream.receive_some()
 
+    async def rude(self) -> None:
+        """Reset the connection in the middle of a request."""
+        while not self.stopping:
+            async with await connect(self.server.url) as stream:
+                await stream.send_all(b"GET / HT")
+                await trio.sleep(0.1)
+                reset(stream)
+
     async def run(self) -> None:
         """All of them until they are told to stop."""
         async with trio.open_nursery() as nursery:
@@ -86,6 +95,7 @@ class MixedLoad(Load):
                 nursery.start_soon(client)
                 nursery.start_soon(client)
             nursery.start_soon(self.httpx_http2)
+            nursery.start_soon(self.rude)
             for _ in range(3):
                 nursery.start_soon(self.silent)
 
