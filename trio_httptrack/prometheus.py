@@ -121,7 +121,6 @@ class PrometheusTracker(StatsTracker):
         if self._shared is not None:
             self._shared.changed()
 
-
     def _count_reason(self, conn: Conn) -> None:
         if conn.close_reason is not None:
             self._reasons.labels(conn.close_reason).inc()

@@ -52,6 +52,7 @@ from .http2 import Http2
 from .http2_frames import PREFACE
 from .http2_headers import HeaderWriter
 from .kernel import Kernel
+from .lanes import MAX_FREE, Lane
 from .pace import SLOW_REQUEST, SLOW_RESPONSE, Pace
 from .phases import (
     CLOSE,
@@ -90,6 +91,7 @@ class Server(Protocol):
     keep_alive_timeout: Timeout[Connection]
     drain_idle_timeout: Timeout[Connection]
     refusal_timeout: Timeout[Connection]
+    request_timeout: Timeout[Exchange] | None
     websocket_ping_timeout: Timeout[WebSocket] | None
 
     @property
@@ -137,12 +139,14 @@ class Connection:
         "_all_exchanges_ended",
         "_exchanges",
         "_expiry",
+        "_free_lanes",
         "_http1",
         "_http2",
         "_nursery",
         "_overdue",
         "_parked",
         "_reported",
+        "_request_timeout",
         "_server",
         "_timeout",
         "_transport",
@@ -170,6 +174,7 @@ class Connection:
         self.header_writer = server.header_writer
         self.log_access = server.log_access
         self.websocket_ping_timeout = server.websocket_ping_timeout
+        self._request_timeout = server.request_timeout
         self._transport = Transport(
             socket, server.kernel, ssl_context, server.settings.min_response_rate
         )
@@ -178,6 +183,7 @@ class Connection:
         self._http2: Http2 | None = None
         self._exchanges: dict[Exchange, None] = {}  # a set in the order of their requests
         self._all_exchanges_ended: trio.Event | None = None
+        self._free_lanes: list[Lane] = []
         self._timeout: Timeout[Connection] | None = None
         self._age: Timeout[Connection] | None = None
         self._expiry: str | None = None  # the reason for closing, when it is overdue
@@ -215,6 +221,8 @@ class Connection:
                     self._all_exchanges_ended = trio.Event()
                     await self._all_exchanges_ended.wait()
                 self.close(orderly=True)
+                for lane in self._free_lanes:
+                    lane.close()
                 self._nursery.cancel_scope.cancel()
         finally:
             self.close()
@@ -225,6 +233,7 @@ class Connection:
         self._server.forget(self)
         # They know us, too. Break the cycles, so that all is freed at once.
         self._http1 = self._http2 = None
+        self._free_lanes.clear()
         self.conn._controls = None
 
     # The reader
@@ -333,6 +342,15 @@ class Connection:
             pace.pause(trio.current_time())
             pace.moved += len(data)
         return data
+
+    async def look_again(self) -> None:
+        """Let the reader handle what has come, whether or not it knows of it.
+
+        Where the loop was busy, a deadline may be seen before the bytes that came in time for it.
+        """
+        self._transport.look_again()
+        for _ in range(2):  # the reader runs in the next scheduler step, maybe behind us
+            await trio.lowlevel.checkpoint()
 
     async def _read_all(self) -> None:
         """The reader has ended: nothing more will come of the client.
@@ -455,8 +473,47 @@ class Connection:
             exchange.disconnect()
         if exchange.drains and self.phase is DRAINING:
             self.spawn(exchange.drain)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._run_exchange, exchange, name="trio_httptrack exchange")
+        if self._request_timeout is None and self.settings.cancel_on_disconnect is None:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._run_exchange, exchange, name="trio_httptrack exchange")
+        else:
+            self._start_in_lane(exchange)
+
+    def _start_in_lane(self, exchange: Exchange) -> None:
+        """Run it where it can be cancelled by itself."""
+        if self._free_lanes:
+            lane = self._free_lanes.pop()
+            lane.start(exchange, self._run_exchange)
+        else:
+            lane = Lane(exchange)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._run_lane, lane, name="trio_httptrack exchange")
+        exchange.limit = lane.scope
+        if self._request_timeout is not None:
+            self._request_timeout.begin(exchange, trio.current_time())
+        if self.settings.cancel_on_disconnect is not None:
+            exchange.cancel_when_gone(lane.scope, self.settings.cancel_on_disconnect)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_lane(self, lane: Lane) -> None:
+        try:
+            await lane.run(self._run_exchange)
+            if lane.exchange is not None:  # it was cancelled, and has still to be ended
+                await lane.exchange.end()
+        except BaseException as error:
+            await self._fail(error)
+        finally:
+            if lane.exchange is not None:
+                self._handler_ended(lane.exchange)
+
+    def _disarm(self, exchange: Exchange, lane: Lane) -> bool:
+        """Its handler has ended: it must not be cancelled any more. Returns whether it was."""
+        if lane.scope.cancel_called:
+            return True
+        exchange.forget(lane.scope)
+        if lane.scope.deadline < float("inf"):
+            lane.scope.deadline = float("inf")
+        return False
 
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run something that ends, at the latest, with the connection."""
@@ -464,27 +521,42 @@ class Connection:
         self._nursery.start_soon(self._contain, func, *args)
 
     @trio.lowlevel.enable_ki_protection
-    async def _run_exchange(self, exchange: Exchange) -> None:
+    async def _run_exchange(self, exchange: Exchange, lane: Lane | None = None) -> None:
         # As few coroutines around the application's as there can be: each is passed through
         # whenever the application waits for something.
+        cancelled = False  # with its lane, which ends it then
         try:
             try:
-                settings = self.settings
-                if settings.request_timeout is None and settings.cancel_on_disconnect is None:
-                    await exchange.call(self._server.app)
-                else:
-                    await exchange.call_limited(self._server.app)
+                await exchange.call(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
-            await exchange.end()
+            cancelled = lane is not None and self._disarm(exchange, lane)
+            if not cancelled:
+                await exchange.end()
         except BaseException as error:
+            _, others = split(error, trio.Cancelled)
+            cancelled = others is None and lane is not None and lane.scope.cancel_called
+            if cancelled:
+                raise
             await self._fail(error)
         finally:
-            del self._exchanges[exchange]
-            if self._http2 is not None:
-                self._http2.handler_ended()
-            if self._all_exchanges_ended is not None and not self._exchanges:
-                self._all_exchanges_ended.set()
+            if not cancelled:
+                self._handler_ended(exchange)
+                if lane is not None:
+                    lane.exchange = None
+                    if self.phase.reads and len(self._free_lanes) < MAX_FREE:
+                        self._free_lanes.append(lane)
+                    else:
+                        lane.close()
+
+    def _handler_ended(self, exchange: Exchange) -> None:
+        del self._exchanges[exchange]
+        if self._request_timeout is not None:
+            self._request_timeout.end(exchange)
+        if self._http2 is not None:
+            self._http2.handler_ended()
+        if self._all_exchanges_ended is not None and not self._exchanges:
+            self._all_exchanges_ended.set()
 
     def rest(self) -> None:
         """Every request has its response."""
@@ -637,7 +709,9 @@ class Connection:
             self._http2.send_goaway()
         elif self._http1 is not None and self._expiry == SLOW_REQUEST:
             self._http1.refuse_slow_request()
-        self.close(self._expiry, orderly=True)
+        # A response without a length must not look as if it were complete.
+        cut = any(exchange.begun and not exchange.complete for exchange in self._exchanges)
+        self.close(self._expiry, orderly=not cut)
 
     # The end
 

@@ -97,6 +97,9 @@ class Stream(Protocol):
     def note_reason(self, reason: str) -> None:
         """If the connection ends with this response, this is why."""
 
+    def cut_off(self, reason: str) -> None:
+        """End it now, in the middle of whatever it is."""
+
     def probe(self) -> None:
         """Find out whether a client that has ended its side still reads."""
 
@@ -133,7 +136,6 @@ class Exchange:
         "_events",
         "_failed",
         "_gone",
-        "_limit",
         "_lost",
         "_max_queue_size",
         "_started",
@@ -141,6 +143,7 @@ class Exchange:
         "_timed_out",
         "_told",
         "_when_gone",
+        "limit",
         "scope",
     )
 
@@ -172,7 +175,9 @@ class Exchange:
         self._lost = 0  # the status code of a response that was not the application's
         self._gone = False  # the client is, and the response was not complete
         self._when_gone: dict[trio.CancelScope, float] | None = None  # what it cancels, and when
-        self._limit: trio.CancelScope | None = None  # around the application
+        self.limit: trio.CancelScope | None = None
+        """What is around the application, where it may have to be cancelled."""
+
         self._started = started
 
     @property
@@ -193,7 +198,7 @@ class Exchange:
             started_at=self._started,
             stream_id=self._stream.id,
             response_begun=self.begun,
-            response_complete=self.complete,
+            response_complete=self.idle,
         )
 
     # The protocol's side
@@ -255,6 +260,14 @@ class Exchange:
         self._when_gone[cancel_scope] = seconds
         if self._disconnect is not None:
             self._stream.probe()
+
+    def time_out(self) -> None:
+        """Its handler has taken too long, if somebody still waits for it."""
+        if self.limit is not None and not (self._ended or self.idle):
+            self._timed_out = True
+            self.limit.cancel()
+            if self._cannot_fail:  # it may be writing, which nothing but the end stops
+                self._stream.cut_off("request_timeout")
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
         """Do not cancel it any more."""
@@ -339,27 +352,6 @@ class Exchange:
         """Run the application."""
         await app(self.scope, self.receive, self.send)
 
-    async def call_limited(self, app: App) -> None:
-        """Run the application as long as its time and its client's patience allow."""
-        settings = self._connection.settings
-        with trio.CancelScope() as scope:
-            self._limit = scope
-            if settings.request_timeout is not None:
-                scope.deadline = self._started + settings.request_timeout
-            if settings.cancel_on_disconnect is not None:
-                self.cancel_when_gone(scope, settings.cancel_on_disconnect)
-            try:
-                await self.call(app)
-            finally:
-                self._limit = None
-                self.forget(scope)
-                self._timed_out = scope.cancel_called and not self._gone
-
-    def _lift_limit(self) -> None:
-        """The client has what it has waited for."""
-        if self._limit is not None:
-            self._limit.deadline = float("inf")
-
     async def fail(self, error: BaseException) -> None:
         """Handle what the application raised; what is meant for more than it is raised again."""
         travels, rest = split(error, TRAVELLING)
@@ -396,7 +388,12 @@ class Exchange:
     @property
     def idle(self) -> bool:
         """Whether nothing more is to be expected of the application."""
-        return self.complete
+        raise NotImplementedError
+
+    @property
+    def _cannot_fail(self) -> bool:
+        """Whether it is too late for another response."""
+        raise NotImplementedError
 
     async def _end(self) -> None:
         raise NotImplementedError
@@ -425,7 +422,7 @@ class HttpExchange(Exchange):
     write, and where the body never comes the response can still be a 500.
     """
 
-    __slots__ = ("_headers", "_state", "_status", "_trailers", "_whole")
+    __slots__ = ("_finished", "_headers", "_state", "_status", "_trailers", "_whole")
 
     disconnected = {"type": "http.disconnect"}  # noqa: RUF012
 
@@ -445,6 +442,7 @@ class HttpExchange(Exchange):
         self._status = 0
         self._headers: Headers = []
         self._trailers = False
+        self._finished = False  # and written: it is complete before that
 
     @property
     def complete(self) -> bool:
@@ -453,6 +451,14 @@ class HttpExchange(Exchange):
     @property
     def begun(self) -> bool:
         return self._state is not REQUEST
+
+    @property
+    def idle(self) -> bool:
+        return self._finished
+
+    @property
+    def _cannot_fail(self) -> bool:
+        return self._state is not REQUEST and self._state is not HELD
 
     def _next(self) -> Event | None:
         if self._whole is not None:
@@ -513,7 +519,7 @@ class HttpExchange(Exchange):
 
     async def _complete(self) -> None:
         self._state = COMPLETE
-        self._lift_limit()
+        self._finished = True
         self.disconnect()
         if self._connection.log_access is not None:
             await self._log({"status": self._status, "headers": self._headers})

@@ -186,6 +186,7 @@ class Http1:
         """Read the rest of a body whose length is known; return what came behind it."""
         exchange = self._exchange
         if body:
+            self._count(body)
             await self._feed(exchange, body, True)
         rest = b""
         while missing:
@@ -197,6 +198,11 @@ class Http1:
             missing -= len(body)
             await self._feed(exchange, body, missing > 0)
         return rest
+
+    def _count(self, data: bytes) -> None:
+        """What has come with the head counts for the body's pace, too."""
+        if self._pace is not None:
+            self._pace.moved += len(data)
 
     async def _feed(self, exchange: Exchange | None, body: bytes, more: bool) -> None:
         if not more:
@@ -375,6 +381,7 @@ class Http1:
     async def _chunked(self, data: bytes) -> bytes:
         """Read a chunked body; return what came behind it."""
         exchange = self._exchange
+        self._count(data)
         chunks = Chunked(self._connection.settings.max_head_size)
         while True:
             for body in chunks.feed(data):

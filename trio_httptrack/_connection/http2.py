@@ -542,6 +542,7 @@ class Http2:
             with self._watch:
                 await trio.sleep_forever()
             now, reason = trio.current_time(), None
+            await self.connection.look_again()
             for stream in tuple(self._streams.values()):
                 if stream.due <= now:
                     reason = stream.slow_reason

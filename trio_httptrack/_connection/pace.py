@@ -54,3 +54,7 @@ class Pace:
         """Nothing is to be expected of the client at the moment."""
         if self._paused is None:
             self._paused = now
+
+    def restart(self, now: float) -> None:
+        """The client is waited for from now on, whatever it has done before."""
+        self._since, self._paused, self.moved = now, None, 0

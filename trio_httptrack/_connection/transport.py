@@ -267,6 +267,10 @@ class Transport:
         self._kernel.wake(self._fileno)  # a reader without epoll, or a handshake that writes
         self._wake_reader()
 
+    def look_again(self) -> None:
+        """Let the reader look at the socket once more, and wait again if nothing is there."""
+        self._wake_reader()
+
     def renew(self) -> None:
         """Let the reader wait again: the deadline does not matter any more."""
         self._expired = False

@@ -46,6 +46,9 @@ class Connection(exchange.Connection, Protocol):
     def shutting_down(self) -> bool:
         """Whether all connections of the server drain, which has a deadline of its own."""
 
+    async def look_again(self) -> None:
+        """Let the reader handle what has come, whether or not it knows of it."""
+
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run something that ends, at the latest, with the connection."""
 
@@ -64,9 +67,6 @@ class Stream(exchange.Stream, Protocol):
 
     async def release(self, *, linger: bool = False) -> None:
         """The WebSocket is over, whether or not its client is still sending."""
-
-    def cut_off(self, reason: str) -> None:
-        """Its client has vanished."""
 
 
 HANDSHAKE, RESPONSE, REFUSED, CONNECTED, CLOSED = (
@@ -131,6 +131,14 @@ class WebSocket(Exchange):
     @property
     def idle(self) -> bool:
         return self._state is CLOSED or self._state is REFUSED
+
+    @property
+    def _cannot_fail(self) -> bool:
+        return self._state is not HANDSHAKE
+
+    def time_out(self) -> None:
+        if self._state is not CONNECTED:
+            super().time_out()
 
     @staticmethod
     def complete_scope(scope: Scope, handshake: Handshake) -> None:
@@ -280,7 +288,6 @@ class WebSocket(Exchange):
         except Exception:  # nothing was written
             self._state, self._frames = HANDSHAKE, None
             raise
-        self._lift_limit()
         await self._log({"status": status, "headers": []})
         if self._settings.websocket_ping_interval is not None:
             self._connection.spawn(self._ping, frames, self._settings.websocket_ping_interval)
@@ -304,9 +311,19 @@ class WebSocket(Exchange):
         long message. And it may be that it is we who do not read.
         """
         self._pinged = False
-        frames = self._frames
-        if frames is not None and frames.open and not (self._heard or self.full):
+        if self._is_silent:
+            self._connection.spawn(self._cut_off)
+
+    async def _cut_off(self) -> None:
+        """If it is still silent when what has come in time was read, too."""
+        await self._connection.look_again()
+        if self._is_silent:
             self._stream.cut_off("websocket_ping_timeout")
+
+    @property
+    def _is_silent(self) -> bool:
+        frames = self._frames
+        return frames is not None and frames.open and not (self._heard or self.full)
 
     async def _deny(self, event: Event) -> None:
         assert self._denial is not None

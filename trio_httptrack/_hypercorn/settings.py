@@ -68,7 +68,9 @@ def settings_of(config: Config) -> Settings:
             config, "cancel_on_disconnect", "seconds, 0 or more", zero=True
         ),
         max_connection_ages=_ages(config),
-        tcp_keepalive=_limit(config, "tcp_keepalive", "seconds, more than 0"),
+        tcp_keepalive=_limit(
+            config, "tcp_keepalive", f"seconds, more than 0 and below {2**15}", below=2**15
+        ),
         drain_idle_timeout=_seconds(config, "drain_idle_timeout"),
         drain_new_timeout=_seconds(config, "drain_new_timeout"),
         drain_websocket_code=int(code),
@@ -114,23 +116,26 @@ def _ages(config: Config) -> list[float]:
 
 
 def _rate(config: Config, name: str) -> Rate | None:
-    grace_period = _seconds(config, "min_rate_grace_period")
+    grace_period = _seconds(config, "min_rate_grace_period", above=0)
     rate = _limit(config, name, "bytes a second, more than 0")
     return None if rate is None else Rate(rate, grace_period)
 
 
-def _seconds(config: Config, name: str) -> float:
+def _seconds(config: Config, name: str, *, above: float | None = None) -> float:
     seconds = _setting(config, name)
-    if not _is_number(seconds) or not 0 <= seconds < math.inf:
-        raise SettingError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+    if not _is_number(seconds) or not 0 <= seconds < math.inf or seconds == above:
+        at_least = "0 or more" if above is None else f"more than {above}"
+        raise SettingError(f"{name} must be a number of seconds, {at_least}, not {seconds!r}")
     return float(seconds)
 
 
-def _limit(config: Config, name: str, unit: str, *, zero: bool = False) -> float | None:
+def _limit(
+    config: Config, name: str, unit: str, *, zero: bool = False, below: float = math.inf
+) -> float | None:
     limit = _setting(config, name)
     if limit is None:
         return None
-    if not _is_number(limit) or not (limit > 0 or (zero and limit == 0)) or limit == math.inf:
+    if not _is_number(limit) or not (0 < limit < below or (zero and limit == 0)):
         raise SettingError(f"{name} must be a number of {unit}, or None, not {limit!r}")
     return float(limit)
 

@@ -16,6 +16,7 @@ from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
+from operator import methodcaller
 from types import CodeType, FunctionType
 from typing import Any, NoReturn, Protocol
 
@@ -30,6 +31,7 @@ from hypercorn.typing import AppWrapper, LifespanState
 from .._connection.connection import REFUSAL_TIMEOUT, Connection
 from .._connection.drain import ShutdownReport, drain
 from .._connection.errors import ungrouped
+from .._connection.exchange import Exchange
 from .._connection.http2_headers import HeaderWriter
 from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
@@ -104,6 +106,10 @@ class Worker:
         self.websocket_ping_timeout = (
             None if seconds is None else Timeout(seconds, WebSocket.miss_pong)
         )
+        seconds = self.settings.request_timeout
+        self.request_timeout: Timeout[Exchange] | None = (
+            None if seconds is None else Timeout(seconds, methodcaller("time_out"))
+        )
         self.statsd = None if config.statsd_host is None else Statsd(config)
         self._tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
@@ -120,6 +126,7 @@ class Worker:
             self.refusal_timeout,
             *self._ages,
             self.websocket_ping_timeout,
+            self.request_timeout,
             self.statsd,
         )
         for service in services:
