@@ -65,7 +65,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """As its developers check the code, and as a user's type checker reads what is installed."""
-    session.install(".[bench,browser,docs,lint,test]")
+    session.install(".[bench,browser,docs,integration,lint,test]")
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_httptrack", "--ignoreexternal")
@@ -106,10 +106,10 @@ def reload(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """What a real Prometheus makes of it: after ``apt-get install prometheus``"""
+    """With a real Prometheus, after ``apt-get install prometheus``, and with a real Caddy."""
     if shutil.which("prometheus") is None:
         session.error("apt-get install prometheus")
-    session.install(".[test]")
+    session.install(".[integration]")
     session.run("python", "-m", "pytest", "tests/integration", *session.posargs)
 
 

@@ -48,6 +48,10 @@ FILES = {"python", "toml", "yaml"}
 RUN_ELSEWHERE = {  # than by what the page says
     "promql": "nox -s integration",
     "prometheus.yml": "nox -s integration",
+    "caddy": "nox -s integration",
+    "http3_client.py": "nox -s integration",
+    "sh": "nox -s integration",  # commands for these two
+    "output": "nox -s integration",  # and what they print
     "kubernetes.yaml": "a test of its own",
     "otel-collector.yaml": "nobody, as the page says",
     "go": "nobody, as it is for comparison",
