@@ -26,9 +26,7 @@ Handle = Callable[[Exchange, "Lane"], Awaitable[None]]
 class Lane:
     """Room for one handler."""
 
-    __slots__ = ("_closed", "_nursery", "exchange", "scope")
-
-    _nursery: trio.Nursery
+    __slots__ = ("_closed", "_nursery", "_wake", "exchange", "scope")
 
     def __init__(self, exchange: Exchange) -> None:
         self.scope = trio.CancelScope()
@@ -37,22 +35,32 @@ class Lane:
         self.exchange: Exchange | None = exchange
         """Whose handler that is, until it has ended."""
 
-        self._closed = trio.Event()
+        self._closed = False
+        self._nursery: trio.Nursery | None = None
+        self._wake: trio.Event | None = None
 
     async def run(self, handle: Handle) -> None:
         """Handle the exchange, and others that follow, until closed or cancelled."""
         assert self.exchange is not None
-        with ungrouped(nurseries=1), self.scope:
+        with self.scope:
             await handle(self.exchange, self)
-            if not self._closed.is_set():
-                async with trio.open_nursery() as self._nursery:
-                    await self._closed.wait()
+            if not self._closed:
+                await self._stay_open()
+
+    async def _stay_open(self) -> None:
+        self._wake = trio.Event()
+        with ungrouped(nurseries=1):
+            async with trio.open_nursery() as self._nursery:
+                await self._wake.wait()
 
     def start(self, exchange: Exchange, handle: Handle) -> None:
         """Handle another exchange, when the last one has ended."""
         self.exchange = exchange
+        assert self._nursery is not None
         self._nursery.start_soon(handle, exchange, self, name="trio_httptrack exchange")
 
     def close(self) -> None:
         """No other exchange follows."""
-        self._closed.set()
+        self._closed = True
+        if self._wake is not None:
+            self._wake.set()
