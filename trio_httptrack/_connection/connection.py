@@ -109,7 +109,11 @@ class Server(Protocol):
         """That for a new connection's age, if there is one."""
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Report a state. Never raises."""
+        """Change a state, and report it. Never raises.
+
+        What a tracker causes, such as a close, is reported when all trackers know of what it was
+        told.
+        """
 
     def mark_request(self) -> None:
         """Count a request of any connection."""
@@ -145,7 +149,6 @@ class Connection:
         "_nursery",
         "_overdue",
         "_parked",
-        "_reported",
         "_request_timeout",
         "_server",
         "_timeout",
@@ -187,7 +190,6 @@ class Connection:
         self._timeout: Timeout[Connection] | None = None
         self._age: Timeout[Connection] | None = None
         self._expiry: str | None = None  # the reason for closing, when it is overdue
-        self._reported: ConnState | None = None  # which state all trackers know of
         self._overdue = False
         self._parked: trio.CancelScope | None = None
         self.phase: Phase = OPEN
@@ -389,6 +391,9 @@ class Connection:
     def _peer_reset(self, reset: bool) -> None:
         if reset:
             self._peer_hung_up(reset)
+        else:
+            for exchange in self._exchanges:
+                exchange.note_end()
 
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:
@@ -534,8 +539,11 @@ class Connection:
             if not cancelled:
                 await exchange.end()
         except BaseException as error:
-            _, others = split(error, trio.Cancelled)
-            cancelled = others is None and lane is not None and lane.scope.cancel_called
+            cancelled = (
+                lane is not None
+                and lane.scope.cancel_called
+                and split(error, trio.Cancelled)[1] is None
+            )
             if cancelled:
                 raise
             await self._fail(error)
@@ -603,7 +611,10 @@ class Connection:
     def find(self, scope: Mapping[str, Any]) -> Exchange:
         """The exchange of a scope, which may be a copy, of which no part is a copy, too."""
         for exchange in self._exchanges:
-            if any(scope.get(name) is exchange.scope[name] for name in ("extensions", "headers")):
+            own = exchange.scope
+            if own is scope or any(
+                name in scope and scope[name] is own.get(name) for name in ("extensions", "headers")
+            ):
                 return exchange
         raise ValueError(f"this scope is not of a request in flight on {self.conn}")
 
@@ -632,20 +643,8 @@ class Connection:
     # States and deadlines
 
     def _enter(self, state: ConnState) -> None:
-        """Report a state, which must be one that ``TRANSITIONS`` has.
-
-        If a tracker closes the connection meanwhile, that is reported when all the others know of
-        this state, too.
-        """
-        conn = self.conn
-        conn.state = state
-        conn.state_since = trio.current_time()
-        try:
-            self._server.track(conn, state)
-        finally:
-            self._reported = state
-            if self.phase is GONE and state < HIJACKED:
-                self._enter(CLOSED)
+        """Report a state, which must be one that ``TRANSITIONS`` has."""
+        self._server.track(self.conn, state)
 
     def _wait_for(self, timeout: Timeout[Connection], reason: str | None, now: float) -> None:
         """Close the connection unless it becomes active in time.
@@ -807,9 +806,10 @@ class Connection:
         # The phase is first: all that is woken or called below must find the connection closed,
         # and a tracker that closes it again must find nothing to do. The report is last, because
         # a tracker may look at anything, and it must be the last word (``wait_closed`` included).
-        self.phase = after(self.phase, CLOSE)
+        was, self.phase = self.phase, after(self.phase, CLOSE)
         conn = self.conn
-        conn.close_reason = reason or conn.close_reason
+        if not (was.discards and conn.close_reason):  # for which the end has begun
+            conn.close_reason = reason or conn.close_reason
         self._transport.close(orderly=orderly)
         self._forget_timeout()
         if self._age is not None:
@@ -819,7 +819,7 @@ class Connection:
         for exchange in self._exchanges:
             exchange.lose_client()
         conn._mark_closed()
-        if self._reported is conn.state is not HIJACKED:  # else when that was reported
+        if conn.state is not HIJACKED:
             self._enter(CLOSED)
         if self._nursery is None:
             self._forget()
@@ -845,6 +845,9 @@ class Connection:
             # A cancellation that came from outside is for this connection, and for those of the
             # same server by their own nurseries. Ctrl-C and sys.exit end the server: its other
             # connections must not wait in shielded writes until it has found its way out.
-            _, ends_all = split(travels, trio.Cancelled)
+            ends_all = split(travels, trio.Cancelled)[1]
             (self if ends_all is None else self._server).abort()
-            raise travels from None
+            try:
+                raise travels from None
+            finally:
+                del error, travels, ends_all  # whose traceback has this frame: break the cycle

@@ -138,12 +138,15 @@ class Exchange:
         "_gone",
         "_lost",
         "_max_queue_size",
+        "_peer_ended",
         "_started",
         "_stream",
         "_timed_out",
         "_told",
         "_when_gone",
         "limit",
+        "method",
+        "path",
         "scope",
     )
 
@@ -159,9 +162,12 @@ class Exchange:
         stream: Any,
         scope: Scope,
         max_queue_size: int,
+        method: str,
         started: float,
     ) -> None:
-        self.scope = scope
+        self.scope = scope  # which the application may change
+        self.path: str = scope["path"]
+        self.method = method
         self._connection = connection
         self._stream = stream
         self._max_queue_size = max_queue_size
@@ -173,22 +179,13 @@ class Exchange:
         self._failed = False
         self._timed_out = False
         self._lost = 0  # the status code of a response that was not the application's
+        self._peer_ended = False  # perhaps behind what the application has not taken
         self._gone = False  # the client is, and the response was not complete
         self._when_gone: dict[trio.CancelScope, float] | None = None  # what it cancels, and when
         self.limit: trio.CancelScope | None = None
         """What is around the application, where it may have to be cancelled."""
 
         self._started = started
-
-    @property
-    def path(self) -> str:
-        path: str = self.scope["path"]
-        return path
-
-    @property
-    def method(self) -> str:
-        method: str = self.scope["method"]
-        return method
 
     def snapshot(self) -> RequestInFlight:
         """What it is doing now."""
@@ -233,8 +230,16 @@ class Exchange:
         if self._disconnect is None:
             self._disconnect = event or self.disconnected
             self.notify()
-            if self._when_gone and not self._lost:
-                self._stream.probe()
+            self.note_end()
+
+    def note_end(self) -> None:
+        """The client sends no more. If something is to be cancelled, find out if it reads."""
+        self._peer_ended = True
+        if self._when_gone and not (self._lost or self.idle):
+            self._stream.probe()
+
+    def finished(self) -> None:
+        """The whole response is written."""
 
     def lose(self, status: int) -> None:
         """Its response is given up: its client is told something else."""
@@ -258,8 +263,8 @@ class Exchange:
         if self._when_gone is None:
             self._when_gone = {}
         self._when_gone[cancel_scope] = seconds
-        if self._disconnect is not None:
-            self._stream.probe()
+        if self._peer_ended:
+            self.note_end()
 
     def time_out(self) -> None:
         """Its handler has taken too long, if somebody still waits for it."""
@@ -273,6 +278,13 @@ class Exchange:
         """Do not cancel it any more."""
         if self._when_gone is not None:
             self._when_gone.pop(cancel_scope, None)
+
+    @property
+    def _cancelled(self) -> bool:
+        """Whether its time is up, or that of a block in it."""
+        if self.limit is not None and self.limit.cancel_called:
+            return True
+        return self._gone and any(scope.cancel_called for scope in self._when_gone or ())
 
     async def _change(self) -> None:
         if self._changed is None:
@@ -301,13 +313,13 @@ class Exchange:
 
         An application may poll: call this in a scope that it has cancelled, and take what is
         there. So an event that is there comes before a cancellation. Only the disconnect, which
-        is there for ever, gives way where the connection itself is cancelled: else an
-        application that ignores it could not be stopped.
+        is there for ever, gives way where the connection is cancelled, or we have cancelled this
+        handler: else an application that ignores it could not be stopped.
         """
         while True:
             event = self._next()
             if event is None and self._disconnect is not None:
-                if self._connection.cancelled:
+                if self._connection.cancelled or self._cancelled:
                     await trio.lowlevel.checkpoint()
                 self._told = True
                 self.notify()
@@ -362,7 +374,10 @@ class Exchange:
             await self._connection.log_application_error(rest, self.path)
         if travels is not None:
             self._ended = True
-            raise travels from None
+            try:
+                raise travels from None
+            finally:
+                del error, travels  # whose traceback has this frame: break the cycle
 
     async def end(self) -> None:
         """The application has ended: see that its client is not left waiting."""
@@ -436,7 +451,7 @@ class HttpExchange(Exchange):
         *,
         body: bytes | None = None,
     ) -> None:
-        super().__init__(connection, stream, scope, max_queue_size, started)
+        super().__init__(connection, stream, scope, max_queue_size, scope["method"], started)
         self._whole = body  # all of it, if it is known from the start
         self._state = REQUEST
         self._status = 0
@@ -498,7 +513,7 @@ class HttpExchange(Exchange):
     async def _send_body(self, body: Any, more_body: bool) -> None:
         if type(body) is not bytes:
             body = bytes(body)
-        if self._status in NO_CONTENT or self.scope["method"] == "HEAD":
+        if self._status in NO_CONTENT or self.method == "HEAD":
             body = b""
         more = more_body or self._trailers
         state = self._state
@@ -516,6 +531,9 @@ class HttpExchange(Exchange):
             raise
         if not more:
             await self._complete()
+
+    def finished(self) -> None:
+        self._finished = True
 
     async def _complete(self) -> None:
         self._state = COMPLETE
@@ -542,9 +560,9 @@ class HttpExchange(Exchange):
             await self.respond_with_error(504 if self._timed_out else 500)
         else:
             # A client that has gone gets nothing; one that has had a part must see the rest fail.
-            self._state = COMPLETE
+            left = self._gone or (self._told and not failed)
+            self._state, self._finished = COMPLETE, True
             await self._stream.abandon()
-            left = self._gone or gave_up
             status = self._lost or (CLIENT_CLOSED_REQUEST if left else None)
             await self._log({"status": status, "headers": []} if status else None)
 

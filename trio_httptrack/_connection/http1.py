@@ -459,6 +459,8 @@ class Http1:
         The state changes here and not when the handler ends: a handler may do something after its
         response, and its client need not wait for that.
         """
+        if self._exchange is not None:  # before the connection closes, and asks
+            self._exchange.finished()
         self._exchange = None
         connection = self._connection
         if not self._keep_alive:
@@ -513,7 +515,7 @@ class Http1:
         self._upgrading = True
         self._to_head = False
         self._responded = False
-        websocket = WebSocket(connection, self, scope, handshake)
+        websocket = WebSocket(connection, self, scope, handshake, connection.conn.state_since)
         self._exchange = websocket
         if not is_served(headers, connection.settings):
             await websocket.respond_with_error(404)
@@ -540,7 +542,7 @@ class Http1:
     async def end_data(self) -> None:
         """The connection's end says so."""
 
-    async def release(self, *, linger: bool = False) -> None:
+    async def release(self, *, linger: bool = False, discard: bool = False) -> None:
         self._exchange = None
         await self._connection.finish(linger=linger)
 

@@ -519,7 +519,8 @@ class Http2:
 
     def handler_ended(self) -> None:
         """There may be one more handler."""
-        while self._queue and self.connection.handlers < self.connection.settings.h2_max_streams:
+        connection, most = self.connection, self.connection.settings.h2_max_streams
+        while self._queue and connection.phase.reads and connection.handlers < most:
             stream = self._queue.popleft()
             if not stream.closed:
                 stream.run()

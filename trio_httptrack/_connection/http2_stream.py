@@ -326,7 +326,7 @@ class Stream:
         limit = connection.settings.websocket_max_message_size
         handshake = Handshake(request.headers, "2", limit)
         WebSocket.complete_scope(scope, handshake)
-        self.exchange = websocket = WebSocket(connection, self, scope, handshake)
+        self.exchange = websocket = WebSocket(connection, self, scope, handshake, self.started)
         if request.protocol != b"websocket":
             connection.spawn(self._refuse, websocket, 501)  # RFC 9220, 3
         elif not is_served(request.headers, connection.settings):
@@ -351,6 +351,7 @@ class Stream:
             elif self.input_ended:  # which stands for the end of a connection (RFC 8441, 5)
                 websocket.disconnect()
                 await self.release()
+                websocket.lose_client()
             else:
                 self._changed = trio.Event()
                 await self._changed.wait()
@@ -480,8 +481,11 @@ class Stream:
     async def end_data(self) -> None:
         await self.write_body(b"", False)
 
-    async def release(self, *, linger: bool = False) -> None:
+    async def release(self, *, linger: bool = False, discard: bool = False) -> None:
         self._released = True
+        if discard and self.outbox.size:  # for which there may never be a window
+            self._http2.reset(self, CANCEL)
+            return
         self._has_come()
         if not self._ended:
             await self.write_body(b"", False)
@@ -501,6 +505,8 @@ class Stream:
 
     def sent(self) -> None:
         if not self.closed:
+            if self.exchange is not None:
+                self.exchange.finished()
             self._http2.rest(self)
             if self._released or not isinstance(self.exchange, WebSocket):
                 self._finish()

@@ -65,8 +65,13 @@ class Stream(exchange.Stream, Protocol):
     async def end_data(self) -> None:
         """No frame follows."""
 
-    async def release(self, *, linger: bool = False) -> None:
-        """The WebSocket is over, whether or not its client is still sending."""
+    async def release(self, *, linger: bool = False, discard: bool = False) -> None:
+        """The WebSocket is over, whether or not its client is still sending.
+
+        Args:
+          linger: whether the client may be sending.
+          discard: whether what it has not read yet need not be written.
+        """
 
 
 HANDSHAKE, RESPONSE, REFUSED, CONNECTED, CLOSED = (
@@ -100,12 +105,16 @@ class WebSocket(Exchange):
     disconnected = {"type": "websocket.disconnect", "code": NO_CLOSE_FRAME, "reason": ""}  # noqa: RUF012
 
     def __init__(
-        self, connection: Connection, stream: Stream, scope: Scope, handshake: Handshake
+        self,
+        connection: Connection,
+        stream: Stream,
+        scope: Scope,
+        handshake: Handshake,
+        started: float,
     ) -> None:
         settings = connection.settings
-        # It is requested when the connection becomes active, or its stream is opened.
-        started = trio.current_time()
-        super().__init__(connection, stream, scope, settings.max_queue_size, started)
+        method = "CONNECT" if scope["http_version"] == "2" else "GET"
+        super().__init__(connection, stream, scope, settings.max_queue_size, method, started)
         self._settings = settings
         self._handshake = handshake
         self._frames: Frames | None = None  # once it is accepted
@@ -119,10 +128,6 @@ class WebSocket(Exchange):
         self._heard = False  # that something has come since
 
     drains = True
-
-    @property
-    def method(self) -> str:
-        return "CONNECT" if self.scope["http_version"] == "2" else "GET"
 
     @property
     def begun(self) -> bool:
@@ -163,7 +168,7 @@ class WebSocket(Exchange):
         self._heard = True
         if frames is None:
             if self._state is HANDSHAKE:  # it has not waited for the response
-                self.disconnect()
+                self.lose(400)
                 await self.respond_with_error(400)
             return
         broken = False
@@ -216,7 +221,7 @@ class WebSocket(Exchange):
         await trio.sleep(self._settings.keep_alive_timeout)
         if not frames.closed:
             self.disconnect()
-            await self._stream.release()
+            await self._stream.release(discard=True)
             self.lose_client()
 
     async def drain(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -116,6 +117,8 @@ class Worker:
         self.kernel = kernel
         self.state: dict[str, Any] = {}
         self._nursery = nursery
+        self._tracking = False
+        self._untold: deque[tuple[Conn, ConnState]] = deque()  # what trackers have caused
         self._logged: set[object] = set()
         self._none_left = trio.lowlevel.ParkingLot()
         services: tuple[Service | None, ...] = (
@@ -188,7 +191,26 @@ class Worker:
             self._nursery.start_soon(self._hypercorn_context.mark_request)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Report a state. Never raises."""
+        """Change a state, and report it. Never raises.
+
+        A tracker may close connections. Were that reported at once, the trackers behind it would
+        be told of an end before the beginning, and one that closes many of them for each that
+        closes would call itself without end.
+        """
+        if self._tracking:
+            self._untold.append((conn, state))
+            return
+        self._tracking = True
+        try:
+            self._track(conn, state)
+            while self._untold:
+                self._track(*self._untold.popleft())
+        finally:
+            self._tracking = False
+
+    def _track(self, conn: Conn, state: ConnState) -> None:
+        conn.state = state
+        conn.state_since = trio.current_time()
         try:
             self._tracker.track(conn, state)
         except Exception as error:
