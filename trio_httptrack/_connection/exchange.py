@@ -271,7 +271,7 @@ class Exchange:
         if self.limit is not None and not (self._ended or self.idle):
             self._timed_out = True
             self.limit.cancel()
-            if self._cannot_fail:  # it may be writing, which nothing but the end stops
+            if self._committed:  # it may be writing, which nothing but the end stops
                 self._stream.cut_off("request_timeout")
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
@@ -406,7 +406,7 @@ class Exchange:
         raise NotImplementedError
 
     @property
-    def _cannot_fail(self) -> bool:
+    def _committed(self) -> bool:
         """Whether it is too late for another response."""
         raise NotImplementedError
 
@@ -472,7 +472,7 @@ class HttpExchange(Exchange):
         return self._finished
 
     @property
-    def _cannot_fail(self) -> bool:
+    def _committed(self) -> bool:
         return self._state is not REQUEST and self._state is not HELD
 
     def _next(self) -> Event | None:

@@ -138,7 +138,7 @@ class WebSocket(Exchange):
         return self._state is CLOSED or self._state is REFUSED
 
     @property
-    def _cannot_fail(self) -> bool:
+    def _committed(self) -> bool:
         return self._state is not HANDSHAKE
 
     def time_out(self) -> None:
