@@ -59,6 +59,16 @@ FIRST_ADDRESS = int(ip_address("127.1.0.0"))
 LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 OWN = "the application's own error"
 
+# With an even seed: handlers end with their clients, what is slow is cut off, and a tracker acts.
+DEADLINES = {
+    "cancel_on_disconnect": 0,
+    "request_timeout": 2,
+    "min_request_body_rate": 10_000,
+    "min_response_rate": 10_000,
+    "min_rate_grace_period": 0.2,
+    "websocket_ping_timeout": 0.5,
+}
+
 say = partial(print, flush=True)
 
 
@@ -230,6 +240,15 @@ class Fuzz:
         self._states[conn] = state
         if state.terminal:
             self.reasons[conn.close_reason or str(state)] += 1
+        if self.seed % 2 == 0:
+            self._act(conn, index_of(conn))
+
+    def _act(self, conn: Conn, index: int) -> None:
+        """Close or drain it: one connection of ten at each state."""
+        if index >= 0 and (index + len(conn.exchanges)) % 10 == conn.state:
+            conn.close("closed_by_tracker")
+        elif index >= 0 and index % 10 == 5 + conn.state:
+            conn.drain()
 
     # Bad clients
 
@@ -360,6 +379,8 @@ class Fuzz:
             websocket_max_message_size=2**15,
             websocket_ping_interval=0.05,
         )
+        for name, value in DEADLINES.items() if self.seed % 2 == 0 else ():
+            setattr(config, name, value)
         rounds = Rounds()
         async with tracked_server(app, config, tracker=self) as server:
             self._ports = {"https" in url: int(url.rpartition(":")[2]) for url in server.urls}
