@@ -1249,6 +1249,7 @@ async def test_a_client_that_vanishes_while_it_is_written_to_is_given_up(
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
+        await trio.sleep(1)
         try:
             while True:
                 await send({"type": "websocket.send", "bytes": bytes(2**16)})
@@ -1261,6 +1262,47 @@ async def test_a_client_that_vanishes_while_it_is_written_to_is_given_up(
         await trio.sleep(100)
         peer.stream.reset()
     assert told.seen == [(5, "1006")]
+
+
+async def test_a_client_that_reads_a_long_message_slowly_is_not_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    """A ping waits behind the message, so nothing can come for it."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": bytes(20 * BUFFER_SIZE)})
+        told.note("sent")
+        await trio.sleep(20)
+
+    told = Told(app)
+    async with memory_server(told, **PINGS) as server:
+        peer = await open_websocket(server, "http1")
+        while not told.seen:
+            await trio.sleep(1)
+            await peer.stream.receive_some()
+        assert trio.current_time() > 15
+        await trio.sleep(4)
+        assert peer.stream.conn.close_reason is None
+        await peer.stream.conn.wait_closed()
+        assert peer.stream.conn.close_reason == "websocket_ping_timeout"
+
+
+async def test_a_ping_that_is_unanswered_when_its_connection_ends_harms_nobody(
+    connections: list[Connection], autojump_clock: MockClock
+) -> None:
+    """Also where the handler was cancelled with all that its connection had."""
+    async with memory_server(echo(), **PINGS) as server:
+        peer = await open_websocket(server, "http1")
+        await trio.sleep(1)
+        nursery = connections[0]._nursery
+        assert nursery is not None
+        nursery.cancel_scope.cancel()
+        await trio.sleep(50)
+        assert peer.stream.conn.state is ConnState.HIJACKED
+        other = await open_websocket(server, "http1")
+        assert other.stream.conn.close_reason is None
 
 
 @over_websockets
@@ -1688,11 +1730,11 @@ async def test_an_accepted_socket_has_tcps_keep_alive(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
-@pytest.mark.parametrize("seconds", [2, 10])
-async def test_a_short_keep_alive_is_no_longer_than_it_says(
+@pytest.mark.parametrize("seconds", [2, 10, 25, 30, 45, 90, 120, 600])
+async def test_a_keep_alive_is_as_long_as_it_says(
     seconds: int, connections: list[Connection]
 ) -> None:
-    """A system counts whole seconds, so it asks less often."""
+    """But for rounding: a system counts whole seconds, and asks less often if they are few."""
     config = Config.from_mapping(bind="127.0.0.1:0", tcp_keepalive=seconds)
     recorder = Recorder()
     async with (
@@ -1701,7 +1743,7 @@ async def test_a_short_keep_alive_is_no_longer_than_it_says(
     ):
         await recorder.wait_states("N")
         _, idle, interval, count = keepalive_of(connections[0])
-    assert idle + interval * count == seconds
+    assert idle + interval * count == pytest.approx(seconds, abs=1)
 
 
 async def test_a_unix_socket_has_no_keep_alive(
@@ -1717,6 +1759,113 @@ async def test_a_unix_socket_has_no_keep_alive(
         await recorder.wait_states("N")
         sock: Any = connections[0]._transport._socket
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+# Where two of them meet
+
+
+async def test_a_504_is_not_announced_by_a_100(autojump_clock: MockClock) -> None:
+    """A client that is there is not asked whether it is."""
+    async with memory_server(handler(never), cancel_on_disconnect=0, **TIMEOUT) as server:
+        client = await server.connect()
+        await client.send_all(request("/"))
+        assert (await read_to_end(client)).startswith(b"HTTP/1.1 504 ")
+
+
+async def test_the_reason_of_a_connection_that_has_ended_stays(autojump_clock: MockClock) -> None:
+    """Its handler goes on, and is cancelled later."""
+    told = handler(never)
+    async with memory_server(told, **TIMEOUT) as server:
+        client = await server.connect()
+        await client.send_all(request("/"))
+        await trio.sleep(1)
+        client.reset()
+        await trio.sleep(10)
+        assert client.conn.close_reason == "connection_reset"
+    assert told.seen == [(5, "cancelled")]
+
+
+async def test_a_stream_that_its_client_has_reset_is_not_reset_again(
+    autojump_clock: MockClock,
+) -> None:
+    """Its handler is cancelled, and nothing is sent for it."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await trio.sleep_forever()
+
+    async with memory_server(Told(app), **TIMEOUT) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        stream_id = client.request()
+        await client.flush()
+        await trio.sleep(1)
+        await client.pump()
+        client.h2.reset_stream(stream_id)
+        await client.flush()
+        with trio.move_on_after(20):
+            await client.stream.receive_some()
+            raise AssertionError
+        client.stream.reset()
+
+
+@pytest.mark.parametrize(("how", "status"), [("times out", "-"), ("leaves", "499")])
+async def test_a_response_that_is_not_complete_is_logged_by_who_has_ended_it(
+    how: str, status: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    """499 says that it was the client."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": bytes(10**6)})
+
+    logger = logging.getLogger("access of test_deadlines")
+    logger.setLevel(logging.INFO)
+    async with memory_server(
+        Told(app),
+        cancel_on_disconnect=0,
+        accesslog=logger,
+        access_log_format="%(s)s",
+        **TIMEOUT,
+    ) as server:
+        client = await server.connect()
+        await client.send_all(request("/"))
+        await trio.sleep(1)
+        if how == "leaves":
+            client.reset()
+        await trio.sleep(10)
+    lines = [record.getMessage() for record in caplog.records if record.name == logger.name]
+    assert lines == [status]
+
+
+async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(
+    autojump_clock: MockClock,
+) -> None:
+    """Each event that is added does not give the client more time."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        while True:
+            try:
+                await send({"type": "http.response.body", "body": bytes(100), "more_body": True})
+            except OSError:
+                told.note("gone")
+                return
+            await trio.sleep(0.75)
+
+    told = Told(app)
+    async with memory_server(told, min_response_rate=240) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        await client.flush()
+        await trio.sleep(1.5)
+        client.request()
+        await client.flush()
+        await trio.sleep(20)
+        client.stream.reset()
+    assert told.seen == [(6.75, "gone")]
 
 
 # The settings

@@ -1269,6 +1269,28 @@ async def test_a_block_that_is_entered_too_late_is_cancelled_as_well(
         assert found == ["entered", *([BEYOND] if seconds and how != "FIN" else ()), True, end]
 
 
+async def test_a_block_that_is_entered_too_late_and_only_receives_is_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    """The disconnect, which is always there, does not come before the cancellation for ever."""
+
+    async def steps(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(2)
+        with conn_of(scope).cancel_on_disconnect(scope):
+            for _ in range(100):
+                await receive()
+            raise AssertionError
+
+    handler = Handler(steps)
+    async with memory_server(without_lifespan(handler)) as server:
+        client = await server.connect()
+        await client.send_all(get())
+        await trio.sleep(1)
+        client.reset()
+        await trio.sleep(5)
+    assert handler.ended == [2]
+
+
 async def test_a_block_that_was_left_is_not_cancelled_any_more(autojump_clock: MockClock) -> None:
     """And nothing is kept of it."""
     scopes = weakref.WeakSet[trio.CancelScope]()

@@ -6,6 +6,7 @@ import gc
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import hpack
@@ -54,6 +55,7 @@ from trio_httptrack._connection.transport import Parts
 from trio_httptrack.testing import ClientStream, MemoryServer, memory_server
 from trio_httptrack.testing._network import MemoryKernel
 
+from .clients import Http2
 from .support import Recorder, app, problems, respond, without_lifespan
 
 PAGE = 2**14  # bytes: a frame's default size
@@ -275,6 +277,35 @@ def headers_again(stream: int) -> list[bytes]:
 
 def reset(stream: int) -> list[bytes]:
     return [request(stream), cancel(stream)]
+
+
+async def test_a_request_that_has_waited_does_not_inherit_context_variables(
+    autojump_clock: MockClock,
+) -> None:
+    """It begins when another handler ends, and has nothing else to do with that."""
+    variable = ContextVar("variable", default="clean")
+    seen = []
+
+    @without_lifespan
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(variable.get())
+        variable.set(scope["path"])
+        await trio.sleep(1)
+        await respond(send, b"")
+
+    async with memory_server(app, h2_max_concurrent_streams=1) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        first = client.request("/first")
+        await client.flush()
+        await wait_all_tasks_blocked()
+        client.h2.reset_stream(first)  # its handler goes on, and the next one waits for that
+        second = client.request("/second")
+        await client.flush()
+        while second not in client.ended:
+            await client.pump()
+        client.stream.reset()
+    assert seen == ["clean", "clean"]
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,19 @@ async def test_two_limits_refuse_once(first: str, autojump_clock: MockClock) -> 
     assert sum(refusals(total)) + sum(refusals(per_client)) == 2
 
 
+async def test_a_limit_that_is_named_twice_counts_once(autojump_clock: MockClock) -> None:
+    """As where it is on the config, and given to the server, too."""
+    limits, recorder = ConnLimit(per_client=2), Recorder()
+    async with memory_server(app, tracker=compose(limits, limits, recorder)) as server:
+        client = await server.connect()
+        assert limits.count == 1
+        assert await http1(client) == (200, b"/")
+        await client.aclose()
+        await client.conn.wait_closed()
+        assert limits.count == 0
+    assert recorder.sequences() == ["NAIC"]
+
+
 async def test_a_connection_that_a_tracker_has_closed_does_not_count(
     autojump_clock: MockClock,
 ) -> None:

@@ -123,6 +123,10 @@ def test_each_reason_for_a_close_is_counted() -> None:
     assert {name: now[name] for name in now if name.startswith(counted)} == expected
     hijacked.close("banned")
     assert scrape(registry)[f"{counted}{{banned}}"] == 2
+    closed = Conn()
+    closed.close("banned")  # by a tracker that was told of it before
+    tracker.track(closed, HIJACKED)
+    assert scrape(registry)[f"{counted}{{banned}}"] == 3
 
 
 async def test_it_is_a_stats_tracker() -> None:

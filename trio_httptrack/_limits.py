@@ -99,7 +99,7 @@ class ConnLimit(ProcessLocal):
 
     def track(self, conn: Conn, state: ConnState) -> None:
         """Count a connection, or refuse it. Only NEW matters. Not a checkpoint."""
-        if state is not NEW or conn._is_closed:
+        if state is not NEW or conn._is_closed or conn in self._conns:
             return
         client = None
         if conn.client is not None:

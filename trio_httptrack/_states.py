@@ -100,7 +100,7 @@ class RequestInFlight:
     """Whether the whole response is written, and only the handler goes on."""
 
 
-class Gone(Protocol):
+class Awaited(Protocol):
     """A request whose client may leave before its response is complete."""
 
     def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
@@ -117,7 +117,7 @@ class Controls(Protocol):
     def drain(self) -> None: ...
     def refuse(self, status: int, reason: str, retry_after: int) -> bool: ...
     def requests_in_flight(self) -> tuple[RequestInFlight, ...]: ...
-    def find(self, scope: Mapping[str, Any]) -> Gone: ...
+    def find(self, scope: Mapping[str, Any]) -> Awaited: ...
 
 
 class Conn:
@@ -304,11 +304,11 @@ class Conn:
                 report = await make_report()
 
         The client has gone when its connection was closed or reset, or its HTTP/2 stream was; not
-        when it has ended its own side of HTTP/1.1 only, and may still read. TCP does not say
-        which of the two it was. To find out, a client that has ended its side of HTTP/1.1
-        without TLS or with it is sent a ``100 Continue``, which every client may ignore: if
-        nobody reads any more, its system responds with a reset. An HTTP/1.0 client is not
-        sent one, and nothing is known of it before the response.
+        when it has only ended its own side of an HTTP/1.1 connection, and may still read. TCP
+        does not say which of the two it was. To find out, such a client is sent a ``100
+        Continue``, which every client may discard: if nobody reads any more, its system responds
+        with a reset. Where a ``100`` cannot be sent, to an HTTP/1.0 client or in a response that
+        has begun, the next write finds out.
 
         For all requests, without a block, there is the setting ``cancel_on_disconnect``.
 
@@ -325,7 +325,8 @@ class Conn:
         >>> cancel_scope.cancelled_caught
         False
         """
-        request: Gone = _HandMade(self) if self._controls is None else self._controls.find(scope)
+        controls = self._controls
+        request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
         with trio.CancelScope() as cancel_scope:
             request.cancel_when_gone(cancel_scope, seconds)
             try:
@@ -335,8 +336,9 @@ class Conn:
 
     @property
     def draining(self) -> trio.Event:
-        """Set when the connection is to end soon, because its server shuts down, or, over
-        HTTP/2, because it has had its share of requests.
+        """Set when the connection is to end soon: its server shuts down, it is older than
+        ``max_connection_age``, :meth:`drain` was called, or, over HTTP/2, it has had its share
+        of requests.
 
         For a handler that would run for ever, such as one of server-sent events:
         ``await scope["extensions"]["httptrack"].draining.wait()``, and finish. It has until
@@ -374,7 +376,10 @@ class Conn:
         await self._closed.wait()
 
     def _call_when_closed(self, callback: Callable[[Conn], None]) -> None:
-        self._when_closed += (callback,)
+        if self._is_closed:
+            callback(self)
+        else:
+            self._when_closed += (callback,)
 
     def _refuse(self, status: int, reason: str, retry_after: int) -> bool:
         """Close it before anything was read, with a response if it can be given one.
@@ -421,7 +426,7 @@ def cancel_in(cancel_scope: trio.CancelScope, seconds: float) -> None:
         cancel_scope.deadline = min(cancel_scope.deadline, deadline)
 
 
-class _HandMade:
+class _Unserved:
     """A request on a connection that has no server, or has ended."""
 
     def __init__(self, conn: Conn) -> None:
@@ -433,10 +438,7 @@ class _HandMade:
             if not self._forgotten:
                 cancel_in(cancel_scope, seconds)
 
-        if self._conn._is_closed:
-            cancel(self._conn)
-        else:
-            self._conn._call_when_closed(cancel)
+        self._conn._call_when_closed(cancel)
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
         self._forgotten = True

@@ -109,7 +109,7 @@ class Server(Protocol):
         """That for a new connection's age, if there is one."""
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Change a state, and report it. Never raises.
+        """Change a state, and report it. What a tracker raises is logged.
 
         What a tracker causes, such as a close, is reported when all trackers know of what it was
         told.
@@ -443,6 +443,11 @@ class Connection:
                 self.close("connection_reset")
 
     @property
+    def progress(self) -> int:
+        """Changes whenever the client has made room for what waits to be written."""
+        return self._transport.progress
+
+    @property
     def unsent(self) -> int:
         """How many bytes the client's system has not taken yet."""
         return self._transport.unsent
@@ -474,8 +479,6 @@ class Connection:
         """Run an exchange's application in a task of its own."""
         self.conn._count_request(exchange.path)
         self._exchanges[exchange] = None
-        if not self.phase.writes:  # an HTTP/2 push, of a response that came too late
-            exchange.disconnect()
         if exchange.drains and self.phase is DRAINING:
             self.spawn(exchange.drain)
         if self._request_timeout is None and self.settings.cancel_on_disconnect is None:
@@ -549,13 +552,13 @@ class Connection:
             await self._fail(error)
         finally:
             if not cancelled:
-                self._handler_ended(exchange)
                 if lane is not None:
                     lane.exchange = None
                     if self.phase.reads and len(self._free_lanes) < MAX_FREE:
                         self._free_lanes.append(lane)
                     else:
                         lane.close()
+                self._handler_ended(exchange)
 
     def _handler_ended(self, exchange: Exchange) -> None:
         del self._exchanges[exchange]
@@ -593,7 +596,8 @@ class Connection:
 
     def note_reason(self, reason: str) -> None:
         """The connection ends soon, and this is why."""
-        self.conn.close_reason = reason
+        if self.phase.writes:
+            self.conn.close_reason = reason
 
     @property
     def handlers(self) -> int:

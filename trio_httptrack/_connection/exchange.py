@@ -235,7 +235,7 @@ class Exchange:
     def note_end(self) -> None:
         """The client sends no more. If something is to be cancelled, find out if it reads."""
         self._peer_ended = True
-        if self._when_gone and not (self._lost or self.idle):
+        if self._when_gone and not (self._lost or self._ended or self.idle):
             self._stream.probe()
 
     def finished(self) -> None:
@@ -257,13 +257,12 @@ class Exchange:
 
     def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         """Cancel it so many seconds after the client has gone; soon, if it has already."""
-        if self._gone:
-            cancel_in(cancel_scope, seconds)
-            return
         if self._when_gone is None:
             self._when_gone = {}
         self._when_gone[cancel_scope] = seconds
-        if self._peer_ended:
+        if self._gone:
+            cancel_in(cancel_scope, seconds)
+        elif self._peer_ended:
             self.note_end()
 
     def time_out(self) -> None:
@@ -539,8 +538,15 @@ class HttpExchange(Exchange):
         self._state = COMPLETE
         self._finished = True
         self.disconnect()
-        if self._connection.log_access is not None:
+        if self._gone:
+            await self._log_incomplete()
+        elif self._connection.log_access is not None:
             await self._log({"status": self._status, "headers": self._headers})
+
+    async def _log_incomplete(self, *, gave_up: bool = False) -> None:
+        left = (self._gone or gave_up) and not self._timed_out
+        status = self._lost or (CLIENT_CLOSED_REQUEST if left else None)
+        await self._log({"status": status, "headers": []} if status else None)
 
     async def respond_with_error(self, status: int) -> None:
         """Respond for the application."""
@@ -560,11 +566,9 @@ class HttpExchange(Exchange):
             await self.respond_with_error(504 if self._timed_out else 500)
         else:
             # A client that has gone gets nothing; one that has had a part must see the rest fail.
-            left = self._gone or (self._told and not failed)
             self._state, self._finished = COMPLETE, True
             await self._stream.abandon()
-            status = self._lost or (CLIENT_CLOSED_REQUEST if left else None)
-            await self._log({"status": status, "headers": []} if status else None)
+            await self._log_incomplete(gave_up=self._told and not failed)
 
     @property
     def _can_respond(self) -> bool:

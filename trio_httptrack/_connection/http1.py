@@ -270,7 +270,11 @@ class Http1:
         await self.respond(status, headers, b"", False)
 
     def refuse_slow_request(self) -> None:
-        """Its body comes too slowly: say so, if there is no response yet, before the end."""
+        """Its body comes too slowly: say so, if there is no response yet, before the end.
+
+        The connection does not linger behind that: it would give the client the time that it
+        must not have.
+        """
         if self._exchange is not None and not self._responded:
             self._exchange.lose(408)
             self._responded = True

@@ -150,6 +150,7 @@ class Http2:
 
     __slots__ = (
         "_block",
+        "_context",
         "_draining",
         "_highest",
         "_in_flight",
@@ -218,6 +219,7 @@ class Http2:
           settings: its ``HTTP2-Settings``.
         """
         ours = self.connection.settings
+        self._context = trio.lowlevel.current_task().context
         self.output.add(
             settings_frame(
                 {
@@ -523,7 +525,8 @@ class Http2:
         while self._queue and connection.phase.reads and connection.handlers < most:
             stream = self._queue.popleft()
             if not stream.closed:
-                stream.run()
+                # Not with the context variables of the handler that has just ended.
+                self._context.copy().run(stream.run)
 
     def waiting_requests(self) -> list[RequestInFlight]:
         """Those that wait for a handler to end."""

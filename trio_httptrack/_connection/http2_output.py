@@ -66,11 +66,12 @@ class Body(Protocol):
 class Outbox:
     """What one stream has to send: its body, and how it ends."""
 
-    __slots__ = ("_changed", "_parts", "end", "pace", "queued", "size", "window")
+    __slots__ = ("_changed", "_drained", "_parts", "end", "pace", "queued", "size", "window")
 
     def __init__(self, window: int, rate: Rate | None = None) -> None:
         self.window = window
         self.pace = None if rate is None else Pace(rate)  # that the client has to keep
+        self._drained = False  # so far that there was room for another part
         self._parts: deque[bytes | memoryview] | None = None
         self.size = 0
         self.end: bytes | None = None
@@ -82,19 +83,22 @@ class Outbox:
         if self._parts is None:
             self._parts = deque()
         self._parts.append(body)
-        self.size += len(body)
-        if self.pace is not None:
-            # By itself, as each write is over HTTP/1: what was read before gives no more time.
+        if self.pace is not None and (self._drained or not self.size):
+            # For each part by itself, as for each write over HTTP/1: what the client has read
+            # before gives it no more time.
             self.pace.restart(trio.current_time())
+            self._drained = False
+        self.size += len(body)
 
     def take(self, size: int, parts: list[bytes | memoryview]) -> None:
         """Move so much of the body into ``parts``."""
         assert self._parts is not None
-        self.size -= size
         if self.pace is not None:
             self.pace.moved += size
-            if not self.size:
+            if size == self.size:
                 self.pace.pause(trio.current_time())
+            self._drained |= self.size > LOW_WATER >= self.size - size
+        self.size -= size
         while size:
             part = self._parts.popleft()
             if len(part) > size:

@@ -241,6 +241,8 @@ class Stream:
         if self.outbox.window > MAX_WINDOW:
             raise StreamFailure(FLOW_CONTROL_ERROR)
         self._http2.output.has_some(self)
+        if isinstance(self.exchange, WebSocket):
+            self.exchange.hear()
 
     def close(self) -> None:
         """It was reset, or its connection has ended: nothing more comes or goes."""
@@ -436,8 +438,9 @@ class Stream:
         """A stream that has ended was reset, or its connection is gone."""
 
     def cut_off(self, reason: str) -> None:
-        """Its WebSocket's client has vanished: give up this stream."""
-        self._http2.reset(self, CANCEL)
+        """Give up this stream. The connection goes on."""
+        if not self.closed:
+            self._http2.reset(self, CANCEL)
 
     def waiting(self) -> AbstractContextManager[object]:
         return nullcontext()

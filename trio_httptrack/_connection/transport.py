@@ -77,6 +77,7 @@ class Transport:
         "_socket",
         "_ssl_context",
         "_tls",
+        "progress",
     )
 
     def __init__(
@@ -103,6 +104,8 @@ class Transport:
         self._registered = False
         self._hung_up: Callable[[bool], None] | None = None
         self._sending: trio.Lock | None = None
+        self.progress = 0
+        """How often the peer has made room for a write that had to wait."""
 
     @property
     def tls(self) -> bool:
@@ -380,6 +383,7 @@ class Transport:
             return
         while rest is not None:
             await self._kernel.wait_writable(self._fileno)
+            self.progress += 1
             rest = self._write(rest)
 
     async def _write_in_time(self, parts: Parts, rate: Rate) -> None:
@@ -396,6 +400,7 @@ class Transport:
             with trio.CancelScope(deadline=pace.due) as late:
                 await self._kernel.wait_writable(self._fileno)
             drained = unsent - self.unsent
+            self.progress += not late.cancelled_caught
             pace.moved += drained
             if late.cancelled_caught and pace.due <= trio.current_time():
                 raise TooSlow

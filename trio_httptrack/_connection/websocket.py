@@ -43,6 +43,10 @@ class Connection(exchange.Connection, Protocol):
     websocket_ping_timeout: Timeout[WebSocket] | None
 
     @property
+    def progress(self) -> int:
+        """Changes whenever the client has made room for what waits to be written."""
+
+    @property
     def shutting_down(self) -> bool:
         """Whether all connections of the server drain, which has a deadline of its own."""
 
@@ -95,7 +99,9 @@ class WebSocket(Exchange):
         "_handshake",
         "_heard",
         "_ping_timeout",
+        "_ping_written",
         "_pinged",
+        "_progress",
         "_settings",
         "_state",
     )
@@ -124,8 +130,10 @@ class WebSocket(Exchange):
         self._awaits_close_frame = False  # the client's, which ends the connection
         self._finishing = False  # its end has come, but not all before it is taken
         self._ping_timeout = connection.websocket_ping_timeout
+        self._ping_written = True  # the last one
         self._pinged = False  # and waits for something to come
         self._heard = False  # that something has come since
+        self._progress = 0  # of its connection, then
 
     drains = True
 
@@ -140,6 +148,10 @@ class WebSocket(Exchange):
     @property
     def _committed(self) -> bool:
         return self._state is not HANDSHAKE
+
+    def hear(self) -> None:
+        """Its client is there: it has opened its window."""
+        self._heard = True
 
     def time_out(self) -> None:
         if self._state is not CONNECTED:
@@ -300,24 +312,34 @@ class WebSocket(Exchange):
             await self.drain()
 
     async def _ping(self, frames: Frames, interval: float) -> None:
-        timeout = self._ping_timeout
         while frames.open:
             # Those that follow one that is unanswered give no more time for it.
-            if timeout is not None and (self._heard or not self._pinged):
-                self._pinged, self._heard = True, False
-                timeout.begin(self, trio.current_time())
+            if self._heard or not self._pinged:
+                self._await_pong()
+            self._ping_written = False
             await self._stream.write_data(frames.ping())
+            self._ping_written = True
             await trio.sleep(interval)
+
+    def _await_pong(self) -> None:
+        if self._ping_timeout is not None:
+            self._pinged, self._heard = True, False
+            self._progress = self._connection.progress
+            self._ping_timeout.begin(self, trio.current_time())
 
     def miss_pong(self) -> None:
         """It was pinged so long ago that there should have been a pong.
 
-        Whatever else has come says as well that the client is there: a pong has to wait behind a
-        long message. And it may be that it is we who do not read.
+        Whatever else has come says as well that the client is there, for a pong has to wait behind
+        a long message. A client that reads is there, too, for a ping has to wait likewise. And it
+        may be that it is we who do not read.
         """
-        self._pinged = False
         if self._is_silent:
             self._connection.spawn(self._cut_off)
+        elif self._ping_written:
+            self._pinged = False  # until the next
+        elif self._connection.phase.writes:
+            self._await_pong()
 
     async def _cut_off(self) -> None:
         """If it is still silent when what has come in time was read, too."""
@@ -327,8 +349,10 @@ class WebSocket(Exchange):
 
     @property
     def _is_silent(self) -> bool:
-        frames = self._frames
-        return frames is not None and frames.open and not (self._heard or self.full)
+        frames, connection = self._frames, self._connection
+        if frames is None or not frames.open or not connection.phase.writes:
+            return False
+        return not (self._heard or self.full or connection.progress != self._progress)
 
     async def _deny(self, event: Event) -> None:
         assert self._denial is not None

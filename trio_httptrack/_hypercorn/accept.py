@@ -120,18 +120,18 @@ class SocketListener:
 def keep_alive(sock: socket.socket, seconds: float) -> None:
     """Have the kernel give up a peer of which it has heard nothing for so long.
 
-    It asks after half of the time, and then up to ten times in the other half. A system that lets
-    us say less does less.
+    It asks after half of the time, and then about ten times in the other half, which counts in
+    seconds. A system that lets us say less does less.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
     idle = max(1, round(seconds / 2))
     rest = max(1, round(seconds) - idle)
-    probes = min(10, rest)
+    interval = max(1, round(rest / 10))
     for name, value in (
         ("TCP_KEEPIDLE", idle),
         ("TCP_KEEPALIVE", idle),  # which is macOS's name for it
-        ("TCP_KEEPINTVL", round(rest / probes)),
-        ("TCP_KEEPCNT", probes),
+        ("TCP_KEEPINTVL", interval),
+        ("TCP_KEEPCNT", round(rest / interval)),
     ):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

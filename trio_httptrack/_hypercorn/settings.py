@@ -116,28 +116,28 @@ def _ages(config: Config) -> list[float]:
 
 
 def _rate(config: Config, name: str) -> Rate | None:
-    grace_period = _seconds(config, "min_rate_grace_period", above=0)
+    grace_period = _number(config, "min_rate_grace_period", "seconds, more than 0")
     rate = _limit(config, name, "bytes a second, more than 0")
     return None if rate is None else Rate(rate, grace_period)
 
 
-def _seconds(config: Config, name: str, *, above: float | None = None) -> float:
-    seconds = _setting(config, name)
-    if not _is_number(seconds) or not 0 <= seconds < math.inf or seconds == above:
-        at_least = "0 or more" if above is None else f"more than {above}"
-        raise SettingError(f"{name} must be a number of seconds, {at_least}, not {seconds!r}")
-    return float(seconds)
+def _seconds(config: Config, name: str) -> float:
+    return _number(config, name, "seconds, 0 or more", zero=True)
 
 
-def _limit(
-    config: Config, name: str, unit: str, *, zero: bool = False, below: float = math.inf
-) -> float | None:
-    limit = _setting(config, name)
-    if limit is None:
+def _limit(config: Config, name: str, what: str, **allowed: Any) -> float | None:
+    if _setting(config, name) is None:
         return None
-    if not _is_number(limit) or not (0 < limit < below or (zero and limit == 0)):
-        raise SettingError(f"{name} must be a number of {unit}, or None, not {limit!r}")
-    return float(limit)
+    return _number(config, name, f"{what}, or None", **allowed)
+
+
+def _number(
+    config: Config, name: str, what: str, *, zero: bool = False, below: float = math.inf
+) -> float:
+    number = _setting(config, name)
+    if not _is_number(number) or not (0 < number < below or (zero and number == 0)):
+        raise SettingError(f"{name} must be a number of {what}, not {number!r}")
+    return float(number)
 
 
 def _is_number(value: object) -> bool:

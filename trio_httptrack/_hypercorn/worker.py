@@ -191,7 +191,7 @@ class Worker:
             self._nursery.start_soon(self._hypercorn_context.mark_request)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Change a state, and report it. Never raises.
+        """Change a state, and report it. What a tracker raises is logged.
 
         A tracker may close connections. Were that reported at once, the trackers behind it would
         be told of an end before the beginning, and one that closes many of them for each that
