@@ -1264,29 +1264,56 @@ async def test_a_client_that_vanishes_while_it_is_written_to_is_given_up(
     assert told.seen == [(5, "1006")]
 
 
+@over_websockets
 async def test_a_client_that_reads_a_long_message_slowly_is_not_given_up(
-    autojump_clock: MockClock,
+    over: str, autojump_clock: MockClock
 ) -> None:
     """A ping waits behind the message, so nothing can come for it."""
 
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
+        await trio.sleep(0.5)
         await send({"type": "websocket.send", "bytes": bytes(20 * BUFFER_SIZE)})
         told.note("sent")
+        while (event := await receive())["type"] == "websocket.receive":
+            pass
+        told.note(str(event["code"]))
+
+    told = Told(app)
+    async with memory_server(told, **PINGS) as server:
+        peer = await open_websocket(server, over)
+        while not told.seen:
+            await trio.sleep(1)
+            with trio.move_on_after(0.5):
+                await (peer.stream.receive_some() if peer.http2 is None else peer.http2.pump())
         await trio.sleep(20)
+        peer.stream.reset()
+    (sent, _), (gone, code) = told.seen
+    assert sent > 15
+    assert (gone > sent + 2, code) == (True, "1006")
+
+
+async def test_a_client_that_vanishes_after_it_has_read_a_part_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    """The ping still waits behind the rest, and so does none that follows."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await trio.sleep(0.5)
+        await send({"type": "websocket.send", "bytes": bytes(20 * BUFFER_SIZE)})
+        told.note(str((await receive())["code"]))
 
     told = Told(app)
     async with memory_server(told, **PINGS) as server:
         peer = await open_websocket(server, "http1")
-        while not told.seen:
-            await trio.sleep(1)
-            await peer.stream.receive_some()
-        assert trio.current_time() > 15
-        await trio.sleep(4)
-        assert peer.stream.conn.close_reason is None
-        await peer.stream.conn.wait_closed()
-        assert peer.stream.conn.close_reason == "websocket_ping_timeout"
+        await trio.sleep(3)
+        await peer.stream.receive_some()
+        await trio.sleep(100)
+        peer.stream.reset()
+    assert told.seen == [(10, "1006")]
 
 
 async def test_a_ping_that_is_unanswered_when_its_connection_ends_harms_nobody(
@@ -1837,6 +1864,35 @@ async def test_a_response_that_is_not_complete_is_logged_by_who_has_ended_it(
         await trio.sleep(10)
     lines = [record.getMessage() for record in caplog.records if record.name == logger.name]
     assert lines == [status]
+
+
+async def test_a_stream_that_never_stops_gives_no_credit(autojump_clock: MockClock) -> None:
+    """A client that has read fast for a minute, and reads no more, is given up as any other."""
+
+    async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        while True:
+            try:
+                await send({"type": "http.response.body", "body": bytes(2**14), "more_body": True})
+            except OSError:
+                told.note("gone")
+                return
+
+    told = Told(app)
+    async with memory_server(told, **DOWNLOAD) as server:
+        client = Http2(await server.connect())
+        await client.start()
+        stream_id = client.request()
+        await client.flush()
+        for _ in range(60):
+            await trio.sleep(1)
+            await client.stream.receive_some()
+            client.h2.increment_flow_control_window(40_000, stream_id)
+            client.h2.increment_flow_control_window(40_000)
+            await client.flush()
+        await trio.sleep(100)
+        client.stream.reset()
+    assert told.seen == [(65, "gone")]
 
 
 async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(

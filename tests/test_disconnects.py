@@ -1276,11 +1276,12 @@ async def test_a_block_that_is_entered_too_late_and_only_receives_is_cancelled(
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(2)
-        with conn_of(scope).cancel_on_disconnect(scope):
+        with conn_of(scope).cancel_on_disconnect(scope) as block:
             for _ in range(100):
                 await receive()
-            raise AssertionError
+        cancelled.append(block.cancelled_caught)
 
+    cancelled: list[bool] = []
     handler = Handler(steps)
     async with memory_server(without_lifespan(handler)) as server:
         client = await server.connect()
@@ -1288,7 +1289,7 @@ async def test_a_block_that_is_entered_too_late_and_only_receives_is_cancelled(
         await trio.sleep(1)
         client.reset()
         await trio.sleep(5)
-    assert handler.ended == [2]
+    assert (handler.ended, cancelled) == ([2], [True])
 
 
 async def test_a_block_that_was_left_is_not_cancelled_any_more(autojump_clock: MockClock) -> None:

@@ -514,11 +514,10 @@ class Connection:
             if lane.exchange is not None:
                 self._handler_ended(lane.exchange)
 
-    def _disarm(self, exchange: Exchange, lane: Lane) -> bool:
+    def _disarm(self, lane: Lane) -> bool:
         """Its handler has ended: it must not be cancelled any more. Returns whether it was."""
         if lane.scope.cancel_called:
             return True
-        exchange.forget(lane.scope)
         if lane.scope.deadline < float("inf"):
             lane.scope.deadline = float("inf")
         return False
@@ -538,7 +537,7 @@ class Connection:
                 await exchange.call(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
-            cancelled = lane is not None and self._disarm(exchange, lane)
+            cancelled = lane is not None and self._disarm(lane)
             if not cancelled:
                 await exchange.end()
         except BaseException as error:
