@@ -155,8 +155,8 @@ class Log(logging.Handler):
         self.rows: dict[tuple[str, str, str], list[int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "flood" in record.msg:
-            return  # which some of the input is
+        if "flood" in record.msg or record.msg.startswith("Shut down"):
+            return  # which some of the input is, and some has to be forced to
         conn = next((arg for arg in record.args or () if isinstance(arg, Conn)), None)
         error = record.exc_info[1] if record.exc_info else None
         for leaf in leaves(error):

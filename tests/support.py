@@ -90,8 +90,12 @@ async def respond(send: Any, body: bytes, status: int = 200) -> None:
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log has beside the progress of a shutdown."""
-    return [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
+    """What the log has beside the progress of a shutdown, and how it ended."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno > logging.INFO and not record.msg.startswith("Shut down")
+    ]
 
 
 def without_lifespan(app: Any) -> Any:

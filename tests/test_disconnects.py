@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from h2.settings import SettingCodes
 from hypercorn.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -381,6 +382,39 @@ async def test_the_other_streams_of_a_connection_go_on(autojump_clock: MockClock
         assert (handler.cancelled, handler.ended) == ([1], [1, 60])
         assert client.bodies == {second: b"late"}
         assert served.access == ["/first 499", "/second 200"]
+
+
+async def test_a_handler_that_has_ended_gives_its_place_away_for_good(
+    autojump_clock: MockClock,
+) -> None:
+    """Its WebSocket has still something to send, and is reset later: that is not for the next
+    handler, which runs in its place."""
+
+    async def steps(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.send", "bytes": bytes(1000)})
+        else:
+            await work(scope, receive, send)
+
+    handler = Handler(steps)
+    async with serving(handler, cancel_on_disconnect=0) as served:
+        client = await served.http2()
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        websocket = await client.websocket("/")
+        await wait_all_tasks_blocked()
+        request = client.request("/after")
+        client.h2.increment_flow_control_window(1000, request)
+        await client.flush()
+        await trio.sleep(1)
+        client.h2.reset_stream(websocket)
+        await client.flush()
+        while request not in client.ended:
+            await client.pump()
+        assert client.bodies[request] == b"late"
+        client.stream.reset()
+    assert handler.cancelled == []
 
 
 @pytest.mark.parametrize("how", FORMS)

@@ -33,6 +33,32 @@ def test_anything_may_stand_for_a_connection(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == ["me closed"]
 
 
+def test_a_record_has_the_connections_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """For a formatter, such as one that writes JSON."""
+    conn = Conn(("2001:db8::7", 4711), opened_at=5)
+    conn.protocol, conn.requests, conn.state_since = "h2", 3, 12.3456
+    conn.close_reason = "keep_alive_timeout"
+    names = ("id", "client", "protocol", "state", "reason", "age", "requests")
+    with caplog.at_level(logging.INFO, "trio_httptrack"):
+        for state in (ConnState.IDLE, ConnState.CLOSED):
+            LogTracker().track(conn, state)
+        LogTracker().track("me", ConnState.NEW)
+    idle, closed, other = caplog.records
+    common = conn.id, "[2001:db8::7]:4711", "h2"
+    assert [getattr(idle, name) for name in names] == [*common, "idle", None, 7.346, 3]
+    assert [getattr(closed, name) for name in names] == [
+        *(*common, "closed", "keep_alive_timeout", 7.346, 3)
+    ]
+    assert other.state == "new"  # type: ignore[attr-defined]
+
+
+def test_a_level_that_is_off_costs_no_record(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor are fields put together for it."""
+    with caplog.at_level(logging.WARNING, "trio_httptrack"):
+        LogTracker().track(Conn(), ConnState.NEW)
+    assert not caplog.records
+
+
 def test_an_adapter_is_a_logger(caplog: pytest.LogCaptureFixture) -> None:
     """Such as one that adds something to each line."""
     adapter = logging.LoggerAdapter(logging.getLogger("trio_httptrack"), {"worker": 1})

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -198,6 +199,37 @@ async def test_a_drain_setting_that_cannot_be_ends_the_worker_with_one_line(tmp_
         "trio_httptrack: drain_idle_timeout must be a number of seconds, 0 or more, not -1"
     )
     assert "Traceback" not in stderr
+
+
+@limited
+async def test_a_misspelt_setting_ends_the_worker_with_one_line(tmp_path: Path) -> None:
+    """It says what was meant; what is spelt like nothing, or is beside what it is like, is not."""
+    config = hook_config(tmp_path, "ways_in.twoparts:tracker")
+    file = tmp_path / "hypercorn_conf.py"
+    fine = 'server_name = "here"\nserver_names = [server_name]\npassword = "secret"\n'
+    file.write_text(f"{file.read_text()}{fine}grace_timeout = 30\n")
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", config, "-w", "0", "ways_in.twoparts:app"
+    )
+    assert status == 1
+    assert stderr.splitlines()[-1] == (
+        "trio_httptrack: grace_timeout: there is no such setting; did you mean graceful_timeout?"
+    )
+    assert "Traceback" not in stderr
+
+
+@limited
+async def test_at_the_start_the_log_says_what_is_tracked_and_how(tmp_path: Path) -> None:
+    """The hook, the trackers that it leads to, the protocols and the time of a drain."""
+    config = hook_config(tmp_path, "ways_in.twoparts:tracker")
+    async with hypercorn_command(
+        "-k", "trio", "-c", config, "-w", "0", "ways_in.twoparts:app"
+    ) as server:
+        await get(server.url)
+    (line,) = (line for line in server.stderr.splitlines() if "Tracking" in line)
+    assert line.partition("[INFO] ")[2] == (
+        "Tracking with ways_in.twoparts:tracker: StatsTracker; HTTP/1.1, h2; drain 3.0 s"
+    )
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -678,6 +710,22 @@ async def test_an_application_may_leave_its_lifespan_early(events: int) -> None:
 
     async with tracked_server(app) as server:
         assert await get(server.urls[0]) == b"hello"
+
+
+def test_a_hook_may_name_a_function_that_makes_the_tracker() -> None:
+    """As Hypercorn's own argument for the application may. It is called once."""
+    from tests.ways_in import factory
+
+    made = hook("tests.ways_in.factory:make()")
+    assert resolve(made).trackers == resolve(made).trackers == (factory.made[-1],)
+    assert pickle.loads(pickle.dumps(made)).path == "tests.ways_in.factory:make()"
+    for name, message in (
+        ("number()", "5 cannot be called"),
+        ("make_nothing()", "None is not a tracker"),
+        ("nothing()", "has no attribute 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(hook(f"tests.ways_in.factory:{name}"))
 
 
 async def test_hooks_may_lead_to_hooks_but_not_to_themselves() -> None:

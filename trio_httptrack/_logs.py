@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from ._local import ProcessLocal
-from ._states import ConnState
+from ._states import Conn, ConnState
 
 
 class LogTracker(ProcessLocal):
@@ -16,6 +16,10 @@ class LogTracker(ProcessLocal):
     A line names the connection, the new state and, where there is one, the
     reason of its end: ``conn 3 127.0.0.1:40112 http/1.1 closed (keep_alive_timeout)``.
     Neither paths nor headers are logged.
+
+    Each record also has fields, for a formatter: ``id``, ``client`` (address and port, as in a
+    URL), ``protocol``, ``state``, ``reason``, ``age`` (s) and ``requests``, as :class:`Conn` has
+    them. (A ``LoggerAdapter`` puts its own in their place, unless its ``merge_extra`` is set.)
 
     Args:
       logger: where to; by default the logger named ``trio_httptrack``. Like any other, it shows
@@ -48,11 +52,29 @@ class LogTracker(ProcessLocal):
 
     def track(self, conn: Hashable, state: ConnState) -> None:
         """Log one transition."""
-        reason = getattr(conn, "close_reason", None)
-        if state is ConnState.CLOSED and reason is not None:
-            self._logger.log(self._level, "%s %s (%s)", conn, state, reason)
+        if not self._logger.isEnabledFor(self._level):
+            return
+        fields = fields_of(conn, state)
+        reason = fields.get("reason")
+        if reason is not None:
+            self._logger.log(self._level, "%s %s (%s)", conn, state, reason, extra=fields)
         else:
-            self._logger.log(self._level, "%s %s", conn, state)
+            self._logger.log(self._level, "%s %s", conn, state, extra=fields)
 
     def __repr__(self) -> str:
         return f"LogTracker({self._logger!r})"
+
+
+def fields_of(conn: Hashable, state: ConnState) -> dict[str, Any]:
+    """What a record says of a connection beside its message."""
+    if not isinstance(conn, Conn):
+        return {"state": str(state)}
+    return {
+        "id": conn.id,
+        "client": conn._peer,
+        "protocol": conn.protocol,
+        "state": str(state),
+        "reason": conn.close_reason if state is ConnState.CLOSED else None,
+        "age": round(conn.state_since - conn.opened_at, 3),
+        "requests": conn.requests,
+    }

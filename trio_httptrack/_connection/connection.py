@@ -514,10 +514,14 @@ class Connection:
             if lane.exchange is not None:
                 self._handler_ended(lane.exchange)
 
-    def _disarm(self, lane: Lane) -> bool:
-        """Its handler has ended: it must not be cancelled any more. Returns whether it was."""
+    def _disarm(self, exchange: Exchange, lane: Lane) -> bool:
+        """Its handler has ended: the lane is another one's next. Returns whether it was cancelled.
+
+        The exchange may learn much later that its client has gone, as that of a WebSocket does.
+        """
         if lane.scope.cancel_called:
             return True
+        exchange.forget(lane.scope)
         if lane.scope.deadline < float("inf"):
             lane.scope.deadline = float("inf")
         return False
@@ -537,7 +541,7 @@ class Connection:
                 await exchange.call(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
-            cancelled = lane is not None and self._disarm(lane)
+            cancelled = lane is not None and self._disarm(exchange, lane)
             if not cancelled:
                 await exchange.end()
         except BaseException as error:

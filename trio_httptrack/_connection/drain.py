@@ -13,7 +13,8 @@ A worker drains when it has stopped accepting: on SIGTERM, SIGINT, a SIGHUP relo
 * an application may wait for ``conn.draining``;
 * ``graceful_timeout`` seconds after the drain began, what is left is closed by force.
 
-The log says at once, and then every second, what is waited for.
+The log says at once, and then every second, what is waited for; and where something was closed by
+force, which request has taken longest.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
+from .._states import Conn, RequestInFlight
 from .connection import Connection
+
+InFlight = list[tuple[Conn, RequestInFlight]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +72,19 @@ class Server(Protocol):
         """Close every connection now."""
 
 
+class Log(Protocol):
+    """As Hypercorn's."""
+
+    async def info(self, message: str, *args: Any) -> None: ...
+    async def warning(self, message: str, *args: Any) -> None: ...
+
+
 @trio.lowlevel.enable_ki_protection
 async def drain(
     server: Server,
     terminated: Callable[[], Awaitable[object]],
     graceful_timeout: float,
-    log: Callable[..., Awaitable[object]],
+    log: Log,
 ) -> None:
     """Wait for the shutdown and see it to its end.
 
@@ -88,11 +99,15 @@ async def drain(
         connections = list(server.connections)
         for connection in connections:
             connection.drain()
+        left: InFlight = []
         with trio.move_on_at(server.deadline):
             while server.connections:
-                await log("Shutting down: %s", progress(server.connections))
+                left = requests_in_flight(server.connections)
+                await log.info("Shutting down: %s", progress(server.connections))
                 with trio.move_on_after(1):
                     await server.wait_for_none()
+        # Hypercorn ends its own nursery at the same time, and may have been faster.
+        left += requests_in_flight(server.connections)
     finally:
         server.abort()
     forced = sum(each.conn.close_reason == "app_shutdown_timeout" for each in connections)
@@ -101,8 +116,17 @@ async def drain(
         forced=forced,
         seconds=trio.current_time() - begun,
     )
-    if connections:
-        await log("Shut down: %s", server.report)
+    cut_off = longest_request(left)
+    if cut_off:
+        await log.warning(
+            "Shut down: %s. The longest request was %s. "
+            "If it should have ended, raise graceful_timeout, which is %s s",
+            server.report,
+            cut_off,
+            graceful_timeout,
+        )
+    elif connections:
+        await log.info("Shut down: %s", server.report)
 
 
 def progress(connections: Collection[Connection]) -> str:
@@ -117,3 +141,17 @@ def progress(connections: Collection[Connection]) -> str:
         f"({', '.join(f'{state} {states[state]}' for state in sorted(states))}); "
         f"the oldest is {oldest.conn} {oldest.conn.state}{path}, {age:.1f} s old"
     )
+
+
+def requests_in_flight(connections: Collection[Connection]) -> InFlight:
+    return [(each.conn, request) for each in connections for request in each.conn.exchanges]
+
+
+def longest_request(left: InFlight) -> str:
+    """What is known of the oldest request that was cut off; nothing if none was."""
+    cut_off = [each for each in left if each[0].close_reason == "app_shutdown_timeout"]
+    if not cut_off:
+        return ""
+    conn, request = min(cut_off, key=lambda each: each[1].started_at)
+    age = trio.current_time() - request.started_at
+    return f"{request.method} {request.path!r} ({conn}), {age:.1f} s"

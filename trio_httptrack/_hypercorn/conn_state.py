@@ -20,22 +20,25 @@ class HookError(SettingError):
 
 
 class Named:
-    """A tracker named by its import path."""
+    """A tracker named by its import path, or a function that makes it."""
 
-    __slots__ = ("path",)
+    __slots__ = ("_made", "path")
 
     def __init__(self, path: str) -> None:
-        module, colon, attribute = path.partition(":")
+        module, colon, attribute = path.removesuffix("()").partition(":")
         if not all([*module.split("."), colon, *attribute.split(".")]):
             raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
         self.path: str = path
+        self._made: Tracker | None = None  # by the function, once
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.resolve().track(conn, state)
 
     def resolve(self) -> Tracker:
         """Import the tracker. An error *inside* the imported module is not a HookError."""
-        module_name, _, attribute = self.path.partition(":")
+        if self._made is not None:
+            return self._made
+        module_name, _, attribute = self.path.removesuffix("()").partition(":")
         try:
             found: Any = import_module(module_name)
         except ModuleNotFoundError as error:
@@ -47,11 +50,17 @@ class Named:
                 found = getattr(found, name)
             except AttributeError:
                 raise HookError(f"{self!r}: {found!r} has no attribute {name!r}") from None
+        if self.path.endswith("()"):
+            if not callable(found):
+                raise HookError(f"{self!r}: {found!r} cannot be called")
+            found = found()
         try:
             check_tracker(found)
         except TypeError as error:
             raise HookError(f"{self!r}: {error}") from None
         tracker: Tracker = found
+        if self.path.endswith("()"):
+            self._made = tracker
         return tracker
 
     def __repr__(self) -> str:

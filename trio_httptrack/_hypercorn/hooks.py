@@ -38,7 +38,8 @@ def hook(path: str) -> Hook:
         conn_state = hook("myapp:tracker")
 
     Args:
-      path: ``"package.module:attribute"``; the attribute may have dots.
+      path: ``"package.module:attribute"``; the attribute may have dots. With ``()`` behind it, it
+        is a function that is called once in each worker, and returns the tracker.
 
     Raises:
       TypeError: ``path`` is something else, such as the tracker itself.

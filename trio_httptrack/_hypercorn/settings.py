@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from inspect import isroutine
 from typing import Any
 
@@ -43,6 +44,7 @@ def settings_of(config: Config) -> Settings:
     Raises:
       SettingError: a setting of ours cannot be used.
     """
+    _refuse_misspelt(config)
     code: Any = _setting(config, "drain_websocket_code")
     if code not in WEBSOCKET_CODES:
         raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
@@ -142,6 +144,17 @@ def _number(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _refuse_misspelt(config: Config) -> None:
+    """A name that nobody knows is nothing to Hypercorn: a config file may have any others."""
+    known = list(filter(is_setting, {*dir(Config), *Config.__annotations__, *DEFAULTS}))
+    for name, value in vars(config).items():
+        if name.startswith("_") or callable(value) or is_setting(name):
+            continue
+        for meant in get_close_matches(name, known, n=1, cutoff=0.8):
+            if meant not in vars(config):
+                raise SettingError(f"{name}: there is no such setting; did you mean {meant}?")
 
 
 def check_config(config: object) -> None:

@@ -40,9 +40,10 @@ from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
-from .._trackers import Composed, compose
+from .._trackers import Composed, Tracker, TrackerFunc, compose
 from .accept import Accepted, Listener, accepting
 from .apps import as_asgi
+from .conn_state import Named, named
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
 from .settings import settings_of
@@ -158,6 +159,8 @@ class Worker:
         }
         if listener is not None:
             kwargs["sockets"] = Sockets([], [], [])
+        else:
+            await self.config.log.info("Tracking%s", described(self.config, self._tracker))
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
@@ -217,9 +220,7 @@ class Worker:
             self.log_error(error, "A tracker failed (%s %s)", conn, state)
 
     async def _drain(self, context: WorkerContext) -> None:
-        await drain(
-            self, context.terminated.wait, self.config.graceful_timeout, self.config.log.info
-        )
+        await drain(self, context.terminated.wait, self.config.graceful_timeout, self.config.log)
         self._drained.set()
 
     @property
@@ -324,3 +325,20 @@ async def serve(
     if stats:
         await config.log.info("Connections: %s", stats[0])
     return report
+
+
+def described(config: Config, tracker: Composed) -> str:
+    """What a server tracks, and how: its hooks, its trackers, its protocols and its drain."""
+    given = named(getattr(config, "conn_state", None)).trackers
+    hooks = [part.path for part in given if isinstance(part, Named)]
+    source = f" with {', '.join(hooks)}" if hooks else ""
+    trackers = ", ".join(map(name_of, tracker.trackers))
+    protocols = ", ".join(config.alpn_protocols) if config.ssl_enabled else "HTTP/1.1, h2"
+    return f"{source}: {trackers}; {protocols}; drain {config.graceful_timeout:.1f} s"
+
+
+def name_of(tracker: Tracker) -> str:
+    """A tracker's class, or its function's name."""
+    if type(tracker) is TrackerFunc:
+        return getattr(tracker.track, "__qualname__", repr(tracker.track))
+    return type(tracker).__name__
