@@ -384,6 +384,26 @@ async def test_the_other_streams_of_a_connection_go_on(autojump_clock: MockClock
         assert served.access == ["/first 499", "/second 200"]
 
 
+async def test_a_request_that_has_waited_for_a_handler_runs_as_any_other(
+    autojump_clock: MockClock,
+) -> None:
+    """It begins in the very step in which the first handler of its connection ends."""
+    handler = Handler(work)
+    async with serving(handler, request_timeout=1000, h2_max_concurrent_streams=1) as served:
+        client = await served.http2()
+        first = client.request("/first")
+        await client.flush()
+        await trio.sleep(1)
+        client.h2.reset_stream(first)
+        second = client.request("/second")
+        await client.flush()
+        while second not in client.ended:
+            await client.pump()
+        assert client.bodies[second] == b"late"
+        client.stream.reset()
+    assert (handler.cancelled, handler.ended) == ([], [60, 120])
+
+
 async def test_a_handler_that_has_ended_gives_its_place_away_for_good(
     autojump_clock: MockClock,
 ) -> None:

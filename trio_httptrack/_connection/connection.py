@@ -52,7 +52,7 @@ from .http2 import Http2
 from .http2_frames import PREFACE
 from .http2_headers import HeaderWriter
 from .kernel import Kernel
-from .lanes import MAX_FREE, Lane
+from .lanes import Lane
 from .pace import SLOW_REQUEST, SLOW_RESPONSE, Pace
 from .phases import (
     CLOSE,
@@ -493,7 +493,7 @@ class Connection:
             lane = self._free_lanes.pop()
             lane.start(exchange, self._run_exchange)
         else:
-            lane = Lane(exchange)
+            lane = Lane(exchange, self._free_lanes)
             assert self._nursery is not None
             self._nursery.start_soon(self._run_lane, lane, name="trio_httptrack exchange")
         exchange.limit = lane.scope
@@ -556,11 +556,7 @@ class Connection:
         finally:
             if not cancelled:
                 if lane is not None:
-                    lane.exchange = None
-                    if self.phase.reads and len(self._free_lanes) < MAX_FREE:
-                        self._free_lanes.append(lane)
-                    else:
-                        lane.close()
+                    lane.end(more=self.phase.reads)
                 self._handler_ended(exchange)
 
     def _handler_ended(self, exchange: Exchange) -> None:

@@ -24,17 +24,23 @@ Handle = Callable[[Exchange, "Lane"], Awaitable[None]]
 
 
 class Lane:
-    """Room for one handler."""
+    """Room for one handler.
 
-    __slots__ = ("_closed", "_nursery", "_wake", "exchange", "scope")
+    Args:
+      exchange: the first one.
+      free: the lanes of its connection that are free, of which it is one between two handlers.
+    """
 
-    def __init__(self, exchange: Exchange) -> None:
+    __slots__ = ("_closed", "_free", "_nursery", "_wake", "exchange", "scope")
+
+    def __init__(self, exchange: Exchange, free: list[Lane]) -> None:
         self.scope = trio.CancelScope()
         """Cancelling it cancels the handler."""
 
         self.exchange: Exchange | None = exchange
         """Whose handler that is, until it has ended."""
 
+        self._free = free
         self._closed = False
         self._nursery: trio.Nursery | None = None
         self._wake: trio.Event | None = None
@@ -44,13 +50,15 @@ class Lane:
         assert self.exchange is not None
         with self.scope:
             await handle(self.exchange, self)
-            if not self._closed:
+            # Who finds a lane that is free must be able to start a handler in it.
+            if self.exchange is None and not self._closed:
                 await self._stay_open()
 
     async def _stay_open(self) -> None:
         self._wake = trio.Event()
         with ungrouped(nurseries=1):
             async with trio.open_nursery() as self._nursery:
+                self._free.append(self)
                 await self._wake.wait()
 
     def start(self, exchange: Exchange, handle: Handle) -> None:
@@ -58,6 +66,14 @@ class Lane:
         self.exchange = exchange
         assert self._nursery is not None
         self._nursery.start_soon(handle, exchange, self, name="trio_httptrack exchange")
+
+    def end(self, *, more: bool) -> None:
+        """Its handler has ended. ``more`` is whether others may follow on the connection."""
+        self.exchange = None
+        if not more or len(self._free) >= MAX_FREE:
+            self.close()
+        elif self._nursery is not None:
+            self._free.append(self)
 
     def close(self) -> None:
         """No other exchange follows."""
