@@ -13,6 +13,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ from trio_httptrack.testing._network import BUFFER_SIZE
 
 from .clients import Http2, http1, read_to_end
 from .support import client_ssl, problems, respond, without_lifespan
+
+over_anyio = pytest.mark.skipif(
+    "reason" not in signature(trio.CancelScope.cancel).parameters,
+    reason="today's anyio, with which Starlette cancels, needs a newer Trio",
+)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Leave = Callable[[], Awaitable[object]]
@@ -1673,6 +1679,7 @@ async def leave_framework(
         return notes.of_work, served.access
 
 
+@over_anyio
 @pytest.mark.parametrize("how", ["FIN", "RST", "RST_STREAM"])
 @pytest.mark.parametrize(("framework", "path"), BY_THEMSELVES)
 async def test_what_each_framework_does_by_itself_when_its_client_leaves(
@@ -1683,6 +1690,7 @@ async def test_what_each_framework_does_by_itself_when_its_client_leaves(
     assert of_work == BY_THEMSELVES[framework, path]
 
 
+@over_anyio
 @pytest.mark.parametrize("how", ["FIN", "RST", "RST_STREAM"])
 @pytest.mark.parametrize(("framework", "path"), BY_THEMSELVES)
 async def test_what_each_framework_does_with_the_setting(
@@ -1698,6 +1706,7 @@ async def test_what_each_framework_does_with_the_setting(
     assert problems(caplog) == []
 
 
+@over_anyio
 @pytest.mark.parametrize("setting", [None, 0])
 @pytest.mark.parametrize(("framework", "path"), BY_THEMSELVES)
 async def test_what_each_framework_does_with_a_half_closed_client(
@@ -1710,6 +1719,7 @@ async def test_what_each_framework_does_with_a_half_closed_client(
     assert of_work == BY_THEMSELVES[framework, path]
 
 
+@over_anyio
 @pytest.mark.parametrize("how", ["FIN", "RST", "RST_STREAM"])
 @pytest.mark.parametrize(
     ("framework", "tells"), [("Starlette", True), ("BaseHTTPMiddleware", False)]
@@ -1722,6 +1732,7 @@ async def test_whether_starlette_tells_who_polls(
     assert of_work == ("noticed" if tells else "done")
 
 
+@over_anyio
 @pytest.mark.parametrize("setting", [None, 0])
 @pytest.mark.parametrize("framework", ["Starlette", "Quart-Trio"])
 @pytest.mark.parametrize("how", ["close frame", "FIN", "RST"])
@@ -1740,6 +1751,7 @@ async def test_what_each_framework_does_with_a_websocket(
     assert notes.of_work == (CANCELLED if by_itself or setting == 0 else DONE)
 
 
+@over_anyio
 @pytest.mark.parametrize("framework", ["Starlette", "Quart-Trio"])
 async def test_a_stream_that_ends_because_its_client_has_is_logged_with_499(
     framework: str, autojump_clock: MockClock
