@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -412,6 +414,23 @@ async def test_real_clients_see_the_refusal(certificate: Path) -> None:
                     response = await refused.post(url, content=b"x" * 1000)
                     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert refusals(limits) == (100, 0)
+
+
+async def test_a_client_that_has_gone_before_it_is_refused_is_refused_all_the_same(
+    certificate: Path,
+) -> None:
+    """It has connected and reset the connection before the server accepts it."""
+    limits, recorder = ConnLimit(total=1), Recorder()
+    async with socket_server(app, certificate, tracker=compose(limits, recorder)) as server:
+        await server.connect()
+        await recorder.wait_states("N")
+        gone = socket.create_connection(("127.0.0.1", server._ports[False]))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.close()
+        while len(recorder.conns) < 2 or recorder.conns[1].state is not CLOSED:
+            await recorder._changed.park()
+    assert recorder.conns[1].close_reason == TOTAL
+    assert refusals(limits) == (1, 0)
 
 
 async def test_clients_are_told_apart_by_their_sockets_addresses(certificate: Path) -> None:

@@ -185,36 +185,36 @@ def check_status(status: int, workers: str) -> None:
         assert status == 1
 
 
+FINE = 'server_name = "here"\nserver_names = [server_name]\npassword = "secret"\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            "drain_idle_timeout = -1\n",
+            "drain_idle_timeout must be a number of seconds, 0 or more, not -1",
+        ),
+        # What is spelt like no setting, or like one that is there, too, is not misspelt.
+        (
+            f"{FINE}grace_timeout = 30\n",
+            "grace_timeout: there is no such setting; did you mean graceful_timeout?",
+        ),
+    ],
+)
 @limited
-async def test_a_drain_setting_that_cannot_be_ends_the_worker_with_one_line(tmp_path: Path) -> None:
+async def test_a_setting_that_cannot_be_ends_the_worker_with_one_line(
+    settings: str, line: str, tmp_path: Path
+) -> None:
     """Before it accepts."""
     config = hook_config(tmp_path, "ways_in.twoparts:tracker")
     file = tmp_path / "hypercorn_conf.py"
-    file.write_text(file.read_text() + "drain_idle_timeout = -1\n")
+    file.write_text(file.read_text() + settings)
     status, stderr = await failing_hypercorn(
         "-k", "trio", "-c", config, "-w", "0", "ways_in.twoparts:app"
     )
     assert status == 1
-    assert stderr.splitlines()[-1] == (
-        "trio_httptrack: drain_idle_timeout must be a number of seconds, 0 or more, not -1"
-    )
-    assert "Traceback" not in stderr
-
-
-@limited
-async def test_a_misspelt_setting_ends_the_worker_with_one_line(tmp_path: Path) -> None:
-    """It says what was meant; what is spelt like nothing, or is beside what it is like, is not."""
-    config = hook_config(tmp_path, "ways_in.twoparts:tracker")
-    file = tmp_path / "hypercorn_conf.py"
-    fine = 'server_name = "here"\nserver_names = [server_name]\npassword = "secret"\n'
-    file.write_text(f"{file.read_text()}{fine}grace_timeout = 30\n")
-    status, stderr = await failing_hypercorn(
-        "-k", "trio", "-c", config, "-w", "0", "ways_in.twoparts:app"
-    )
-    assert status == 1
-    assert stderr.splitlines()[-1] == (
-        "trio_httptrack: grace_timeout: there is no such setting; did you mean graceful_timeout?"
-    )
+    assert stderr.splitlines()[-1] == f"trio_httptrack: {line}"
     assert "Traceback" not in stderr
 
 

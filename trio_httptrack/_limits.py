@@ -19,6 +19,9 @@ MAPPED = inet_pton(AF_INET6, "::ffff:0:0")[:12]  # an IPv4 address in an IPv6 on
 Network = tuple[int, int]
 """Its address and its mask, as numbers."""
 
+Client = tuple[int, int]
+"""What its addresses have in common, as a number, and the length of an address in bytes."""
+
 
 class ConnLimit(ProcessLocal):
     """Limits the open connections of a process, in all and for each client.
@@ -82,8 +85,8 @@ class ConnLimit(ProcessLocal):
                 raise ValueError(f"exempt: {error}; write '10.1.2.0/24', or '10.1.2.3'") from None
             address, mask = int(network.network_address), int(network.netmask)
             self._exempt[len(network.network_address.packed)].append((address, mask))
-        self._conns: dict[Conn, Network | None] = {}  # and whose they are
-        self._clients: dict[Network, int] = {}
+        self._conns: dict[Conn, Client | None] = {}  # and whose they are
+        self._clients: dict[Client, int] = {}
         self._refused = {"total": 0, "per_client": 0}
 
     @property
@@ -117,7 +120,7 @@ class ConnLimit(ProcessLocal):
                 self._clients[client] = self._clients.get(client, 0) + 1
             conn._call_when_closed(self._forget)
 
-    def _client(self, host: str) -> Network | None:
+    def _client(self, host: str) -> Client | None:
         """Whose address it is; None for one that is exempt."""
         if ":" in host:
             packed = inet_pton(AF_INET6, host.partition("%")[0])

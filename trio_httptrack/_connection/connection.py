@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import trio
@@ -612,7 +612,7 @@ class Connection:
         return tuple(requests)
 
     def find(self, scope: Mapping[str, Any]) -> Exchange:
-        """The exchange of a scope, which may be a copy, of which no part is a copy, too."""
+        """The exchange of a scope, or of a shallow copy of it."""
         for exchange in self._exchanges:
             own = exchange.scope
             if own is scope or any(
@@ -632,7 +632,8 @@ class Connection:
             return False
         self.conn.close_reason = reason
         if not self.conn.tls:
-            self.write_now([self.response_heads.refusal(status, retry_after)])
+            with suppress(trio.BrokenResourceError):  # it was refused, whether or not it is there
+                self._transport.send_now([self.response_heads.refusal(status, retry_after)])
             timeout = self._server.refusal_timeout
             if self.phase is OPEN and len(timeout) < MAX_REFUSED:
                 self.phase = after(self.phase, OWN_END)

@@ -407,7 +407,7 @@ class Exchange:
     @property
     def _committed(self) -> bool:
         """Whether it is too late for another response."""
-        raise NotImplementedError
+        return self.begun
 
     async def _end(self) -> None:
         raise NotImplementedError

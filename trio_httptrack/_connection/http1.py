@@ -278,11 +278,7 @@ class Http1:
         if self._exchange is not None and not self._responded:
             self._exchange.lose(408)
             self._responded = True
-            headers = [(b"content-length", b"0")]
-            head, _, _ = self._connection.response_heads.render(
-                408, headers, http11=True, to_head=False, last=True, client_closes=False
-            )
-            self._connection.write_now([head])
+            self._connection.write_now([self._connection.response_heads.refusal(408)])
 
     async def _cut_off(self) -> None:
         """The client has ended its side in the middle of a request."""

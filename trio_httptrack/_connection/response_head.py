@@ -156,12 +156,11 @@ class ResponseHeads:
         lines = [line for line, meaning, _ in known if meaning not in (LENGTH, CODING)]
         return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
 
-    def refusal(self, status: int, retry_after: int) -> bytes:
-        """The whole response to a connection that is refused, whatever it would have requested."""
-        return (
-            b"HTTP/1.1 %d \r\nretry-after: %d\r\ncontent-length: 0\r\n%bconnection: close\r\n\r\n"
-            % (status, retry_after, self.own())
-        )
+    def refusal(self, status: int, retry_after: int | None = None) -> bytes:
+        """The whole of a response behind which the connection closes, whatever was requested."""
+        retry = b"" if retry_after is None else b"retry-after: %d\r\n" % retry_after
+        line = b"HTTP/1.1 %d \r\n" % status
+        return b"%b%bcontent-length: 0\r\n%bconnection: close\r\n\r\n" % (line, retry, self.own())
 
     def render(
         self,

@@ -145,10 +145,6 @@ class WebSocket(Exchange):
     def idle(self) -> bool:
         return self._state is CLOSED or self._state is REFUSED
 
-    @property
-    def _committed(self) -> bool:
-        return self._state is not HANDSHAKE
-
     def hear(self) -> None:
         """Its client is there: it has opened its window."""
         self._heard = True
