@@ -1,19 +1,17 @@
-"""What each of our ASGI applications does beside answering requests."""
+"""What each of our ASGI applications does beside responding to requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from ._monitor.monitor import MONITOR, Monitor
 from ._states import Conn
 
 
-async def live(receive: Any, send: Any, start: Callable[[], None] | None = None) -> None:
+async def live(receive: Any, send: Any) -> None:
     """The lifespan of an application that starts at once, and has nothing to end."""
     while True:
         event = await receive()
-        if event["type"] == "lifespan.startup" and start is not None:
-            start()
         await send({"type": f"{event['type']}.complete"})
         if event["type"] == "lifespan.shutdown":
             return
@@ -29,3 +27,12 @@ def conn_of(scope: Any) -> Conn | None:
     """The connection of a request; None if the server is not tracked."""
     conn = (scope.get("extensions") or {}).get("httptrack")
     return conn if isinstance(conn, Conn) else None
+
+
+def monitor_of(scope: Any) -> Monitor | None:
+    """That of the worker which serves a request, or a lifespan; None if it is not tracked."""
+    conn = conn_of(scope)
+    if conn is None:
+        return (scope.get("extensions") or {}).get(MONITOR)
+    monitor = conn._monitor
+    return monitor if isinstance(monitor, Monitor) else None

@@ -117,6 +117,10 @@ class Controls(Protocol):
     def drain(self) -> None: ...
     def refuse(self, status: int, reason: str, retry_after: int) -> bool: ...
     def requests_in_flight(self) -> tuple[RequestInFlight, ...]: ...
+    @property
+    def socket(self) -> object: ...
+    @property
+    def monitor(self) -> object: ...
     def find(self, scope: Mapping[str, Any]) -> Awaited: ...
 
 
@@ -398,6 +402,16 @@ class Conn:
             self._closed.set()
         for callback in self._when_closed:
             callback(self)
+
+    @property
+    def _socket(self) -> object:
+        """Its socket, for what the kernel knows of it; None if it has none."""
+        return None if self._controls is None else self._controls.socket
+
+    @property
+    def _monitor(self) -> object:
+        """That of its worker, which knows what all connections are doing."""
+        return None if self._controls is None else self._controls.monitor
 
     @property
     def _peer(self) -> str | None:

@@ -105,6 +105,13 @@ class Server(Protocol):
     deadline: float
     """When its shutdown ends by force; infinity before it begins."""
 
+    hijacked: int
+    """Upgraded connections that are open."""
+
+    @property
+    def monitor(self) -> object:
+        """What knows of all connections what they are doing."""
+
     def age_timeout(self) -> Timeout[Connection] | None:
         """That for a new connection's age, if there is one."""
 
@@ -582,6 +589,7 @@ class Connection:
     def hijack(self) -> None:
         """It does not speak HTTP any more."""
         if self.conn.state is ACTIVE:
+            self._server.hijacked += 1
             self._enter(HIJACKED)
 
     async def log_application_error(self, error: BaseException, path: str) -> None:
@@ -610,6 +618,14 @@ class Connection:
         if self._http2 is not None:
             requests += self._http2.waiting_requests()
         return tuple(requests)
+
+    @property
+    def socket(self) -> object:
+        return self._transport.socket
+
+    @property
+    def monitor(self) -> object:
+        return self._server.monitor
 
     def find(self, scope: Mapping[str, Any]) -> Exchange:
         """The exchange of a scope, or of a shallow copy of it."""
@@ -825,6 +841,8 @@ class Connection:
         conn._mark_closed()
         if conn.state is not HIJACKED:
             self._enter(CLOSED)
+        else:
+            self._server.hijacked -= 1
         if self._nursery is None:
             self._forget()
 

@@ -221,6 +221,9 @@ class HeaderWriter:
 
     def __init__(self, server_headers: Callable[[str], Headers]) -> None:
         self._server_headers = server_headers
+        self.sent: list[int] = [0] * 10
+        """How many responses there were, by the first digit of their status codes."""
+
         self._known: dict[Any, tuple[bytes, int | None]] = {}
         self._own: Headers | None = None
         self._own_block = b""
@@ -262,6 +265,7 @@ class HeaderWriter:
         else:
             theirs = {_name(each) for each in headers} & REPLACEABLE
             parts.append(header_block([each for each in own if each[0].lower() not in theirs]))
+        self.sent[status // 100] += 1
         return b"".join(parts), length
 
     def _learn(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:

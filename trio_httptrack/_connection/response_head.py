@@ -136,6 +136,9 @@ class ResponseHeads:
         self._status_lines = {
             status: b"HTTP/1.1 %d \r\n" % status for status in (200, 201, 204, 302, 304, 404)
         }
+        self.sent: list[int] = [0] * 10
+        """How many responses there were, by the first digit of their status codes."""
+
         self._own: Headers | None = None  # what the lines below were made of
         self._own_lines: list[Line] = []
         self._own_block = b""
@@ -151,6 +154,7 @@ class ResponseHeads:
 
     def interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """The whole of a response that is not the final one."""
+        self.sent[1] += 1
         known = map(checked, headers)
         # RFC 9110, 8.6, and RFC 9112, 6.1
         lines = [line for line, meaning, _ in known if meaning not in (LENGTH, CODING)]
@@ -158,6 +162,7 @@ class ResponseHeads:
 
     def refusal(self, status: int, retry_after: int | None = None) -> bytes:
         """The whole of a response behind which the connection closes, whatever was requested."""
+        self.sent[status // 100] += 1
         retry = b"" if retry_after is None else b"retry-after: %d\r\n" % retry_after
         line = b"HTTP/1.1 %d \r\n" % status
         return b"%b%bcontent-length: 0\r\n%bconnection: close\r\n\r\n" % (line, retry, self.own())
@@ -210,10 +215,12 @@ class ResponseHeads:
             ):
                 lines.append(own)
                 lines.append(b"\r\n")
+                self.sent[status // 100] += 1
                 return b"".join(lines), special[0][2], False
             if special is None and status in (204, 304):
                 lines.append(own)
                 lines.append(b"\r\n")
+                self.sent[status // 100] += 1
                 return b"".join(lines), 0, False
         return self._unusual(status, lines, special or [], http11, to_head, last, client_closes)
 
@@ -278,4 +285,5 @@ class ResponseHeads:
         if dropped:
             unsent = [line for line, meaning, _ in special if meaning in dropped]
             lines = [line for line in lines if line not in unsent]
+        self.sent[status // 100] += 1
         return b"".join([*lines, *own, *end, b"\r\n"]), framing, closes

@@ -74,10 +74,10 @@ class Transport:
         "_reader",
         "_registered",
         "_sending",
-        "_socket",
         "_ssl_context",
         "_tls",
         "progress",
+        "socket",
     )
 
     def __init__(
@@ -87,7 +87,7 @@ class Transport:
         ssl_context: ssl.SSLContext | None,
         min_rate: Rate | None = None,
     ) -> None:
-        self._socket = socket
+        self.socket = socket
         self._kernel = kernel
         self._min_rate = min_rate
         self._ssl_context = ssl_context
@@ -474,12 +474,12 @@ class Transport:
         self._end_writing()
         self._kernel.forget(self._fileno)
         self._fileno = -1
-        self._socket.close()
+        self.socket.close()
         self._wake_reader()
 
     def _end_writing(self) -> None:
         with suppress(OSError):
-            self._socket.shutdown(SHUT_WR)
+            self.socket.shutdown(SHUT_WR)
 
 
 def _size(parts: Parts) -> int:

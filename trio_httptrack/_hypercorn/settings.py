@@ -14,7 +14,7 @@ from .._connection.settings import Settings
 
 # Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown, the grace
 # period is Kestrel's, the jitter gRPC's, and the timeout for a pong that of uvicorn.
-DEFAULTS: dict[str, float | bool | None] = {
+DEFAULTS: dict[str, float | bool | str | None] = {
     "cancel_on_disconnect": None,
     "drain_idle_timeout": 0.5,
     "drain_new_timeout": 5.0,
@@ -27,6 +27,7 @@ DEFAULTS: dict[str, float | bool | None] = {
     "min_request_body_rate": None,
     "min_response_rate": None,
     "request_timeout": None,
+    "runtime_dir": None,
     "tcp_keepalive": 120,
     "websocket_ping_timeout": 20.0,
 }
@@ -92,6 +93,18 @@ def settings_of(config: Config) -> Settings:
         server_names=frozenset(config.server_names),
         server_headers=config.response_headers,
     )
+
+
+def runtime_dir_of(config: Config) -> str | None:
+    """Where workers find each other, if the Config says where.
+
+    Raises:
+      SettingError: it is no path.
+    """
+    path: Any = _setting(config, "runtime_dir")
+    if path is None or (isinstance(path, str) and path):
+        return path
+    raise SettingError(f"runtime_dir must be a directory's path, or None, not {path!r}")
 
 
 def _setting(config: Config, name: str) -> Any:

@@ -17,9 +17,9 @@ from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
-from operator import methodcaller
+from operator import add, methodcaller
 from types import CodeType, FunctionType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import trio
 from hypercorn.config import Config, Sockets
@@ -38,6 +38,11 @@ from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
+from .._monitor.asking import Peers
+from .._monitor.directory import DirectoryError, prepared
+from .._monitor.monitor import MONITOR, Monitor
+from .._monitor.serving import listen
+from .._monitor.serving import serve as serve_monitor
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
 from .._trackers import Composed, Tracker, TrackerFunc, compose
@@ -46,7 +51,7 @@ from .apps import as_asgi
 from .conn_state import Named, named
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
-from .settings import settings_of
+from .settings import SettingError, runtime_dir_of, settings_of
 from .statsd import Statsd
 
 if sys.version_info < (3, 11):
@@ -96,6 +101,7 @@ class Worker:
     ) -> None:
         self.config = with_cached_headers(config)
         self.settings = settings_of(self.config)
+        self._runtime_dir = runtime_dir_of(self.config)
         self.response_heads = ResponseHeads(self.settings.server_headers)
         self.header_writer = HeaderWriter(self.settings.server_headers)
         self.handshake_timeout = self._timeout(self.settings.handshake_timeout)
@@ -112,9 +118,16 @@ class Worker:
         self.request_timeout: Timeout[Exchange] | None = (
             None if seconds is None else Timeout(seconds, methodcaller("time_out"))
         )
+        trackers = [part for part in tracker.trackers if isinstance(part, StatsTracker)]
+        self.stats_tracker = trackers[0] if trackers else StatsTracker()
+        if not trackers:
+            tracker = compose(tracker, self.stats_tracker)
         self.statsd = None if config.statsd_host is None else Statsd(config)
         self._tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
+        self.hijacked = 0
+        self.requests = 0
+        self.monitor: Monitor = Monitor(self)
         self.kernel = kernel
         self.state: dict[str, Any] = {}
         self._nursery = nursery
@@ -161,12 +174,31 @@ class Worker:
             kwargs["sockets"] = Sockets([], [], [])
         else:
             await self.config.log.info("Tracking%s", described(self.config, self._tracker))
+            await self._be_seen()
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
         await self._drained.wait()
         if self.statsd is not None:
             await self.statsd.send()
+
+    async def _be_seen(self) -> None:
+        """Let others on this machine ask what this worker is doing."""
+        self._nursery.start_soon(self.monitor.run)
+        try:
+            directory = prepared(self._runtime_dir)
+            sock = listen(directory, self.monitor.name)
+        except (OSError, DirectoryError) as error:
+            if self._runtime_dir is not None:
+                raise SettingError(f"runtime_dir: {error}") from None
+            await self.config.log.info(
+                "Neither other workers nor httptrack top can see this worker: %s. "
+                "Set runtime_dir to a directory of its own",
+                error,
+            )
+        else:
+            self.monitor.peers = Peers(directory, self.monitor.name)
+            self._nursery.start_soon(serve_monitor, self.monitor, sock, directory)
 
     def make_connection(
         self,
@@ -189,7 +221,8 @@ class Worker:
         return self._hypercorn_context
 
     def mark_request(self) -> None:
-        """Count a request of any connection, where there is a limit to them."""
+        """Count a request of any connection."""
+        self.requests += 1
         if self._hypercorn_context.max_requests is not None:
             self._nursery.start_soon(self._hypercorn_context.mark_request)
 
@@ -219,6 +252,20 @@ class Worker:
         except Exception as error:
             self.log_error(error, "A tracker failed (%s %s)", conn, state)
 
+    @property
+    def responses(self) -> list[int]:
+        """How many responses there were, by the first digit of their status codes."""
+        return list(map(add, self.response_heads.sent, self.header_writer.sent))
+
+    @property
+    def monitored(self) -> list[Conn]:
+        """All connections that have a socket or a handler."""
+        return [connection.conn for connection in self.connections]
+
+    @property
+    def draining(self) -> bool:
+        return self.deadline < math.inf
+
     async def _drain(self, context: WorkerContext) -> None:
         await drain(self, context.terminated.wait, self.config.graceful_timeout, self.config.log)
         self._drained.set()
@@ -235,7 +282,10 @@ class Worker:
         return self._hypercorn_context.terminated.is_set() and now >= deadline
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
-        return Lifespan(app, config, state)
+        async def call(scope: Any, *args: Any) -> None:
+            await app({**scope, "extensions": {MONITOR: self.monitor}}, *args)
+
+        return Lifespan(cast(AppWrapper, call), config, state)
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -293,6 +343,17 @@ class Worker:
             request.method,
             request.path,
         )
+
+    async def log_blocked(self, seconds: float) -> None:
+        """Log that nothing was served for a while."""
+        await self.config.log.warning(
+            "The event loop was blocked for %.1f s, in which nothing was served. A handler must "
+            "not call what blocks: trio.to_thread.run_sync() can do it in a thread",
+            seconds,
+        )
+
+    async def log_info(self, message: str) -> None:
+        await self.config.log.info("%s", message)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         """Log an error from where nothing can be awaited."""

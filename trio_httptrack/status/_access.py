@@ -1,19 +1,16 @@
-"""Who may see the page. It shows the addresses of clients and the paths that they ask for.
+"""Who may see the page. It shows the addresses of clients and the paths that they request.
 
-What counts is the address at the other end of the socket, which nobody can forge. Headers that
-a proxy adds are never a reason to let somebody in. Without ``allow``, only a browser on this
-machine may see the page, and a loopback address does not prove that it is one:
-
-* behind a proxy on the same machine, everybody has that address. Most say that they are one, by a
-  header or by speaking HTTP/1.0; one that does not cannot be told from a browser, and nginx,
-  since 1.29.7, does not unless it is configured to;
-* a web site whose name resolves to 127.0.0.1 can make a browser that runs here read the page
-  and tell (DNS rebinding); but the request then names that site as its host.
+An address does not prove who somebody is: behind a proxy on the same machine everybody has the
+proxy's, and nothing in a request says for certain that there is none. So the page opens by a
+token, which is in the server's log; who can read that may see the page, from wherever it is
+looked at. With ``allow`` the address at the other end of the socket is all that counts.
 """
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable
+from functools import cached_property
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -22,50 +19,55 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from multiprocessing import current_process
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs
 
 from .._asgi import conn_of
+from .._monitor.sockets import may_look
 
-# What proxies add, by their first two words.
-PROXY_HEADERS = {
-    *(b"forwarded", b"via", b"x-forwarded", b"x-real", b"x-client", b"x-envoy"),
-    *(b"cf-connecting", b"true-client", b"fastly-client"),
-}
+UNIX = "unix"
 
 
 class Access:
-    """``allow`` are networks and addresses as strings, or None for this machine only."""
+    """``allow`` are networks and addresses as strings, and ``"unix"``; None is for the token."""
 
     def __init__(self, allow: Iterable[str] | None) -> None:
         if isinstance(allow, str):
             raise TypeError(f"allow must be several networks: write allow=[{allow!r}]")
+        names = None if allow is None else list(allow)
+        self.by_token = names is None
+        self._unix = UNIX in (names or ())
         try:
-            self._networks = None if allow is None else [_network(each) for each in allow]
+            self._networks = [_network(each) for each in names or () if each != UNIX]
         except ValueError as error:
-            raise ValueError(f"allow: {error}; write '10.1.2.0/24', or '10.1.2.3'") from None
+            raise ValueError(
+                f"allow: {error}; write '10.1.2.0/24', or '10.1.2.3', or 'unix'"
+            ) from None
+
+    @cached_property
+    def token(self) -> str:
+        """The same in all workers of a server, also of those after a reload, and in no other.
+
+        Workers have the secret of the process that has started them: multiprocessing's.
+        """
+        secret = bytes(current_process().authkey)
+        return hmac.new(secret, b"trio_httptrack.status", "sha256").hexdigest()[:32]
 
     def refusal(self, scope: Any) -> str | None:
-        """Why the request may not be answered, if it may not."""
-        peer = _peer(scope)
-        if self._networks is not None:
-            if peer is None or not any(peer in network for network in self._networks):
-                return f"You may not look at this page from {peer or 'an unknown address'}."
+        """Why the request is refused, if it is."""
+        if self.by_token:
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if hmac.compare_digest(given.encode(), self.token.encode()):
+                return None
+            return "This page opens by its token, as in ?token=...: the server's log has it."
+        conn = conn_of(scope)
+        if self._unix and conn is not None and may_look(conn._socket):
             return None
-        headers = dict(scope["headers"])
-        if peer is None or not peer.is_loopback:
-            peer_name = peer or "an unknown address"
-            return f"This page is for this machine's own users, and you ask from {peer_name}."
-        if scope.get("http_version") == "1.0" or not PROXY_HEADERS.isdisjoint(map(_kind, headers)):
-            return "This page is not shown through a proxy."
-        if not _is_local(headers.get(b"host", b"localhost")):
-            return "This page is shown to http://localhost only, not by another name."
-        return None
-
-
-def _kind(header: bytes) -> bytes:
-    """Its first two words, or its only one: that of ``x-forwarded-proto`` is ``x-forwarded``."""
-    return b"-".join(header.split(b"-")[:2])
+        peer = _peer(scope)
+        if peer is not None and any(peer in network for network in self._networks):
+            return None
+        return f"You may not look at this page from {peer or 'an unknown address'}."
 
 
 def _network(name: object) -> IPv4Network | IPv6Network:
@@ -83,14 +85,3 @@ def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
     except (IndexError, TypeError, ValueError):  # such as a Unix socket's
         return None
     return getattr(peer, "ipv4_mapped", None) or peer
-
-
-def _is_local(host: bytes) -> bool:
-    """Whether it is this machine, and no name server was asked for it."""
-    try:
-        name = urlsplit(f"//{host.decode('ascii')}").hostname or ""
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False

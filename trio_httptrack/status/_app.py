@@ -2,129 +2,146 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Any
 
 import trio
 
-from .._asgi import conn_of, live, refuse_websocket
-from .._hijacks import HijackTracker
-from .._stats import StatsTracker
+from .._asgi import conn_of, live, monitor_of, refuse_websocket
+from .._monitor.monitor import INTERVAL, Monitor
+from .._monitor.query import Query
+from .._monitor.text import as_text
+from .._monitor.view import View
+from .._states import PATH_LENGTH
 from ._access import Access
-from ._history import INTERVAL, History
 from ._page import POLICY, page, update
-from ._view import Query, View
 
-HTML, JSON, EVENTS = "text/html", "application/json", "text/event-stream"
+HTML, JSON, EVENTS, TEXT = "text/html", "application/json", "text/event-stream", "text/plain"
+UNTRACKED = (
+    "This server is not tracked, so there is nothing to show: has its config a conn_state, "
+    "and is it started with -k trio?"
+)
+MAX_UPDATES = 64
+MAX_AGE = INTERVAL - 0.1  # seconds: who looks each second may see what another viewer was shown
 
 
 class StatusApp:
-    """An ASGI application that shows what the connections of its process are doing.
+    """An ASGI application that shows what the connections of all workers are doing.
 
-    Mount it anywhere; it answers every path below its mount with the same page, by what the
-    client accepts: HTML, ``application/json``, or ``text/event-stream``, by which the page keeps
-    itself up to date. ``?sort=-age&page=2`` chooses which of the open connections are listed:
-    a hundred, by default those first that have been in their state for longest.
-
-    Where it gets the lifespan's events, as it does from Hypercorn's
-    ``TrioDispatcherMiddleware``, it knows the last five minutes when somebody looks;
-    elsewhere, the minutes since somebody looked first.
+    Mount it anywhere. It responds to every path below its mount with the same page, by what the
+    client accepts: HTML; ``application/json``; ``text/plain``, for a terminal; or
+    ``text/event-stream``, by which the page keeps itself up to date. The query chooses which of
+    the open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A
+    page has a hundred, by default those first that may be stuck: the oldest requests in flight.
 
     It is read-only, loads nothing from other hosts, and is not cached. It shows addresses and
     paths, but no queries and no headers.
 
     Args:
-      stats_tracker: whose connections are shown. Only those that are
-        :class:`~trio_httptrack.Conn` objects can be listed.
-      hijack_tracker: shows the upgraded connections, too.
-      allow: who may look, as a list of networks such as ``["10.1.0.0/16", "::1"]``. A peer's
-        address is that of its socket; headers such as ``X-Forwarded-For`` do not change it.
-        By default it is shown to browsers on the same machine only, as ``localhost``, and not
-        through a proxy, as far as that can be known: a proxy on the same machine that adds no
-        header, such as nginx since 1.29.7 unless told otherwise, looks like a browser. With
-        ``allow`` the address is all that counts. Everybody else gets a 403.
+      allow: who may look, as a list of networks, such as ``["10.1.0.0/16", "::1"]``, and
+        ``"unix"`` for the server's own user and root on a Unix socket. A peer's address is that
+        of its socket; headers such as ``X-Forwarded-For`` do not change it. By default the page
+        opens by its :attr:`token`, from wherever it is looked at. Everybody else gets a 403.
 
     Raises:
-      TypeError: a tracker is something else, or ``allow`` is a single string.
+      TypeError: ``allow`` is a single string, or something in it is no string.
       ValueError: something in ``allow`` is not a network.
 
-    >>> from trio_httptrack import StatsTracker
-    >>> tracker = StatsTracker()
-    >>> status = StatusApp(tracker)
+    >>> status = StatusApp()
     >>> async def app(scope, receive, send):
     ...     if scope["type"] == "lifespan" or scope["path"] == "/status":
     ...         await status(scope, receive, send)
     """
 
-    def __init__(
-        self,
-        stats_tracker: StatsTracker,
-        *,
-        hijack_tracker: HijackTracker | None = None,
-        allow: Iterable[str] | None = None,
-    ) -> None:
-        if not isinstance(stats_tracker, StatsTracker):
-            raise TypeError(f"a StatsTracker is needed, not {stats_tracker!r}")
-        if hijack_tracker is not None and not isinstance(hijack_tracker, HijackTracker):
-            raise TypeError(f"hijack_tracker must be a HijackTracker, not {hijack_tracker!r}")
-        self._tracker = stats_tracker
-        self._hijacks = hijack_tracker
+    def __init__(self, *, allow: Iterable[str] | None = None) -> None:
         self._access = Access(allow)
-        self._history = History(stats_tracker, hijack_tracker)
+        self._announced = False
         # What the viewers of this second are sent: those who want to see the same share it.
-        self._updates: dict[Query, bytes] = {}
-        self._second: object = None
+        self._updates: dict[Query, tuple[float, bytes]] = {}
+        self._turn = trio.Lock()
+
+    @property
+    def token(self) -> str:
+        """What opens the page, as in ``?token=...``, unless ``allow`` is given.
+
+        All workers of a server have the same, until its parent process ends. The log has it, too:
+        at the start, if the application passes on the lifespan's events, and else when somebody
+        looks who has no token.
+        """
+        return self._access.token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._announce(scope, "add this to its address: ")
+            await live(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
-            await self._answer(scope, receive, send)
+            await self._respond(scope, receive, send)
 
-    async def _live(self, receive: Any, send: Any) -> None:
-        async with trio.open_nursery() as nursery:
-            await live(receive, send, partial(nursery.start_soon, self._history.keep))
-            nursery.cancel_scope.cancel()
+    async def _announce(self, scope: Any, address: str) -> None:
+        """Log how the page is opened, once in each process."""
+        monitor = monitor_of(scope)
+        if self._access.by_token and not self._announced and monitor is not None:
+            self._announced = True
+            await monitor.log(f"The status page opens by its token; {address}?token={self.token}")
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = self._access.refusal(scope)
+        monitor = monitor_of(scope)
         if refusal is not None:
+            await self._announce(scope, f"it is at {address_of(scope)}")
             await respond(send, 403, refusal)
         elif scope["method"] not in ("GET", "HEAD"):
             await respond(send, 405, "This page can only be read.", allow="GET, HEAD")
+        elif monitor is None:
+            await respond(send, 503, UNTRACKED)
         else:
             try:
                 query = Query.parse(scope["query_string"])
             except ValueError as error:
                 await respond(send, 400, f"{error}.")
                 return
-            kind = accepted(scope["headers"])
-            if kind == EVENTS:
-                await self._stream(query, scope, receive, send)
-                return
-            view = self._view(query)
-            self._updates.clear()  # what this viewer will be sent next must not be older
-            body = view.as_json() if kind == JSON else page(view)
-            await respond(send, 200, body, kind)
+            with monitor.peers.looking():
+                await self._show(monitor, query, scope, receive, send)
 
-    def _view(self, query: Query) -> View:
-        return View.of(query, self._tracker, self._hijacks, self._history)
+    async def _show(
+        self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
+    ) -> None:
+        kind = accepted(scope["headers"])
+        if kind == EVENTS:
+            await self._stream(monitor, query, scope, receive, send)
+            return
+        view = await monitor.view(query)
+        await respond(send, 200, self._rendered(view, kind), kind)
 
-    def _update(self, query: Query) -> bytes:
-        now = self._history.now()
-        query = query.within(sum(now.stats.gauges.values()) + now.hijacked)
-        second = self._history.run, now.time // INTERVAL
-        if second != self._second:
-            self._updates.clear()
-            self._second = second
-        if query not in self._updates:
-            self._updates[query] = f"data: {update(self._view(query))}\n\n".encode()
-        return self._updates[query]
+    def _rendered(self, view: View, kind: str) -> str:
+        if kind == JSON:
+            return json.dumps(view)
+        self._updates.clear()  # what this viewer will be sent next must not be older
+        return as_text(view) if kind == TEXT else page(view, self._link_token)
 
-    async def _stream(self, query: Query, scope: Any, receive: Any, send: Any) -> None:
+    @property
+    def _link_token(self) -> str | None:
+        """What the page's own links need."""
+        return self.token if self._access.by_token else None
+
+    async def _update(self, monitor: Monitor, query: Query) -> bytes:
+        async with self._turn:
+            updated, body = self._updates.get(query, (-math.inf, b""))
+            if trio.current_time() - updated > MAX_AGE:
+                view = await monitor.view(query, max_age=MAX_AGE)
+                body = f"data: {update(view, self._link_token)}\n\n".encode()
+                if len(self._updates) >= MAX_UPDATES:
+                    self._updates.clear()
+                self._updates[query] = trio.current_time(), body
+            return body
+
+    async def _stream(
+        self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
+    ) -> None:
         """Send what changes each second, until the viewer or the server goes."""
         await send(head(200, EVENTS))
         if scope["method"] == "HEAD":
@@ -145,21 +162,29 @@ class StatusApp:
             if conn is not None:
                 nursery.start_soon(end_with, conn.draining.wait)
             while True:
-                body = self._update(query)
+                body = await self._update(monitor, query)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 await trio.sleep(INTERVAL)
         await send({"type": "http.response.body"})
 
 
+def address_of(scope: Any) -> str:
+    """A request's URL without its query, by our own address: its host is the client's word."""
+    host, port = scope.get("server") or ("localhost", None)
+    host = f"[{host}]" if ":" in host else host
+    path = scope.get("raw_path", b"").decode("latin-1")[:PATH_LENGTH]
+    return f"{scope['scheme']}://{host}{'' if port is None else f':{port}'}{path}"
+
+
 def accepted(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The kind of answer that the client asks for by name; HTML if for none of them."""
+    """The kind of response that the client names first; HTML if it names none of them."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
-    return next((kind for kind in kinds if kind in (HTML, JSON, EVENTS)), HTML)
+    return next((kind for kind in kinds if kind in (HTML, JSON, EVENTS, TEXT)), HTML)
 
 
 def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
-    """An answer's first event. What it says is for this viewer, at this moment, on this page."""
+    """A response's first event. What it says is for this viewer, at this moment, on this page."""
     fields = {
         "content-type": kind if kind == JSON else f"{kind}; charset=utf-8",
         "cache-control": "no-store",
@@ -177,9 +202,7 @@ def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
     }
 
 
-async def respond(
-    send: Any, status: int, text: str, kind: str = "text/plain", **headers: str
-) -> None:
+async def respond(send: Any, status: int, text: str, kind: str = TEXT, **headers: str) -> None:
     body = text.encode() if status == 200 else f"{text}\n".encode()
     headers["content-length"] = str(len(body))
     await send(head(status, kind, **headers))

@@ -17,9 +17,11 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
+from .._monitor.monitor import INTERVAL, LENGTH, RATES_OVER
+from .._monitor.query import ORDERS, Query
+from .._monitor.report import Row
+from .._monitor.view import View
 from .._states import PATH_LENGTH, ConnState
-from ._history import INTERVAL, LENGTH, RATES_OVER
-from ._view import COLUMNS, Query, Row, View
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -65,7 +67,7 @@ NOTHING = "\N{EN DASH}"
 NUMBERS = {"id", "in_state", "age", "requests"}
 
 
-def page(view: View) -> str:
+def page(view: View, token: str | None) -> str:
     changing = parts(view)
     headings = "".join(_heading(column, view.query) for column in COLUMNS)
     return f"""<!doctype html>
@@ -111,7 +113,7 @@ def page(view: View) -> str:
 """
 
 
-def update(view: View) -> str:
+def update(view: View, token: str | None) -> str:
     """The changing parts, each by the id of its element."""
     return json.dumps(parts(view), ensure_ascii=False)
 

@@ -1,0 +1,188 @@
+"""Asking the workers in a directory what they are doing.
+
+Whoever looks waits half a second at most. A worker that has not responded by then is not asked
+again before it has, however often somebody looks: so it is known for how long it has been silent,
+and a worker that was stopped for an hour finds one question and not a thousand. Nor does anybody
+wait for it a second time.
+
+Nothing runs here while nobody looks. Connections to the workers are kept from the first viewer to
+the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from .directory import SUFFIX, pid_of, sockets
+from .query import Query
+from .report import Report, Worker
+
+PATIENCE = 0.5  # seconds
+LONGEST_RESPONSE = 2**26  # bytes
+
+
+class Peer:
+    """Another worker, and our connection to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sock: socket.socket | None = None
+        self._asked: bytes | None = None  # while it has not responded to this
+        self._asked_at = 0.0
+        self._unread = bytearray()
+
+    @property
+    def patience(self) -> float:
+        """How long to wait for it, in seconds."""
+        return PATIENCE if self._asked is None else 0
+
+    def silent(self) -> Worker:
+        """All that is known of it while it does not respond."""
+        return Worker(
+            pid=pid_of(self._path),
+            name=self._path.name.removesuffix(SUFFIX),
+            uptime=None,
+            connections=None,
+            lag=None,
+            draining=False,
+            silent=round(trio.current_time() - self._asked_at, 3),
+        )
+
+    async def ask(self, question: bytes) -> Any:
+        """Its response. May be cancelled at any time.
+
+        Raises:
+          OSError: there is nobody any more.
+          ValueError: the response is not one that we can read.
+        """
+        if self._sock is not None and self._asked not in (None, question):
+            await self._response()  # to what somebody else has asked, and did not wait for
+        if self._asked is None:
+            self._asked_at = trio.current_time()
+        elif self._sock is not None:
+            return await self._response()
+        self._asked = question
+        self._send()
+        return await self._response()
+
+    def _send(self) -> None:
+        """Send the question, which never has to wait on a Unix socket that was just connected."""
+        assert self._asked is not None
+        if self._sock is None:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.setblocking(False)
+            try:
+                sock.connect(os.fspath(self._path))
+            except BlockingIOError:  # too many wait for this worker already
+                sock.close()
+                return
+            except OSError:
+                sock.close()
+                raise
+            self._sock = sock
+        self._sock.sendall(self._asked)
+
+    async def _response(self) -> Any:
+        """The response to what was asked. What has come of it is kept if this is cancelled."""
+        while not self._unread.endswith(b"\n"):
+            if self._sock is None:
+                await trio.sleep_forever()
+            try:
+                received = self._sock.recv(2**20)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            if not received or len(self._unread) > LONGEST_RESPONSE:
+                raise ConnectionResetError
+            self._unread += received
+        response, self._asked = bytes(self._unread), None
+        self._unread.clear()
+        return json.loads(response)
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+
+class Peers:
+    """The workers in a directory.
+
+    Args:
+      directory: where they are; None for nowhere.
+      own: the name of the worker that looks, which need not ask itself.
+    """
+
+    def __init__(self, directory: Path | None, own: str = "") -> None:
+        self._directory = directory
+        self._own = own
+        self._peers: dict[Path, Peer] = {}
+        self._viewers = 0
+        self._turn = trio.Lock()  # a connection has one question at a time
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """To be put around everything else."""
+        self._viewers += 1
+        try:
+            yield
+        finally:
+            self._viewers -= 1
+            if not self._viewers:
+                for peer in self._peers.values():
+                    peer.close()
+                self._peers.clear()
+
+    async def ask(self, query: Query | None, max_age: float = 0) -> tuple[list[Report], list[Worker]]:
+        """The reports of all that respond in time, and the workers that do not.
+
+        Args:
+          query: which connections they list; None for none.
+          max_age: how old a report may be, in seconds.
+        """
+        asked = {"query": None if query is None else asdict(query), "max_age": max_age}
+        question = json.dumps(asked).encode() + b"\n"
+        reports: list[Report] = []
+        silent: list[Worker] = []
+
+        async def ask(path: Path, peer: Peer) -> None:
+            with trio.move_on_after(peer.patience) as patience:
+                try:
+                    response = await peer.ask(question)
+                except (OSError, ValueError) as error:
+                    peer.close()
+                    del self._peers[path]
+                    if isinstance(error, ConnectionRefusedError):  # a dead worker has left it
+                        with suppress(OSError):
+                            path.unlink()
+                    return
+                if Report.__annotations__.keys() <= response.keys():  # else it is of another version
+                    reports.append(response)
+            if patience.cancelled_caught:
+                silent.append(peer.silent())
+
+        async with self._turn, trio.open_nursery() as nursery:
+            self._find()
+            for path, peer in self._peers.items():
+                nursery.start_soon(ask, path, peer)
+        return reports, silent
+
+    def _find(self) -> None:
+        """Look who is there."""
+        if self._directory is None:
+            return
+        there = [path for path in sockets(self._directory) if path.stem != self._own]
+        for path in set(self._peers).difference(there):
+            self._peers.pop(path).close()
+        for path in there:
+            self._peers.setdefault(path, Peer(path))
+
+

@@ -1,0 +1,132 @@
+"""Where the workers of one server find each other: a directory that is private to its user.
+
+Each worker listens on a Unix socket in it, ``PID-random.sock``. Unless ``runtime_dir`` says
+otherwise, a server has a directory of its own below ``$XDG_RUNTIME_DIR/trio-httptrack``, or below
+``/tmp/trio-httptrack-UID``. Its name is the ID of the process that the workers have in common.
+
+Others may write to ``/tmp``. So a directory counts only if it is ours, and closed to them: with
+that, nobody else can put a socket or a link into it, or take its place.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from multiprocessing import parent_process
+from pathlib import Path
+
+SUFFIX = ".sock"
+LONGEST = 107  # bytes: the path of a Unix socket, on Linux
+
+
+class DirectoryError(ValueError):
+    """A directory that cannot be used to find workers in."""
+
+
+def default_base() -> Path:
+    """Where the directories of all servers of this user are."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime, "trio-httptrack")
+    return Path(tempfile.gettempdir(), f"trio-httptrack-{os.geteuid()}")
+
+
+def default_directory() -> Path:
+    """That of this process's server."""
+    parent = parent_process()
+    return default_base() / str(os.getpid() if parent is None or parent.pid is None else parent.pid)
+
+
+def prepared(runtime_dir: str | None) -> Path:
+    """The directory for this process's server, which is made if it is not there.
+
+    Raises:
+      DirectoryError: it is somebody else's, or open to others, or no directory.
+      OSError: it cannot be made.
+    """
+    if runtime_dir is not None:
+        directory = Path(runtime_dir).absolute()
+    else:
+        directory = default_directory()
+        make_private(directory.parent)
+        remove_dead(directory.parent)
+    make_private(directory)
+    return directory
+
+
+def make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    check_private(path)
+
+
+def check_private(path: Path) -> None:
+    """Raise a DirectoryError unless it is a directory that nobody but its user can enter.
+
+    Its user is ours; root may look at everybody's.
+    """
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise DirectoryError(f"{path} is not a directory")
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise DirectoryError(f"{path} belongs to another user")
+    if found.st_mode & 0o077:
+        raise DirectoryError(f"{path} is open to other users: chmod 700 {path}")
+
+
+def socket_path(directory: Path, name: str) -> Path:
+    """That of a worker's socket.
+
+    Raises:
+      DirectoryError: it would be too long.
+    """
+    path = directory / f"{name}{SUFFIX}"
+    if len(os.fsencode(path)) > LONGEST:
+        raise DirectoryError(f"{directory} is too long for a Unix socket's path: choose a shorter one")
+    return path
+
+
+def sockets(directory: Path) -> list[Path]:
+    """The sockets of its workers; some may be dead."""
+    with suppress(FileNotFoundError):
+        return sorted(directory.glob(f"*{SUFFIX}"))
+    return []
+
+
+def is_dead(path: Path) -> bool:
+    """Whether nobody listens on a socket any more."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(path))
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+    return False
+
+
+def remove_dead(base: Path) -> None:
+    """Remove what servers have left behind that were killed."""
+    for directory in base.iterdir():
+        with suppress(OSError):
+            for path in sockets(directory):
+                if is_dead(path):
+                    path.unlink()
+            directory.rmdir()
+
+
+def pid_of(path: Path) -> int:
+    """The process that has made a socket; 0 if its name is not one of ours."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def servers() -> list[Path]:
+    """The directories of all servers that run now and that we may look at: root everybody's."""
+    bases = [default_base()]
+    if os.geteuid() == 0:
+        bases += Path(tempfile.gettempdir()).glob("trio-httptrack-*")
+        bases += Path("/run/user").glob("*/trio-httptrack")
+    found = {path for base in bases if base.is_dir() for path in base.iterdir() if sockets(path)}
+    return sorted(found)

@@ -1,0 +1,281 @@
+"""A worker's own monitor: it makes reports when somebody looks, and knows the last minutes.
+
+While nobody looks it does next to nothing: ten times a second it notes by how much the event loop
+is late, and once a second it takes a sample of the numbers. Both together are a fifth of a
+thousandth of a core.
+
+A look at 10,000 connections takes milliseconds, in which a worker could serve requests. So a
+report goes through them in portions, between which others have their turn; one report is made at
+a time; viewers who look every second share what they can; and behind each report the monitor
+rests, so that all viewers together take a tenth of the worker's time at most.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Protocol, TypeVar
+
+import trio
+
+from .._states import CLOSED, Conn
+from .._stats import StatsTracker
+from .asking import Peers
+from .query import ROWS, Key, Query, in_flight, is_websocket
+from .report import CLASSES, COUNTERS, GAUGES, Group, Report, Row, Worker, row_of
+from .view import View, view_of
+
+T = TypeVar("T")
+
+MONITOR = "httptrack.monitor"
+"""By this name it is in a lifespan's ``extensions``."""
+
+BEAT = 0.1  # seconds between two looks at the clock
+INTERVAL = 1.0  # seconds between two samples
+LENGTH = 300  # seconds of history
+GAP = 2.5 * INTERVAL  # without a sample for longer than this, nobody knows
+RATES_OVER = 10  # seconds
+RATES_FROM = 3  # seconds; what happened in less says nothing
+LAG_OVER = 10  # seconds
+BLOCKED = 1.0  # seconds of lag that are logged
+
+PORTION = 250  # connections, in less than a millisecond
+SHARE = 10  # a tenth of the time
+RECENT = 64  # reports that are kept for others who look at the same
+
+
+class Server(Protocol):
+    """What a monitor needs of the worker that it watches."""
+
+    stats_tracker: StatsTracker
+    hijacked: int
+    """Upgraded connections that are open."""
+
+    requests: int
+    """Since the start."""
+
+    @property
+    def responses(self) -> list[int]:
+        """Since the start, by the first digit of their status codes."""
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def monitored(self) -> Iterable[Conn]:
+        """All connections that have a socket or a handler."""
+
+    async def log_blocked(self, seconds: float) -> None: ...
+    async def log_info(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The numbers at one time."""
+
+    time: float
+    gauges: tuple[int, ...]
+    counters: tuple[int, ...]
+
+
+class Monitor:
+    """Watches one worker."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.name: str = f"{os.getpid()}-{os.urandom(4).hex()}"
+        """Of its socket."""
+
+        self.peers: Peers = Peers(None)
+        """The other workers of the server."""
+
+        self._started = trio.current_time()
+        self._samples: deque[Sample] = deque(maxlen=int(LENGTH / INTERVAL) + 1)
+        self._lag = 0.0  # since the last sample
+        self._lags: deque[float] = deque(maxlen=LAG_OVER)
+        self._turn = trio.Lock()
+        self._rested = self._started
+        self._recent: dict[Query | None, tuple[float, Report]] = {}
+
+    # Beside the connections
+
+    async def run(self) -> None:
+        """Watch the event loop, and keep the history, until cancelled."""
+        sampled = self._sample().time
+        while True:
+            due = trio.current_time() + BEAT
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            late = now - due
+            if late > self._lag:
+                self._lag = late
+                if late > BLOCKED:
+                    await self._server.log_blocked(late)
+            if now >= sampled + INTERVAL:
+                sampled = self._sample().time
+                self._lags.append(self._lag)
+                self._lag = 0.0
+
+    def _sample(self) -> Sample:
+        """The numbers now; they become part of the history if their time has come."""
+        server, stats = self._server, self._server.stats_tracker.stats()
+        entered = stats.counters.values()
+        sample = Sample(
+            trio.current_time(),
+            (*stats.gauges.values(), server.hijacked),
+            (*entered, server.requests, *server.responses[1 : len(CLASSES) + 1]),
+        )
+        if not self._samples or sample.time >= self._samples[-1].time + INTERVAL:
+            self._samples.append(sample)
+        return sample
+
+    async def log(self, message: str) -> None:
+        """Say something in the server's log."""
+        await self._server.log_info(message)
+
+    # When somebody looks
+
+    async def view(self, query: Query, *, max_age: float = 0) -> View:
+        """What all workers are doing. To be called within ``peers.looking()``.
+
+        Args:
+          query: which connections are listed.
+          max_age: how old a report may be that was made for somebody else, in seconds.
+        """
+        own = await self.report(query, max_age=max_age)
+        reports, silent = await self.peers.ask(query, max_age)
+        return view_of(query, [own, *reports], silent)
+
+    async def report(self, query: Query | None, *, max_age: float = 0) -> Report:
+        """What there is to be seen. A checkpoint.
+
+        Args:
+          query: which connections are listed; None for none.
+          max_age: how old a report may be that was made for somebody else, in seconds.
+        """
+        async with self._turn:
+            made, report = self._recent.get(query, (-math.inf, None))
+            if report is None or trio.current_time() - made > max_age:
+                await trio.sleep_until(self._rested)
+                report = await self._make(query)
+                if len(self._recent) >= RECENT:
+                    self._recent.clear()
+                self._recent[query] = trio.current_time(), report
+            return report
+
+    async def _make(self, query: Query | None) -> Report:
+        now = trio.current_time()
+        chosen = Chosen(query, now)
+        await self._in_portions(list(self._server.monitored), chosen.look_at)
+        best = chosen.best()
+        rows: list[Row] = []
+
+        def show(part: list[tuple[Key, Conn]]) -> None:
+            rows.extend(row_of(conn, os.getpid(), now) for _, conn in part)
+
+        await self._in_portions(best, show)
+        sample = self._sample()
+        return Report(
+            worker=Worker(
+                pid=os.getpid(),
+                name=self.name,
+                uptime=round(now - self._started, 3),
+                connections=sum(sample.gauges),
+                lag=round(max(self._lag, *self._lags, 0.0), 4),
+                draining=self._server.draining,
+                silent=None,
+            ),
+            gauges=dict(zip(GAUGES, sample.gauges, strict=True)),
+            websockets=chosen.websockets + self._server.hijacked,
+            counters=dict(zip(COUNTERS, sample.counters, strict=True)),
+            rates=self._rates(sample),
+            history={} if query is None else self._history(sample),
+            matching=chosen.matching,
+            rows=rows,
+            keys=[list(key) for key, _ in best],
+            groups=chosen.groups(),
+        )
+
+    async def _in_portions(self, items: list[T], handle: Callable[[list[T]], None]) -> None:
+        for start in range(0, len(items), PORTION):
+            began = trio.current_time()
+            handle(items[start : start + PORTION])
+            took = trio.current_time() - began
+            self._rested = max(self._rested, began) + SHARE * took
+            await trio.lowlevel.checkpoint()
+
+    def _rates(self, now: Sample) -> dict[str, float] | None:
+        """How often a second each thing has happened, lately."""
+        lately = now.time - RATES_OVER
+        earlier = (each for each in reversed(self._samples) if each.time <= lately)
+        then = next(earlier, self._samples[0])
+        seconds = now.time - then.time
+        if seconds < RATES_FROM:
+            return None
+        pairs = zip(COUNTERS, now.counters, then.counters, strict=True)
+        return {name: round((number - before) / seconds, 3) for name, number, before in pairs}
+
+    def _history(self, now: Sample) -> dict[str, list[int | None]]:
+        """The gauges in each of the last seconds: what the last sample before it says."""
+        samples = [*self._samples, now]
+        first = next(each.time for each in samples if each.time >= now.time - LENGTH)
+        unknown = (None,) * len(GAUGES)
+        lines: list[tuple[int | None, ...]] = []
+        at = 0
+        for ago in range(int(now.time - first), -1, -1):
+            time = now.time - ago
+            while at + 1 < len(samples) and samples[at + 1].time <= time:
+                at += 1
+            lines.append(samples[at].gauges if time - samples[at].time <= GAP else unknown)
+        return dict(zip(GAUGES, map(list, zip(*lines, strict=True)), strict=True))
+
+
+class Chosen:
+    """What a query chooses of the connections that it is shown."""
+
+    def __init__(self, query: Query | None, now: float) -> None:
+        self._query = query
+        self._now = now
+        self._found: list[tuple[Key, Conn]] = []
+        self._enough = 0 if query is None else query.page * ROWS
+        self._groups: dict[str, list[Conn]] = {}
+        self.matching = 0
+        self.websockets = 0  # over HTTP/2
+
+    def look_at(self, conns: list[Conn]) -> None:
+        query = self._query
+        for conn in conns:
+            if conn.protocol == "h2" and conn.state is not CLOSED:
+                self.websockets += sum(is_websocket(conn, each) for each in in_flight(conn))
+            if query is None or not query.matches(conn):
+                continue
+            self.matching += 1
+            if query.group:
+                self._groups.setdefault(conn.client[0] if conn.client else "", []).append(conn)
+            else:
+                self._found.append((query.key(conn, self._now), conn))
+        if len(self._found) > 2 * self._enough + PORTION:
+            self._found = self.best()
+
+    def best(self) -> list[tuple[Key, Conn]]:
+        """Those that are on the query's page, and before it."""
+        if self._query is None:
+            return []
+        pick = heapq.nlargest if self._query.descending else heapq.nsmallest
+        return pick(self._enough, self._found, key=itemgetter(0))
+
+    def groups(self) -> list[Group]:
+        return [
+            Group(
+                client=client,
+                connections=len(conns),
+                states=Counter(str(conn.state) for conn in conns),
+                oldest=round(max(self._now - conn.opened_at for conn in conns), 3),
+            )
+            for client, conns in self._groups.items()
+        ]

@@ -1,0 +1,99 @@
+"""A worker's Unix socket, on which other workers, and ``httptrack top``, ask what it is doing.
+
+A question is a line of JSON, and so is what it gets: ``{"query": {...}, "max_age": 0.9}``, and a
+``Report``. Without a query the report lists no connections. A client may ask as often as it
+likes, one question at a time.
+
+The socket is in a directory that nobody else can enter. And the kernel tells who is at the other
+end: only the same user and root get anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from .directory import socket_path
+from .monitor import Monitor
+from .query import Query
+from .sockets import may_look
+
+LONGEST_QUESTION = 2**14  # bytes
+BACKLOG = 64
+
+
+def listen(directory: Path, name: str) -> socket.socket:
+    """A socket that listens in the directory.
+
+    Raises:
+      DirectoryError: its path would be too long.
+      OSError: it cannot be made.
+    """
+    path = socket_path(directory, name)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        # Who finds a socket on which nobody listens takes it for a dead worker's, and removes it.
+        # So it gets its name when it listens.
+        unfinished = path.with_suffix("")
+        sock.bind(os.fspath(unfinished))
+        unfinished.chmod(0o600)
+        sock.listen(BACKLOG)
+        unfinished.rename(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def serve(monitor: Monitor, sock: socket.socket, directory: Path) -> None:
+    """Respond to questions until cancelled; then the socket goes, and the directory, if empty."""
+    try:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        await trio.serve_listeners(partial(respond, monitor), [listener])
+    finally:
+        sock.close()
+        socket_path(directory, monitor.name).unlink(missing_ok=True)
+        with suppress(OSError):  # others are there, or it was there before
+            directory.rmdir()
+
+
+async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
+    """Respond to one client's questions."""
+    unread = b""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async with stream:
+            if not may_look(stream.socket):
+                return
+            while len(unread) < LONGEST_QUESTION:
+                question, end, rest = unread.partition(b"\n")
+                if not end:
+                    received = await stream.receive_some()
+                    if not received:
+                        return
+                    unread += received
+                    continue
+                unread = rest
+                try:
+                    query, max_age = understood(question)
+                except (ValueError, TypeError, KeyError) as error:
+                    answer: Any = {"error": str(error)}
+                else:
+                    answer = await monitor.report(query, max_age=max_age)
+                await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+
+def understood(question: bytes) -> tuple[Query | None, float]:
+    """
+    >>> understood(b'{"query": {"sort": "-age"}, "max_age": 0}')[0].sort
+    '-age'
+    """
+    asked = json.loads(question)
+    query = asked["query"]
+    return None if query is None else Query(**query), float(asked["max_age"])
