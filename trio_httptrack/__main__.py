@@ -12,7 +12,7 @@ from typing import Any
 import trio
 from hypercorn.config import Config
 
-from . import HijackTracker, LogTracker, StatsTracker, compose, tracked_server
+from . import LogTracker, tracked_server
 from .status import StatusApp
 
 PAGE = b"""<!doctype html>
@@ -26,8 +26,8 @@ body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 40rem; margin: auto; p
 input, button { font: inherit }
 </style>
 <h1>Try trio-httptrack</h1>
-<p>Open <a href="/" target="_blank">the status page</a> beside this one, and see each connection's
-states there and in the server's log.</p>
+<p>Open the status page, whose address is in the server's log, beside this one, and see each
+connection's states there and in the log.</p>
 <ul>
 <li><a href="/try">this page</a>: active, then idle until the keep-alive timeout
 <li><a href="/slow">a slow answer</a>: active for three seconds
@@ -48,9 +48,7 @@ document.querySelector("form").onsubmit = event => {
 </script>
 """
 
-stats_tracker: StatsTracker = StatsTracker()
-hijack_tracker: HijackTracker = HijackTracker()
-status: StatusApp = StatusApp(stats_tracker, hijack_tracker=hijack_tracker)
+status: StatusApp = StatusApp()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -101,9 +99,10 @@ async def serve(bind: str) -> None:
     config.bind = bind
     config.errorlog = logging.getLogger("hypercorn.error")
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        tracker = compose(stats_tracker, hijack_tracker, LogTracker())
-        async with tracked_server(app, config, tracker=tracker) as server:
-            logging.info("The status page is at %s, links to try at %s/try", *server.urls * 2)
+        async with tracked_server(app, config, tracker=LogTracker()) as server:
+            url, token = server.urls[0], status.token
+            logging.info("The status page: %s/?token=%s", url, token)
+            logging.info("Links to try: %s/try", url)
             await signals.__anext__()
 
 
