@@ -36,8 +36,8 @@ from trio_httptrack import (
 )
 from trio_httptrack._connection.timeouts import Timeout
 from trio_httptrack._hypercorn.worker import Worker
+from trio_httptrack._monitor.query import path_of
 from trio_httptrack._states import TRANSITIONS
-from trio_httptrack.status._view import path_of
 from trio_httptrack.testing import memory_server
 
 from .clients import GoAwayHttp2, Http2, http1, read_to_end

@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 import trio
 
-from ._asgi import live, refuse_websocket
+from ._asgi import live, monitor_of, refuse_websocket
 from ._extra import needed
+from ._monitor.monitor import Monitor
 from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
 
@@ -54,6 +55,7 @@ REASONS = (
     "How often connections were closed for a reason, and not because all was done.",
     ("reason",),
 )
+WEBSOCKETS = "httptrack_websockets", "Open WebSockets of all workers."
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
 LOCK_ATTEMPTS = 100
 LOCK = "httptrack_lock_"  # and the number of the process that holds it
@@ -127,9 +129,13 @@ class PrometheusTracker(StatsTracker):
 
 
 class MetricsApp:
-    """An ASGI application that answers with all metrics, to mount at ``/metrics``.
+    """An ASGI application that responds with all metrics, to mount at ``/metrics``.
 
-    In multiprocess mode these are the numbers of all processes. What they cost to read grows
+    It adds one of its own: ``httptrack_websockets``, a gauge of the open WebSockets, over HTTP/1.1
+    and HTTP/2, of all workers. They are asked for it, each scrape anew, as for the status page. A
+    worker that does not respond within half a second counts with what it has said last.
+
+    In multiprocess mode all other metrics, too, are the numbers of all processes. What they cost to read grows
     with the number of workers that there have ever been: each leaves its counters in the
     directory, which must be empty when the server starts.
 
@@ -149,6 +155,7 @@ class MetricsApp:
     def __init__(self, registry: Collector = REGISTRY) -> None:
         self._directory = _shared_directory()
         self._registry = registry
+        self._websockets: dict[str, int] = {}  # of each worker, lately
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -156,7 +163,26 @@ class MetricsApp:
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
-            await make_asgi_app(self._metrics())(scope, receive, send)
+            metrics = [*self._metrics().collect()]  # as of now, before anything is waited for
+            monitor = monitor_of(scope)
+            if monitor is not None:
+                metrics.append(
+                    GaugeMetricFamily(*WEBSOCKETS, await self._count_websockets(monitor))
+                )
+            registry = CollectorRegistry(support_collectors_without_names=True)
+            registry.register(_Collected(metrics))
+            await make_asgi_app(registry)(scope, receive, send)
+
+    async def _count_websockets(self, monitor: Monitor) -> int:
+        with monitor.peers.looking():
+            own = await monitor.report(None)
+            reports, silent = await monitor.peers.ask(None)
+        known = {each["worker"]["name"]: each["websockets"] for each in [own, *reports]}
+        silent_names = [worker["name"] for worker in silent]
+        self._websockets = {
+            name: number for name, number in self._websockets.items() if name in silent_names
+        } | known
+        return sum(self._websockets.values())
 
     def _metrics(self) -> Collector:
         if self._directory is None:
@@ -167,6 +193,16 @@ class MetricsApp:
         registry = CollectorRegistry()
         _Workers(registry, str(self._directory))  # type: ignore[no-untyped-call]
         return registry
+
+
+class _Collected(Collector):
+    """Metrics that were collected already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
 
 
 class _Workers(MultiProcessCollector):

@@ -283,7 +283,8 @@ class Worker:
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         async def call(scope: Any, *args: Any) -> None:
-            await app({**scope, "extensions": {MONITOR: self.monitor}}, *args)
+            known: Any = {**scope, "extensions": {MONITOR: self.monitor}}
+            await app(known, *args)
 
         return Lifespan(cast(AppWrapper, call), config, state)
 

@@ -43,7 +43,12 @@ class Peer:
     @property
     def patience(self) -> float:
         """How long to wait for it, in seconds."""
-        return PATIENCE if self._asked is None else 0
+        overdue = self._asked is not None and self._silence >= PATIENCE
+        return 0 if overdue else PATIENCE
+
+    @property
+    def _silence(self) -> float:
+        return trio.current_time() - self._asked_at
 
     def silent(self) -> Worker:
         """All that is known of it while it does not respond."""
@@ -54,7 +59,7 @@ class Peer:
             connections=None,
             lag=None,
             draining=False,
-            silent=round(trio.current_time() - self._asked_at, 3),
+            silent=round(self._silence, 3),
         )
 
     async def ask(self, question: bytes) -> Any:
@@ -141,7 +146,9 @@ class Peers:
                     peer.close()
                 self._peers.clear()
 
-    async def ask(self, query: Query | None, max_age: float = 0) -> tuple[list[Report], list[Worker]]:
+    async def ask(
+        self, query: Query | None, max_age: float = 0
+    ) -> tuple[list[Report], list[Worker]]:
         """The reports of all that respond in time, and the workers that do not.
 
         Args:
@@ -164,8 +171,8 @@ class Peers:
                         with suppress(OSError):
                             path.unlink()
                     return
-                if Report.__annotations__.keys() <= response.keys():  # else it is of another version
-                    reports.append(response)
+                if Report.__annotations__.keys() <= response.keys():
+                    reports.append(response)  # else it is a worker of another version
             if patience.cancelled_caught:
                 silent.append(peer.silent())
 
@@ -184,5 +191,3 @@ class Peers:
             self._peers.pop(path).close()
         for path in there:
             self._peers.setdefault(path, Peer(path))
-
-

@@ -84,7 +84,9 @@ def socket_path(directory: Path, name: str) -> Path:
     """
     path = directory / f"{name}{SUFFIX}"
     if len(os.fsencode(path)) > LONGEST:
-        raise DirectoryError(f"{directory} is too long for a Unix socket's path: choose a shorter one")
+        raise DirectoryError(
+            f"{directory} is too long for a Unix socket's path: choose a shorter one"
+        )
     return path
 
 

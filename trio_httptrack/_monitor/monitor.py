@@ -160,7 +160,7 @@ class Monitor:
         """
         async with self._turn:
             made, report = self._recent.get(query, (-math.inf, None))
-            if report is None or trio.current_time() - made > max_age:
+            if report is None or trio.current_time() - made >= max_age:
                 await trio.sleep_until(self._rested)
                 report = await self._make(query)
                 if len(self._recent) >= RECENT:

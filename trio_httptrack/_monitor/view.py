@@ -75,7 +75,9 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
         websockets=sum(report["websockets"] for report in reports),
         totals=total(COUNTERS, (report["counters"] for report in reports)),
         per_second=total(COUNTERS, rates) if rates else None,
-        history={name: summed([each["history"].get(name, []) for each in reports]) for name in GAUGES},
+        history={
+            name: summed([each["history"].get(name, []) for each in reports]) for name in GAUGES
+        },
         query={**asdict(query), "page": page},
         matching=matching,
         pages=pages,
@@ -105,11 +107,9 @@ def merged_groups(groups: Iterable[list[Group]]) -> list[Group]:
     """The same clients' connections of all workers, the busiest first."""
     merged: dict[str, Group] = {}
     for group in (group for each in groups for group in each):
-        known = merged.get(group["client"])
-        merged[group["client"]] = group if known is None else Group(
-            client=group["client"],
-            connections=known["connections"] + group["connections"],
-            states=Counter(known["states"]) + Counter(group["states"]),
-            oldest=max(known["oldest"], group["oldest"]),
-        )
+        client = group["client"]
+        known = merged.setdefault(client, Group(client=client, connections=0, states={}, oldest=0))
+        known["connections"] += group["connections"]
+        known["states"] = Counter(known["states"]) + Counter(group["states"])
+        known["oldest"] = max(known["oldest"], group["oldest"])
     return sorted(merged.values(), key=lambda each: (-each["connections"], -each["oldest"]))

@@ -59,7 +59,7 @@ class StatusApp:
         self._access = Access(allow)
         self._announced = False
         # What the viewers of this second are sent: those who want to see the same share it.
-        self._updates: dict[Query, tuple[float, bytes]] = {}
+        self._updates: dict[tuple[str, Query], tuple[float, bytes]] = {}
         self._turn = trio.Lock()
 
     @property
@@ -130,13 +130,14 @@ class StatusApp:
 
     async def _update(self, monitor: Monitor, query: Query) -> bytes:
         async with self._turn:
-            updated, body = self._updates.get(query, (-math.inf, b""))
+            shared = monitor.name, query
+            updated, body = self._updates.get(shared, (-math.inf, b""))
             if trio.current_time() - updated > MAX_AGE:
                 view = await monitor.view(query, max_age=MAX_AGE)
                 body = f"data: {update(view, self._link_token)}\n\n".encode()
                 if len(self._updates) >= MAX_UPDATES:
                     self._updates.clear()
-                self._updates[query] = trio.current_time(), body
+                self._updates[shared] = trio.current_time(), body
             return body
 
     async def _stream(

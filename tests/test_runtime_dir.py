@@ -1,0 +1,500 @@
+"""How workers find each other and are asked, by real Unix sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from hypercorn.config import Config
+
+from trio_httptrack import tracked_server
+from trio_httptrack._hypercorn.settings import SettingError
+from trio_httptrack._monitor import directory as directories
+from trio_httptrack._monitor.asking import PATIENCE, Peers
+from trio_httptrack._monitor.directory import DirectoryError, default_directory, prepared, sockets
+from trio_httptrack._monitor.monitor import Monitor
+from trio_httptrack._monitor.query import Query
+from trio_httptrack._monitor.report import Report, Worker
+from trio_httptrack._monitor.serving import listen, serve
+from trio_httptrack.status import StatusApp
+
+from .hypercorn_process import HypercornProcess, hypercorn
+from .test_monitor import Server, connection, ids
+from .test_status import connect_as
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return prepared(str(tmp_path / "workers"))
+
+
+@asynccontextmanager
+async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
+    """A worker that can be asked."""
+    monitor = Monitor(Server(*conns))
+    sock = listen(directory, monitor.name)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, monitor, sock, directory)
+        yield monitor
+        nursery.cancel_scope.cancel()
+
+
+async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], list[Worker]]:
+    with trio.fail_after(20):
+        return await peers.ask(query)
+
+
+# The directory
+
+
+@pytest.mark.parametrize("runtime", [None, "run"])
+def test_each_server_has_a_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
+) -> None:
+    """Where the user's runtime files are, or in the temporary directory; nobody else can enter."""
+    monkeypatch.setattr(directories.tempfile, "tempdir", str(tmp_path))
+    if runtime is None:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        base = tmp_path / f"trio-httptrack-{os.geteuid()}"
+    else:
+        (tmp_path / runtime).mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime))
+        base = tmp_path / runtime / "trio-httptrack"
+    directory = prepared(None)
+    assert directory == base / str(os.getpid())
+    for path in (directory, base):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert prepared(None) == directory  # again, as another worker does
+
+
+def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
+    """Others' could be watched, or have sockets in it that are not our workers'."""
+    path = tmp_path / "there"
+    path.mkdir(mode=0o755)
+    with pytest.raises(DirectoryError, match=f"{path} is open to other users: chmod 700 {path}"):
+        prepared(str(path))
+    path.chmod(0o700)
+    assert prepared(str(path)) == path
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(DirectoryError, match="link is not a directory"):
+        prepared(str(link))
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        prepared(str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError):
+        prepared(str(tmp_path / "not" / "there"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_users_directory_is_refused(tmp_path: Path) -> None:
+    """Whoever has made it can take it away; only root may look into it."""
+    path = tmp_path / "theirs"
+    path.mkdir(mode=0o700)
+    os.chown(path, 65534, -1)
+    prepared(str(path))  # root looks
+    tmp_path.chmod(0o755)
+    os.chown(path, 0, -1)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            path.lstat()
+    except pytest.fail.Exception:
+        with pytest.raises(DirectoryError, match="belongs to another user"):
+            directories.check_private(path)
+    finally:
+        os.seteuid(0)
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    """The system would cut it off, or fail with another's words."""
+    long = prepared(str(tmp_path / ("long" * 25)))
+    with pytest.raises(DirectoryError, match="too long for a Unix socket's path"):
+        listen(long, "1-aaaaaaaa")
+    assert list(long.iterdir()) == []
+
+
+async def test_what_a_killed_server_has_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next server that starts; what a living one has stays."""
+    monkeypatch.setattr(directories.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    base = prepared(None).parent
+    dead, living = base / "1", base / "2"
+    for path in (dead, living):
+        prepared(str(path))
+    with closing(socket.socket(socket.AF_UNIX)) as left:
+        left.bind(str(dead / "1-aaaaaaaa.sock"))
+    async with worker(living) as monitor:
+        prepared(None)
+        assert not dead.exists()
+        assert [path.stem for path in sockets(living)] == [monitor.name]
+    assert not living.exists()
+    assert base.is_dir()
+
+
+# Asking
+
+
+async def test_workers_report_to_each_other(directory: Path) -> None:
+    """Each is asked what the viewer wants to see, and not oneself."""
+    async with (
+        worker(directory, connection(since=-5)) as one,
+        worker(directory, connection(since=-7), connection(since=-3)) as two,
+        worker(directory) as own,
+    ):
+        peers = Peers(directory, own.name)
+        with peers.looking():
+            reports, silent = await ask(peers, Query(sort="-age"))
+            names = {report["worker"]["name"]: len(report["rows"]) for report in reports}
+            assert names == {one.name: 1, two.name: 2}
+            assert silent == []
+            reports, _ = await ask(peers)
+            assert [report["rows"] for report in reports] == [[], []]
+    assert sockets(directory) == []
+
+
+async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
+    """By whoever looks next; and one that comes later is found."""
+    with closing(socket.socket(socket.AF_UNIX)) as left:
+        left.bind(str(directory / "4711-aaaaaaaa.sock"))
+    peers = Peers(directory)
+    with peers.looking():
+        assert await ask(peers) == ([], [])
+        assert sockets(directory) == []
+        async with worker(directory) as monitor:
+            reports, _ = await ask(peers)
+            assert [report["worker"]["name"] for report in reports] == [monitor.name]
+        assert await ask(peers) == ([], [])
+
+
+async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path) -> None:
+    """It is known since when it has been silent; and it gets one question, not one a look."""
+    with closing(socket.socket(socket.AF_UNIX)) as stopped:
+        stopped.bind(str(directory / "4711-aaaaaaaa.sock"))
+        stopped.listen()
+        peers = Peers(directory)
+        async with worker(directory) as living:
+            with peers.looking():
+                began = trio.current_time()
+                for number in range(5):
+                    reports, (silent,) = await ask(peers, Query(page=number + 1))
+                    assert [report["worker"]["name"] for report in reports] == [living.name]
+                    assert (silent["pid"], silent["name"]) == (4711, "4711-aaaaaaaa")
+                    passed = trio.current_time() - began
+                    assert silent["silent"] is not None
+                    assert PATIENCE - 0.01 <= silent["silent"] <= passed + 0.01
+                assert passed < 2 * PATIENCE
+                asked, _ = stopped.accept()
+                with asked:
+                    questions = asked.recv(10_000).splitlines()
+                    assert [json.loads(each)["query"]["page"] for each in questions] == [1]
+                    # It goes on, and responds late: that is not what is asked now.
+                    monitor = Monitor(Server(connection()))
+                    late = json.dumps(await monitor.report(Query())).encode()
+                    asked.sendall(late[:100])
+                    await ask(peers, Query(page=9))
+                    asked.sendall(late[100:] + b"\n")
+                    _, (silent,) = await ask(peers, Query(page=9))
+                    assert json.loads(asked.recv(10_000))["query"]["page"] == 9
+                    asked.sendall(late + b"\n")
+                    reports, silent_ = await ask(peers, Query(page=9))
+                    assert silent_ == []
+                    assert len(reports) == 2
+
+
+async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> None:
+    """Where even a connection would have to wait."""
+    with closing(socket.socket(socket.AF_UNIX)) as stopped:
+        path = str(directory / "4711-aaaaaaaa.sock")
+        stopped.bind(path)
+        stopped.listen(0)
+        peers = Peers(directory)
+        with ExitStack() as waiting, peers.looking():
+            clients = 0
+            with suppress(BlockingIOError):
+                while True:
+                    client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                    client.setblocking(False)
+                    client.connect(path)
+                    clients += 1
+            for _ in range(2):
+                _, (silent,) = await ask(peers)
+                assert silent["silent"] is not None
+            for _ in range(clients):
+                stopped.accept()[0].close()
+            await ask(peers)
+            asked, _ = stopped.accept()
+            with asked:
+                assert asked.recv(100).startswith(b'{"query": null')
+
+
+async def test_what_is_not_a_report_is_left_out(directory: Path) -> None:
+    """A worker of another version, or something else that was put there."""
+
+    async def respond(listener: socket.socket, responses: list[bytes]) -> None:
+        sock = trio.socket.from_stdlib_socket(listener)
+        for response in responses:
+            stream, _ = await sock.accept()
+            await stream.recv(1000)
+            await stream.send(response)
+            stream.close()
+
+    with closing(socket.socket(socket.AF_UNIX)) as other:
+        other.bind(str(directory / "4711-aaaaaaaa.sock"))
+        other.listen()
+        other.setblocking(False)
+        responses = [b"{}\n", b"nothing\n", b"\xff\n", b""]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(respond, other, responses)
+            for _ in responses:
+                peers = Peers(directory)
+                with peers.looking():
+                    assert await ask(peers) == ([], [])
+
+
+async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
+    """The next one gets its own report, whole."""
+    conns = [connection(client=("10.0.0.1", number)) for number in range(3000)]
+    async with worker(directory, *conns) as monitor:
+        peers = Peers(directory)
+        with peers.looking():
+            for checkpoints in range(12):
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(peers.ask, Query(page=checkpoints + 1))
+                        for _ in range(checkpoints):
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+            (report,), _ = await ask(peers, Query(page=30))
+            assert ids(report) == ids(await monitor.report(Query(page=30)))
+
+
+async def test_nothing_is_open_when_nobody_looks(directory: Path) -> None:
+    """The connections go with the last viewer."""
+    async with worker(directory):
+        peers = Peers(directory)
+        before = len(os.listdir("/proc/self/fd"))
+        with peers.looking():
+            with peers.looking():
+                await ask(peers)
+            assert len(os.listdir("/proc/self/fd")) > before
+        for _ in range(5):
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        *(b"\n", b"nothing\n", b"{}\n", b"[]\n", b"\xff\n"),
+        b'{"query": {"sort": "x"}, "max_age": 0}\n',
+        b'{"query": {"speed": 1}, "max_age": 0}\n',
+        b'{"query": null, "max_age": "x"}\n',
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, question: bytes) -> None:
+    """And harms nobody: the next one has its report."""
+    async with worker(directory) as monitor:
+        path = str(sockets(directory)[0])
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(question)
+            assert "error" in json.loads(await stream.receive_some())
+            await stream.send_all(b'{"query": null, "max_age": 0}\n')
+            report = json.loads(await stream.receive_some())
+            assert report["worker"]["name"] == monitor.name
+
+
+async def test_a_question_without_an_end_is_not_waited_for(directory: Path) -> None:
+    """Its connection is closed before it has taken much memory."""
+    async with worker(directory):
+        path = str(sockets(directory)[0])
+        async with await trio.open_unix_socket(path) as stream:
+            with suppress(trio.BrokenResourceError):
+                for _ in range(1000):
+                    await stream.send_all(b"x" * 1000)
+                pytest.fail("it has taken a megabyte")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_another_user_gets_nothing(directory: Path) -> None:
+    """Even where the directory lets him in: the kernel says who he is."""
+    async with worker(directory):
+        for user, responds in ((0, True), (65534, False)):
+            client = connect_as(user, sockets(directory)[0])
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
+                try:
+                    await stream.send_all(b'{"query": null, "max_age": 0}\n')
+                    received = await stream.receive_some()
+                except trio.BrokenResourceError:
+                    received = b""
+            assert bool(received) == responds
+
+
+# Servers
+
+
+async def test_a_server_can_be_seen_while_it_runs(tmp_path: Path) -> None:
+    """By its directory, where other servers may be, too."""
+    config = Config()
+    config.bind = "127.0.0.1:0"
+    config.runtime_dir = str(tmp_path / "run")  # type: ignore[attr-defined]
+    async with tracked_server(StatusApp(allow=["127.0.0.1"]), config) as server:
+        async with tracked_server(StatusApp(), config):
+            assert len(sockets(tmp_path / "run")) == 2
+            async with httpx.AsyncClient() as client:
+                headers = {"accept": "application/json"}
+                seen = (await client.get(server.urls[0], headers=headers)).json()
+            assert [each["connections"] for each in seen["workers"]] in ([0, 1], [1, 0])
+        assert len(sockets(tmp_path / "run")) == 1
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_runtime_dir_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+    """In one sentence. Without the setting, the server runs and is not seen."""
+    config = Config()
+    config.bind = "127.0.0.1:0"
+    for path, says in (
+        (str(tmp_path / "not" / "there"), "runtime_dir: .*No such file or directory"),
+        (4711, "runtime_dir must be a directory's path, or None, not 4711"),
+        ("", "runtime_dir must be a directory's path, or None, not ''"),
+    ):
+        config.runtime_dir = path  # type: ignore[attr-defined]
+        with pytest.raises(SettingError, match=says):
+            async with tracked_server(StatusApp(), config):
+                pass
+
+
+async def test_without_a_place_for_a_directory_the_server_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as in a container that can write nowhere; the log says why nobody can see it."""
+    caplog.set_level("INFO")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "not" / "there"))
+    config = Config()
+    config.bind = "127.0.0.1:0"
+    async with (
+        tracked_server(StatusApp(allow=["127.0.0.1"]), config) as server,
+        httpx.AsyncClient() as client,
+    ):
+        headers = {"accept": "application/json"}
+        seen = (await client.get(server.urls[0], headers=headers)).json()
+        assert seen["connections"]["active"] == 1
+    (line,) = [each for each in caplog.messages if each.startswith("Neither other workers nor")]
+    assert "No such file or directory" in line
+    assert "Set runtime_dir to a directory" in line
+
+
+# Workers of the command
+
+
+@asynccontextmanager
+async def workers(tmp_path: Path, number: int) -> AsyncIterator[tuple[HypercornProcess, Path]]:
+    """A real ``hypercorn`` whose workers share a directory."""
+    conf = tmp_path / "conf.py"
+    conf.write_text(
+        "from trio_httptrack import hook\n"
+        "conn_state = hook('trio_httptrack.config:tracker')\n"
+        f"runtime_dir = {str(tmp_path / 'run')!r}\n"
+    )
+    arguments = ["-k", "trio", "-w", str(number), "-c", f"file:{conf}", "watched_app:app"]
+    async with hypercorn(*arguments) as server:
+        await there(tmp_path / "run", max(number, 1))
+        yield server, tmp_path / "run"
+
+
+async def there(directory: Path, number: int) -> None:
+    """Wait until so many workers can be asked."""
+    with trio.fail_after(20):
+        while len(sockets(directory)) < number:  # noqa: ASYNC110  # processes have no Event
+            await trio.sleep(0.02)
+
+
+async def test_every_workers_page_shows_all_workers(tmp_path: Path) -> None:
+    """Whichever responds: totals, a row each, and all connections, each with its worker."""
+    async with (
+        workers(tmp_path, 3) as (server, _),
+        httpx.AsyncClient(base_url=server.url) as client,
+        trio.open_nursery() as nursery,
+    ):
+        streams = []
+        for _ in range(12):
+            stream = await trio.open_tcp_stream("127.0.0.1", int(server.url.rpartition(":")[2]))
+            await stream.send_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
+            streams.append(stream)
+        pages = set()
+        with trio.fail_after(20):
+            while len(pages) < 3:
+                response = await client.get("/status", headers={"connection": "close"})
+                seen = response.json()
+                if sum(seen["connections"].values()) != 13:
+                    continue  # not all are accepted yet
+                pages.add(response.headers["x-worker"])
+                assert len(seen["workers"]) == 3
+                assert seen["matching"] == 13
+                found = {row["worker"] for row in seen["rows"]}
+                assert found <= {each["pid"] for each in seen["workers"]}
+                held = [row for row in seen["rows"] if row["in_flight"][0]["path"] == "/hold"]
+                assert len(held) == 12
+                by_worker = {each["pid"]: each["connections"] for each in seen["workers"]}
+                assert sum(by_worker.values()) == 13
+        for stream in streams:
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
+    """For how long it has been; and when it goes on, it says that it was blocked."""
+    async with workers(tmp_path, 2) as (server, directory):
+        stopped, _ = (int(path.name.partition("-")[0]) for path in sockets(directory))
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            peers = Peers(directory)
+            with peers.looking(), trio.fail_after(20):
+                silences: list[float] = []
+                while not silences or silences[-1] < 1.2:
+                    reports, silent = await peers.ask(Query())
+                    assert len(reports) == 1
+                    assert [each["pid"] for each in silent] == [stopped]
+                    silences.append(silent[0]["silent"] or 0)
+                    await trio.sleep(0.1)
+                assert silences == sorted(silences)
+                os.kill(stopped, signal.SIGCONT)
+                while silent:
+                    reports, silent = await peers.ask(Query())
+                    await trio.sleep(0.02)
+                by_pid = {report["worker"]["pid"]: report["worker"] for report in reports}
+                assert (by_pid[stopped]["lag"] or 0) > 1
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+    assert server.stderr.count("The event loop was blocked for") == 1
+
+
+async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
+    """Its socket is removed by whoever looks."""
+    async with workers(tmp_path, 0) as (_, directory), workers(tmp_path, 0) as (other, _):
+        await there(directory, 2)
+        other.process.send_signal(signal.SIGKILL)
+        await other.process.wait()
+        assert len(sockets(directory)) == 2
+        peers = Peers(directory)
+        with peers.looking():
+            reports, silent = await ask(peers)
+            assert len(reports) == 1
+            assert silent == []
+        assert len(sockets(directory)) == 1
+
+
+def test_workers_of_one_server_meet_by_default() -> None:
+    """In a directory that is named by the process that has started them."""
+    assert default_directory().name == str(os.getpid())
