@@ -1716,7 +1716,7 @@ async def test_what_a_cancelled_handler_raises_is_logged(
 
 
 def keepalive_of(connection: Connection) -> list[int]:
-    sock: Any = connection._transport._socket
+    sock: Any = connection._transport.socket
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
     options += [
         (socket.IPPROTO_TCP, getattr(socket, name))
@@ -1784,7 +1784,7 @@ async def test_a_unix_socket_has_no_keep_alive(
         await trio.open_unix_socket(f"{tmp_path}/socket"),
     ):
         await recorder.wait_states("N")
-        sock: Any = connections[0]._transport._socket
+        sock: Any = connections[0]._transport.socket
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
 
 

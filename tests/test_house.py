@@ -1,6 +1,6 @@
 """The arrows between the modules, which point one way:
 
-integrations -> _hypercorn -> _connection -> the core.
+integrations -> _hypercorn -> _connection -> the core, and _hypercorn -> _monitor -> the core.
 """
 
 from __future__ import annotations
@@ -61,11 +61,19 @@ def ours(path: Path) -> set[str]:
     return {m for m in imports(path) if is_ours(PACKAGE / m.replace(".", "/"))}
 
 
-def test_the_hypercorn_room_knows_connections_and_the_core_only() -> None:
+def test_the_hypercorn_room_knows_connections_monitors_and_the_core_only() -> None:
     """It never imports what stands on it."""
     for path in (PACKAGE / "_hypercorn").glob("*.py"):
-        rest = {m for m in ours(path) if m.split(".")[0] not in ("_hypercorn", "_connection")}
-        assert rest <= CORE, path.name
+        below = ("_hypercorn", "_connection", "_monitor")
+        assert {m for m in ours(path) if m.split(".")[0] not in below} <= CORE, path.name
+
+
+def test_a_monitor_knows_the_core_only() -> None:
+    """It can be asked, and show what it knows, where there is no server."""
+    allowed = CORE | set(sys.stdlib_module_names) | {"_monitor", "trio"}
+    for path in (PACKAGE / "_monitor").glob("*.py"):
+        top_levels = {module.split(".")[0] for module in imports(path)}
+        assert top_levels <= allowed, path.name
 
 
 def test_a_connection_knows_trio_and_the_protocol_libraries_only() -> None:

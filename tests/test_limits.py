@@ -404,7 +404,9 @@ async def test_ten_thousand_connections_of_one_client_are_nothing_to_another(
 
 async def test_real_clients_see_the_refusal(certificate: Path) -> None:
     """httpx, over real sockets; a hundred times, for a reset would come now and then."""
-    limits, config = ConnLimit(total=1), Config.from_mapping(bind="127.0.0.1:0")
+    limits = ConnLimit(total=1)
+    # The first client's connection stays, however long the others take.
+    config = Config.from_mapping(bind="127.0.0.1:0", keep_alive_timeout=1000)
     async with tracked_server(app, config, tracker=limits) as server:
         url = server.urls[0]
         async with httpx.AsyncClient() as first:

@@ -209,10 +209,11 @@ def exporters(provider: MeterProvider) -> None:
     compose(prometheus, telemetry, PrometheusTracker(), OpenTelemetryTracker())
     apps = (
         MetricsApp(registry),
-        StatusApp(prometheus, hijack_tracker=HijackTracker(), allow=["::1"]),
+        StatusApp(allow=["::1", "unix"]),
     )
     starlette_app.mount("/metrics", apps[0])
     starlette_app.mount("/status", apps[1])
+    assert_type(apps[1].token, str)
 
 
 async def tests() -> None:
