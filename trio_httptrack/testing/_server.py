@@ -26,7 +26,8 @@ from .._connection.kernel import Kernel
 from .._extra import needed
 from .._hypercorn.accept import Accepted, Start
 from .._hypercorn.lifespan import Lifespan
-from .._hypercorn.settings import check_config, is_setting
+from .._hypercorn.setting_types import wrong_type
+from .._hypercorn.settings import check_config, is_hypercorns, is_setting
 from .._hypercorn.worker import Worker, run
 from .._server import App, TrackedServer, serving
 from .._states import Conn
@@ -261,9 +262,9 @@ async def memory_server(
       settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
 
     Raises:
-      TypeError: there is no such setting, ``config`` is not Hypercorn's Config, or ``tracker``
-        no tracker.
-      ValueError: ``config.conn_state`` does not lead to a tracker, or another of our settings
+      TypeError: there is no such setting, or Hypercorn's is of another type; ``config`` is not
+        Hypercorn's Config, or ``tracker`` no tracker.
+      ValueError: ``config.conn_state`` does not lead to a tracker, or another of its settings
         cannot be used.
       hypercorn.utils.LifespanFailureError: the application's startup has failed.
 
@@ -338,6 +339,9 @@ def configured(config: Config | None, settings: Mapping[str, Any]) -> Config:
     for name, value in settings.items():
         if not is_setting(name):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
+        complaint = wrong_type(name, value) if is_hypercorns(name) else None
+        if complaint is not None:
+            raise TypeError(f"memory_server(): {complaint}")
         setattr(config, name, value)
     return config
 
