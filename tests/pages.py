@@ -4,10 +4,10 @@ Whoever follows a page writes its files, types its commands, and compares what c
 
 * A block in Python or a format such as TOML is a file. Its first line is a comment that says the
   name; a file that the page includes has its own. A later command must use it.
-* A ``console`` block is typed into a shell, line by line. Each command must succeed, and ``curl``
-  must get what it asks for. A server goes on while the next commands are typed, until another is
-  started or the page ends; then it gets a Ctrl-C, and must end well. A command that ends with ``&``
-  goes on to the end of the page.
+* A ``console`` block is typed into a shell, line by line. Each command must succeed, but one with
+  the comment ``# fails`` must fail, and ``curl`` must get what it asks for. A server goes on while
+  the next commands are typed, until another is started or the page ends; then it gets a Ctrl-C, and
+  must end well. A command that ends with ``&`` goes on to the end of the page.
 * A ``text`` block is what was printed since the last block of commands was begun: these lines in
   this order, maybe with others between them, as a ``...`` may say. Ports and seconds may be others.
 * Examples with ``>>>`` are doctests, one session for the page.
@@ -219,7 +219,7 @@ class Reader:
                 compiled.unlink()
 
     async def _type(self, command: str) -> None:
-        goes_on = command.endswith(" &")
+        goes_on, fails = command.endswith(" &"), command.endswith("  # fails")
         command = COMMENT.sub("", command).strip()
         if INSTALLS.search(command) and self._clone is None:
             check_installation(command)
@@ -239,8 +239,9 @@ class Reader:
             self._address = await self._listening(process, begun)
         elif goes_on:
             self._others.append(process)
-        elif await process.wait() != 0:
-            raise PageError(f"`{command}` failed with status {process.returncode}")
+        elif (await process.wait() != 0) is not fails:
+            status = f"failed with status {process.returncode}" if not fails else "should fail"
+            raise PageError(f"`{command}` {status}")
         else:
             # What it has printed is in the pipe now, and is not the next command's. The pipe's
             # end may never come: others may have it.

@@ -38,7 +38,7 @@ def test_a_conn_begins_new_and_unknown() -> None:
 
 
 def test_conns_are_counted_and_never_equal() -> None:
-    """Two connections of the same peer differ, in identity and in number."""
+    """Two of the same peer that were made by hand differ, in identity and in number."""
     one, two = Conn(("192.0.2.7", 4711)), Conn(("192.0.2.7", 4711))
     assert two.id == one.id + 1
     assert len({one, two}) == 2

@@ -131,6 +131,14 @@ async def test_it_has_what_a_tracked_server_has(autojump_clock: MockClock) -> No
     assert server.urls == ["http://localhost", "https://localhost"]
 
 
+async def test_each_server_counts_its_connections_from_one(autojump_clock: MockClock) -> None:
+    """Also where there are several in one process, or a connection was made by hand."""
+    Conn()
+    async with memory_server(app) as one, memory_server(app) as other:
+        streams = [await server.connect() for server in (one, other, one)]
+        assert [stream.conn.id for stream in streams] == [1, 1, 2]
+
+
 async def test_a_config_is_not_changed_by_the_settings(autojump_clock: MockClock) -> None:
     """Its other settings hold, and so does its own tracker, which runs first."""
     order = []
@@ -687,12 +695,12 @@ async def test_the_record_reads_as_a_sentence_for_each_connection(
         client = Http2(one)
         await client.start()
         await client.get()
-        other = await server.connect()
+        await server.connect()
         await one.conn.wait_closed()
     assert repr(tracker) == (
-        f"Conn {one.conn.id} 127.0.0.1:40112 h2: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > ACTIVE 0.0 > "
+        "Conn 1 127.0.0.1:40112 h2: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > ACTIVE 0.0 > "
         "IDLE 0.3 > CLOSED 5.3 (keep_alive_timeout)\n"
-        f"Conn {other.conn.id} 127.0.0.1:40001: NEW 0.3 > CLOSED 5.3 "
+        "Conn 2 127.0.0.1:40001: NEW 0.3 > CLOSED 5.3 "
         "(request_headers_timeout)"
     )
 

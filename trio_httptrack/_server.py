@@ -103,7 +103,7 @@ async def tracked_server(
 
     Raises:
       TypeError: ``config`` is not Hypercorn's Config, or ``tracker`` no tracker.
-      ValueError: ``config.conn_state`` does not lead to a tracker, or another of our settings
+      ValueError: ``config.conn_state`` does not lead to a tracker, or another of its settings
         cannot be used.
       OSError: the address cannot be bound.
       RuntimeError: this version of Hypercorn is not supported.

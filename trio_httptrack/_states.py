@@ -162,7 +162,8 @@ class Conn:
     )
 
     id: int
-    """Counts the connections of this process from 1."""
+    """Counts the connections of its server from 1. Each worker process, and each server in a
+    process, counts its own; so does the process the connections that were made by hand."""
 
     client: tuple[str, int] | None
     """The peer's address and port; None for a Unix socket, or if the peer had

@@ -85,6 +85,7 @@ class Server(Protocol):
     app: App
     kernel: Kernel
     connections: set[Connection]
+    conn_ids: Iterator[int]
     response_heads: ResponseHeads
     header_writer: HeaderWriter
     handshake_timeout: Timeout[Connection]
@@ -204,6 +205,7 @@ class Connection:
         self.conn = Conn(
             client, address, tls=ssl_context is not None, opened_at=trio.current_time()
         )
+        self.conn.id = next(server.conn_ids)  # instead of that of one made by hand
         self.conn._controls = self
         server.connections.add(self)
         self._enter(NEW)

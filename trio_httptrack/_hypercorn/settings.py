@@ -11,6 +11,7 @@ from hypercorn.config import Config
 
 from .._connection.pace import Rate
 from .._connection.settings import Settings
+from .setting_types import wrong_type
 
 # Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown, the grace
 # period is Kestrel's, the jitter gRPC's, and the timeout for a pong that of uvicorn.
@@ -36,16 +37,17 @@ WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, 
 
 
 class SettingError(ValueError):
-    """A setting of ours on a Config cannot be used."""
+    """A setting on a Config cannot be used."""
 
 
 def settings_of(config: Config) -> Settings:
     """What a Config says to connections.
 
     Raises:
-      SettingError: a setting of ours cannot be used.
+      SettingError: a setting cannot be used.
     """
     _refuse_misspelt(config)
+    _refuse_wrong_types(config)
     code: Any = _setting(config, "drain_websocket_code")
     if code not in WEBSOCKET_CODES:
         raise SettingError(f"drain_websocket_code must be 1012 or 1001, not {code!r}")
@@ -170,6 +172,14 @@ def _refuse_misspelt(config: Config) -> None:
                 raise SettingError(f"{name}: there is no such setting; did you mean {meant}?")
 
 
+def _refuse_wrong_types(config: Config) -> None:
+    for name in filter(is_hypercorns, {*dir(Config), *Config.__annotations__}):
+        if hasattr(config, name):  # cert_reqs can only be set; application_path may not be
+            complaint = wrong_type(name, getattr(config, name))
+            if complaint is not None:
+                raise SettingError(complaint)
+
+
 def check_config(config: object) -> None:
     """Raise a TypeError unless it is a Config."""
     if not isinstance(config, Config):
@@ -181,6 +191,11 @@ def is_setting(name: str) -> bool:
     """Whether Hypercorn's Config, or we, know a setting of this name."""
     if name == "conn_state" or name in DEFAULTS:
         return True
+    return is_hypercorns(name)
+
+
+def is_hypercorns(name: str) -> bool:
+    """Whether Hypercorn's Config knows a setting of this name."""
     if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__}:
         return False
     attribute = getattr(Config, name, None)

@@ -12,11 +12,12 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
+from itertools import count
 from operator import add, methodcaller
 from types import CodeType, FunctionType
 from typing import Any, NoReturn, Protocol, cast
@@ -125,6 +126,7 @@ class Worker:
         self.statsd = None if config.statsd_host is None else Statsd(config)
         self._tracker = tracker if self.statsd is None else compose(tracker, self.statsd.tracker)
         self.connections: set[Connection] = set()
+        self.conn_ids: Iterator[int] = count(1)
         self.hijacked = 0
         self.requests = 0
         self.monitor: Monitor = Monitor(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import trio
@@ -110,10 +111,14 @@ class RecordingTracker(ProcessLocal):
 
     def _line(self, conn: Conn) -> str:
         name = str(conn)
-        transitions = " > ".join(
-            f"{event.state.name} {round(event.time, 3)}"
-            for event in self.events
-            if event.conn == conn
-        )
+        history = self._history(conn)
         reason = getattr(conn, "close_reason", None)
-        return f"{name[:1].upper()}{name[1:]}: {transitions}" + (f" ({reason})" if reason else "")
+        return f"{name[:1].upper()}{name[1:]}: {history}" + (f" ({reason})" if reason else "")
+
+    def _history(self, conn: Conn) -> str:
+        return joined(event for event in self.events if event.conn == conn)
+
+
+def joined(events: Iterable[Transition]) -> str:
+    """The states of a connection and their times."""
+    return " > ".join(f"{event.state.name} {round(event.time, 3)}" for event in events)

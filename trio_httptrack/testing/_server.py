@@ -8,10 +8,10 @@ production logs an error and goes on, this one ends, and the test gets the error
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from copy import copy
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,12 +26,14 @@ from .._connection.kernel import Kernel
 from .._extra import needed
 from .._hypercorn.accept import Accepted, Start
 from .._hypercorn.lifespan import Lifespan
-from .._hypercorn.settings import check_config, is_setting
+from .._hypercorn.setting_types import wrong_type
+from .._hypercorn.settings import check_config, is_hypercorns, is_setting
 from .._hypercorn.worker import Worker, run
 from .._server import App, TrackedServer, serving
 from .._states import Conn
-from .._trackers import Composed, Tracker
+from .._trackers import Composed, Tracker, compose
 from ._client import ClientStream
+from ._history import History
 from ._network import (
     MemoryKernel,
     MemoryListener,
@@ -250,6 +252,9 @@ async def memory_server(
     in one ends the test.) And clients connect by
     :meth:`MemoryServer.connect` or :meth:`MemoryServer.httpx_transport` only.
 
+    An error that leaves the block has a note, which pytest prints, with the history of the
+    connections and the requests in flight when it was raised (Python 3.11 and later).
+
     Args:
       app: an ASGI application. (A WSGI application runs in threads, which know no mock clock.)
       config: Hypercorn's; it is not changed, and its addresses are not used.
@@ -257,9 +262,9 @@ async def memory_server(
       settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
 
     Raises:
-      TypeError: there is no such setting, ``config`` is not Hypercorn's Config, or ``tracker``
-        no tracker.
-      ValueError: ``config.conn_state`` does not lead to a tracker, or another of our settings
+      TypeError: there is no such setting, or Hypercorn's is of another type; ``config`` is not
+        Hypercorn's Config, or ``tracker`` no tracker.
+      ValueError: ``config.conn_state`` does not lead to a tracker, or another of its settings
         cannot be used.
       hypercorn.utils.LifespanFailureError: the application's startup has failed.
 
@@ -273,6 +278,59 @@ async def memory_server(
     >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     b'' 300.0
     """
+    config = configured(config, settings)
+    server = MemoryServer(config)
+    history = History()
+    block = trio.CancelScope()
+    errors: list[BaseException] = []
+    worker: MemoryWorker | None = None
+
+    def fail(error: BaseException) -> None:
+        history.keep(error, server.connections())
+        errors.append(error)
+        block.cancel()
+
+    async def serve(
+        app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
+    ) -> ShutdownReport:
+        tracked = compose(tracker, history)  # in front of each ConnTracker, behind all others
+
+        def make_worker(nursery: trio.Nursery) -> MemoryWorker:
+            nonlocal worker
+            worker = MemoryWorker(config, tracked, server._kernel, fail, nursery)
+            return worker
+
+        return await run(make_worker, app, listener=Listener(server._listener), **kwargs)
+
+    try:
+        try:
+            async with serving(server, serve, app, config, tracker):
+                server.urls = ["http://localhost", "https://localhost"]
+                with block:
+                    try:
+                        yield server
+                    except BaseException as error:
+                        history.keep(error, server.connections())
+                        raise
+                if errors:
+                    raise errors[0]  # the others are in the log
+        except BaseException as error:
+            ends_all, _ = split(error, (KeyboardInterrupt, SystemExit))
+            if not errors or ends_all is not None:
+                raise
+            if not set(leaves(error)) <= set(leaves(errors[0])):
+                raise errors[0]  # noqa: B904  # whose context is now what the block made of it
+        if errors:
+            raise errors[0]
+    except BaseException as error:
+        if server.urls:  # it has started
+            # Where its lifespan failed behind the drain, only the worker has the report.
+            history.add_note(error, getattr(worker, "report", None))
+        raise
+
+
+def configured(config: Config | None, settings: Mapping[str, Any]) -> Config:
+    """A copy of the config, or a new one, with these settings."""
     if config is None:
         config = Config()
     check_config(config)
@@ -281,36 +339,11 @@ async def memory_server(
     for name, value in settings.items():
         if not is_setting(name):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
+        complaint = wrong_type(name, value) if is_hypercorns(name) else None
+        if complaint is not None:
+            raise TypeError(f"memory_server(): {complaint}")
         setattr(config, name, value)
-    server = MemoryServer(config)
-    block = trio.CancelScope()
-    errors: list[BaseException] = []
-
-    def fail(error: BaseException) -> None:
-        errors.append(error)
-        block.cancel()
-
-    async def serve(
-        app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
-    ) -> ShutdownReport:
-        make_worker = partial(MemoryWorker, config, tracker, server._kernel, fail)
-        return await run(make_worker, app, listener=Listener(server._listener), **kwargs)
-
-    try:
-        async with serving(server, serve, app, config, tracker):
-            server.urls = ["http://localhost", "https://localhost"]
-            with block:
-                yield server
-            if errors:
-                raise errors[0]  # the others are in the log
-    except BaseException as error:
-        ends_all, _ = split(error, (KeyboardInterrupt, SystemExit))
-        if not errors or ends_all is not None:
-            raise
-        if not set(leaves(error)) <= set(leaves(errors[0])):
-            raise errors[0]  # noqa: B904  # whose context is now what the block made of it
-    if errors:
-        raise errors[0]
+    return config
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -1,0 +1,95 @@
+"""What the connections have done when a test fails: a note on the error that leaves the block.
+
+The error closes every connection, and nothing is in flight afterwards. So the connections are
+described when the error is seen first, in the block or in the server, and the note is added when
+the error leaves.
+"""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from collections.abc import Iterable
+
+import trio
+
+from .._connection.drain import ShutdownReport
+from .._connection.errors import TRAVELLING, split
+from .._states import Conn, ConnState, RequestInFlight
+from ._recording import RecordingTracker, Transition, joined
+
+NAMED = 20  # connections, in a note; of each so many transitions and so many requests
+KEPT = 1000  # transitions at least, and at most twice as many: a test may take long
+
+
+class History(RecordingTracker):
+    """What the connections of a server did lately."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._accepted = 0
+        self._described: str | None = None
+
+    def track(self, conn: Conn, state: ConnState) -> None:
+        super().track(conn, state)
+        self._accepted += state is ConnState.NEW
+        if len(self.events) >= 2 * KEPT:
+            del self.events[:KEPT]
+
+    def keep(self, error: BaseException, connections: Iterable[Conn]) -> None:
+        """Describe the connections as they are now, if it is the first failure."""
+        if self._described is None and is_failure(error):
+            self._described = self._describe(connections)
+
+    def add_note(self, error: BaseException, report: ShutdownReport | None) -> None:
+        """Add the note to an error that leaves the block, if it is a failure."""
+        if sys.version_info >= (3, 11) and is_failure(error):
+            self.keep(error, ())  # one that came when all was over
+            drained = "" if report is None else f"\nShut down: {report}"
+            error.add_note(f"{self._described}{drained}")
+
+    def _describe(self, connections: Iterable[Conn]) -> str:
+        known = sorted({*connections, *self.conns}, key=lambda conn: conn.id)
+        requests = {conn: conn.exchanges for conn in known}
+        # Of too many, those with requests in flight matter more than those that come and go.
+        busy = [conn for conn in known if requests[conn]]
+        named = [*(conn for conn in known if not requests[conn]), *busy][-NAMED:]
+        left_out = self._accepted - len(named)
+        lines = [
+            f"Connections of this memory_server at {round(trio.current_time(), 3)}:"
+            + (f" the last {len(named)}, without {left_out} others" if left_out else "")
+            + ("" if named else " none")
+        ]
+        for conn in sorted(named, key=lambda conn: conn.id):
+            lines.append(self._line(conn))
+            lines += map(in_flight, requests[conn][:NAMED])
+            if len(requests[conn]) > NAMED:
+                lines.append(f"  in flight: {len(requests[conn]) - NAMED} others")
+        return "\n".join(lines)
+
+    def _history(self, conn: Conn) -> str:
+        events = [event for event in self.events if event.conn is conn][-NAMED:]
+        if not events:  # dropped, but its last state is known
+            events = [Transition(conn, conn.state, conn.state_since)]
+        return ("" if events[0].state is ConnState.NEW else "... > ") + joined(events)
+
+
+def in_flight(request: RequestInFlight) -> str:
+    """A request, for how long it has been in flight, and what it does."""
+    age = round(trio.current_time() - request.started_at, 3)
+    if request.response_complete:
+        doing = "its handler goes on after the response"
+    elif request.response_begun:
+        doing = "streaming"
+    else:
+        doing = "waiting for its response"
+    return f"  in flight: {request.method} {request.path!r}, {age} s, {doing}"
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a test fails by it: it is not only a cancellation, Ctrl-C, an exit or a skip."""
+    others: tuple[type[BaseException], ...] = (*TRAVELLING, GeneratorExit, unittest.SkipTest)
+    pytest = sys.modules.get("pytest")  # where it is not imported, nobody skips by it
+    if pytest is not None:
+        others += (pytest.skip.Exception,)
+    return split(error, others)[1] is not None
