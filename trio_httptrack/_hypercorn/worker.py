@@ -91,11 +91,48 @@ class Service(Protocol):
 class Worker:
     """One run of a tracked server: its tracker, and its connections until they end."""
 
+    # Several of these are read for each request: slots are the fastest.
+    __slots__ = (
+        "_ages",
+        "_drained",
+        "_hypercorn_context",
+        "_logged",
+        "_none_left",
+        "_nursery",
+        "_runtime_dir",
+        "_tracker",
+        "_tracking",
+        "_untold",
+        "app",
+        "config",
+        "conn_ids",
+        "connections",
+        "deadline",
+        "drain_idle_timeout",
+        "handshake_timeout",
+        "header_writer",
+        "hijacked",
+        "keep_alive_timeout",
+        "kernel",
+        "log_access",
+        "monitor",
+        "refusal_timeout",
+        "report",
+        "request_timeout",
+        "requests",
+        "response_heads",
+        "settings",
+        "state",
+        "stats_tracker",
+        "statsd",
+        "websocket_ping_timeout",
+    )
+
     report: ShutdownReport
     """Of the drain, when it is over."""
 
-    deadline = math.inf
-    """When the drain ends by force."""
+    deadline: float
+    """When the drain ends by force; infinity before it begins."""
 
     def __init__(
         self, config: Config, tracker: Composed, kernel: Kernel, nursery: trio.Nursery
@@ -133,6 +170,7 @@ class Worker:
         self.kernel = kernel
         self.state: dict[str, Any] = {}
         self._nursery = nursery
+        self.deadline = math.inf
         self._tracking = False
         self._untold: deque[tuple[Conn, ConnState]] = deque()  # what trackers have caused
         self._logged: set[object] = set()
