@@ -258,21 +258,36 @@ def test_groups_count_each_clients_connections(conns: list[Conn], of: list[bool]
 
 
 async def test_of_ten_thousand_connections_a_page_has_a_hundred() -> None:
-    """The others are on other pages; one that is too far is the last."""
+    """There are ten pages, of the first thousand; one that is too far is the last."""
     conns = [connection(client=("10.0.0.1", number), since=number) for number in range(10_000)]
     monitor = Monitor(Server(*conns))
     seen: set[int] = set()
-    for page in (1, 2, 57, 100):
+    for page in (1, 2, 10):
         view = view_of(Query(page=page), [await monitor.report(Query(page=page))])
         first = (page - 1) * ROWS
         assert ids(view) == [conn.id for conn in conns[first : first + ROWS]]
-        assert view["pages"] == 100
+        assert view["pages"] == 10
+        assert view["matching"] == 10_000
         seen.update(ids(view))
-    assert len(seen) == 4 * ROWS
+    assert len(seen) == 3 * ROWS
     query = Query(page=10**9 - 1)
     view = view_of(query, [await monitor.report(query)])
-    assert view["query"]["page"] == 100
-    assert ids(view) == [conn.id for conn in conns[-ROWS:]]
+    assert view["query"]["page"] == 10
+    assert ids(view) == [conn.id for conn in conns[9 * ROWS : 10 * ROWS]]
+
+
+async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
+    """An attack is among them."""
+    conns = [connection(client=(f"10.0.{n // 256}.{n % 256}", n)) for n in range(2000)]
+    conns += [connection(client=("10.1.1.1", number)) for number in range(50)]
+    query = Query(group="client")
+    report = await report_of(*conns, query=query)
+    assert len(report["groups"]) == 10 * ROWS
+    view = view_of(query, [report])
+    assert view["pages"] == 10
+    assert [(each["client"], each["connections"]) for each in view["groups"][:1]] == [
+        ("10.1.1.1", 50)
+    ]
 
 
 @pytest.mark.parametrize(

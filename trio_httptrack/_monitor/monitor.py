@@ -26,7 +26,7 @@ import trio
 from .._states import CLOSED, Conn
 from .._stats import StatsTracker
 from .asking import Peers
-from .query import ROWS, Key, Query, in_flight, is_websocket
+from .query import LAST_PAGE, ROWS, Key, Query, in_flight, is_websocket
 from .report import CLASSES, COUNTERS, GAUGES, Group, Report, Row, Worker, row_of
 from .view import View, view_of
 
@@ -242,7 +242,7 @@ class Chosen:
         self._query = query
         self._now = now
         self._found: list[tuple[Key, Conn]] = []
-        self._enough = 0 if query is None else query.page * ROWS
+        self._enough = 0 if query is None else min(query.page, LAST_PAGE) * ROWS
         self._groups: dict[str, list[Conn]] = {}
         self.matching = 0
         self.websockets = 0  # over HTTP/2
@@ -270,6 +270,10 @@ class Chosen:
         return pick(self._enough, self._found, key=itemgetter(0))
 
     def groups(self) -> list[Group]:
+        """Those with the most connections."""
+        groups = heapq.nlargest(
+            LAST_PAGE * ROWS, self._groups.items(), key=lambda group: len(group[1])
+        )
         return [
             Group(
                 client=client,
@@ -277,5 +281,5 @@ class Chosen:
                 states=Counter(str(conn.state) for conn in conns),
                 oldest=round(max(self._now - conn.opened_at for conn in conns), 3),
             )
-            for client, conns in self._groups.items()
+            for client, conns in groups
         ]

@@ -10,6 +10,10 @@ from urllib.parse import parse_qsl, urlencode
 from .._states import HIJACKED, IDLE, NEW, Conn, ConnState, RequestInFlight
 
 ROWS = 100  # on a page
+LAST_PAGE = 10
+"""Nobody reads ten thousand rows, and to make, send and sort them takes a worker seconds. Who looks
+for something filters, or sorts otherwise."""
+
 LONGEST_FILTER = 200  # characters
 
 Key = tuple[Any, ...]

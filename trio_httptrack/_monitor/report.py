@@ -113,6 +113,7 @@ class Report(TypedDict):
     """By which the rows are in order."""
 
     groups: list[Group]
+    """The thousand busiest clients, where the query groups."""
 
 
 def phase_of(request: RequestInFlight) -> Literal["waiting", "streaming", "complete"]:

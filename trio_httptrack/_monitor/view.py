@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from itertools import zip_longest
 from typing import Any, TypedDict
 
-from .query import ROWS, Query
+from .query import LAST_PAGE, ROWS, Query
 from .report import COUNTERS, GAUGES, Group, Report, Row, Worker
 
 
@@ -44,6 +44,8 @@ class View(TypedDict):
     """How many connections pass the filters."""
 
     pages: int
+    """Ten at most; a page has a hundred rows, or groups."""
+
     rows: list[Row]
     groups: list[Group]
 
@@ -59,7 +61,7 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
     groups = merged_groups(report["groups"] for report in reports)
     matching = sum(report["matching"] for report in reports)
     found = len(groups) if query.group else matching
-    pages = max(1, -(-found // ROWS))
+    pages = min(max(1, -(-found // ROWS)), LAST_PAGE)
     page = min(query.page, pages)
     shown = slice((page - 1) * ROWS, page * ROWS)
     keyed = [pair for each in reports for pair in zip(each["keys"], each["rows"], strict=True)]
