@@ -3,7 +3,7 @@
 Counted are the instructions that a tracked server executes for a request, with an exporter and
 without, by valgrind's callgrind: a cost of one per cent is lost in the noise of any clock, but
 instructions are the same each time. What an exporter does once in a while, whoever asks for
-what, is timed apart: it is a scrape, an export, or one second of a watched status page.
+what, is timed apart: it is a scrape, or an export.
 Needs valgrind. Takes five minutes.
 """
 
@@ -26,7 +26,6 @@ EXPORTERS = {
     "prometheus, multiprocess": "",
     "opentelemetry": "",
     "statsd": "hypercorn's statsd",
-    "status page": "",
 }
 KINDS = {"get": "HTTP/1.1 keep-alive, small GET", "one-shot": "one request per connection"}
 REQUESTS = 160, 960

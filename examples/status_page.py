@@ -1,10 +1,6 @@
 from hypercorn.middleware.dispatcher import TrioDispatcherMiddleware
 
-from trio_httptrack import HijackTracker, StatsTracker, compose
 from trio_httptrack.status import StatusApp
-
-stats, hijacks = StatsTracker(), HijackTracker()
-tracker = compose(stats, hijacks)
 
 
 async def shop(scope, receive, send):
@@ -18,4 +14,4 @@ async def shop(scope, receive, send):
     await send({"type": "http.response.body", "body": b"Hello!"})
 
 
-app = TrioDispatcherMiddleware({"/status": StatusApp(stats, hijack_tracker=hijacks), "": shop})
+app = TrioDispatcherMiddleware({"/status": StatusApp(), "": shop})

@@ -9,7 +9,8 @@ Whoever follows a page writes its files, types its commands, and compares what c
   the next commands are typed, until another is started or the page ends; then it gets a Ctrl-C, and
   must end well. A command that ends with ``&`` goes on to the end of the page.
 * A ``text`` block is what was printed since the last block of commands was begun: these lines in
-  this order, maybe with others between them, as a ``...`` may say. Ports and seconds may be others.
+  this order, maybe with others between them, as a ``...`` may say. Ports, seconds and the status
+  page's token may be others; who types a token takes the one that was printed.
 * Examples with ``>>>`` are doctests, one session for the page.
 
 ``python -m tests.pages dist`` does the same in an empty environment for each page, where
@@ -63,6 +64,7 @@ COMMENT = re.compile(r"\s{2,}#.*| &$")
 VARYING = re.compile(
     r"(?<=:)\d{4,5}|(?<=',\\ )\d{4,5}|\d+\\\.\d+(?=\\ s\b)|(?<=data:\\ )\d+\\\.\d+"
 )
+TOKEN = re.compile(r"(?<=token=)[0-9a-f]{32}")
 # What listens on port 8000, and how it is told to take a free one.
 LISTENS = {
     "hypercorn -k trio": " -b 127.0.0.1:0",
@@ -248,7 +250,9 @@ class Reader:
             await wait_all_tasks_blocked()
 
     def _here(self, text: str) -> str:
-        return text.replace("127.0.0.1:8000", self._address)
+        text = text.replace("127.0.0.1:8000", self._address)
+        tokens = TOKEN.findall(self.transcript)
+        return TOKEN.sub(tokens[-1], text) if tokens else text
 
     async def _start(self, command: str) -> trio.Process:
         start = partial(
@@ -308,6 +312,7 @@ class Reader:
         for line in lines:
             if line.strip() != "...":
                 pattern = VARYING.sub(r"\\d[\\d.]*", re.escape(line))
+                pattern = TOKEN.sub("[0-9a-f]{32}", pattern)
                 match = re.compile(rf"(?<![\w.]){pattern}").search(self.transcript, at)
                 if match is None:
                     return line

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 import trio
+from hypercorn.config import Config
 from hypercorn.middleware.dispatcher import TrioDispatcherMiddleware
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 from prometheus_client.openmetrics.parser import (
@@ -23,16 +27,24 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, assert_no_checkpoints
 
-from trio_httptrack import Conn, ConnState, StatsTracker
+from trio_httptrack import Conn, ConnState, StatsTracker, tracked_server
+from trio_httptrack._monitor.monitor import Monitor
+from trio_httptrack._monitor.serving import listen
 from trio_httptrack._stats import BUCKETS
 from trio_httptrack.prometheus import MetricsApp, PrometheusTracker, _hold_lock
 from trio_httptrack.testing import memory_server
 
-from .clients import http1
+from .clients import Http2, http1
 from .prometheus_process import Process, process
 from .support import app as support_app
+from .support import without_lifespan
+from .test_monitor import Server, connection
 
 NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 def samples(text: str) -> dict[str, float]:
@@ -179,6 +191,79 @@ async def test_the_route_speaks_what_the_scraper_accepts(autojump_clock: MockClo
         }
         status, body = await http1(client, "HEAD")
         assert (status, body) == (200, b"")
+
+
+async def test_the_open_websockets_are_counted(autojump_clock: MockClock) -> None:
+    """Over HTTP/1.1 and HTTP/2, until they are closed; by name, too."""
+    registry = CollectorRegistry()
+    PrometheusTracker(registry)
+    metrics = MetricsApp(registry)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (metrics if scope["path"] == "/metrics" else support_app)(scope, receive, send)
+
+    async with memory_server(without_lifespan(app)) as server:
+
+        async def websockets(query: str = "") -> dict[str, float]:
+            client = await server.connect()
+            _, body = await http1(client, path=f"/metrics{query}", accept="text/plain")
+            await client.aclose()
+            return samples(body.decode())
+
+        assert (await websockets())["websockets"] == 0
+        http2 = Http2(await server.connect())
+        await http2.start()
+        await http2.websocket("/ws")
+        await http2.websocket("/ws")
+        upgraded = await server.connect()
+        await upgraded.send_all(UPGRADE)
+        await upgraded.receive_some()
+        found = await websockets()
+        assert found["websockets"] == 3
+        assert "connections{active}" in found
+        assert await websockets("?name[]=httptrack_websockets") == {"websockets": 3}
+        await upgraded.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await websockets())["websockets"] == 2
+        await http2.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await websockets())["websockets"] == 0
+
+
+async def test_a_worker_that_does_not_respond_has_the_websockets_that_it_had(
+    tmp_path: Path,
+) -> None:
+    """They are open, whether or not their worker can say so now."""
+    registry = CollectorRegistry()
+    config = Config()
+    config.bind = "127.0.0.1:0"
+    config.runtime_dir = str(tmp_path / "run")  # type: ignore[attr-defined]
+    async with (
+        tracked_server(MetricsApp(registry), config) as server,
+        httpx.AsyncClient() as client,
+    ):
+
+        async def websockets() -> float:
+            return samples((await client.get(server.urls[0])).text)["websockets"]
+
+        directory = tmp_path / "run"
+        monitor = Monitor(Server(connection(state=HIJACKED), connection(state=HIJACKED)))
+        with closing(listen(directory, monitor.name)) as sock:
+            async with trio.open_nursery() as nursery:
+
+                async def respond_once() -> None:
+                    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+                    async with await listener.accept() as stream:
+                        await stream.receive_some()
+                        report = json.dumps(await monitor.report(None))
+                        await stream.send_all(report.encode() + b"\n")
+                        await trio.sleep_forever()
+
+                nursery.start_soon(respond_once)
+                assert await websockets() == 2
+                assert await websockets() == 2  # of last time
+                nursery.cancel_scope.cancel()
+        assert await websockets() == 0
 
 
 async def test_the_route_can_be_mounted_by_hypercorns_dispatcher(

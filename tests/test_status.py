@@ -421,9 +421,7 @@ async def test_the_token_is_logged_at_the_start(server_log: pytest.LogCaptureFix
     config.bind = "127.0.0.1:0"
     config.errorlog = logging.getLogger("server")
     async with tracked_server(status, config):
-        assert logged(server_log) == [
-            f"The status page opens by its token; add this to its address: ?token={status.token}"
-        ]
+        assert logged(server_log) == [f"Status page: add ?token={status.token} to its address"]
 
 
 async def test_who_has_no_token_finds_it_in_the_log(server_log: pytest.LogCaptureFixture) -> None:
@@ -445,7 +443,7 @@ async def test_who_has_no_token_finds_it_in_the_log(server_log: pytest.LogCaptur
             assert "the server's log has it" in refused.text
         (line,) = logged(server_log)
         url = f"{server.urls[0]}/a%20b/status?token={status.token}"
-        assert line == f"The status page opens by its token; it is at {url}"
+        assert line == f"Status page: {url}"
         assert (await client.get(url)).status_code == 200
 
 

@@ -18,7 +18,7 @@ QUERIES = [query for block in BLOCKS for query in block.text.splitlines()]
 def test_there_are_queries() -> None:
     """Those of Prometheus itself and those behind an OpenTelemetry collector."""
     assert len(BLOCKS) == 2
-    assert len(QUERIES) == 10
+    assert len(QUERIES) == 11
     executed.extend(BLOCKS)
 
 

@@ -74,25 +74,25 @@ class StatusApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._announce(scope, "add this to its address: ")
+            await self._announce(scope, f"add ?token={self.token} to its address")
             await live(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
             await self._respond(scope, receive, send)
 
-    async def _announce(self, scope: Any, address: str) -> None:
+    async def _announce(self, scope: Any, how: str) -> None:
         """Log how the page is opened, once in each process."""
         monitor = monitor_of(scope)
         if self._access.by_token and not self._announced and monitor is not None:
             self._announced = True
-            await monitor.log(f"The status page opens by its token; {address}?token={self.token}")
+            await monitor.log(f"Status page: {how}")
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = self._access.refusal(scope)
         monitor = monitor_of(scope)
         if refusal is not None:
-            await self._announce(scope, f"it is at {address_of(scope)}")
+            await self._announce(scope, f"{address_of(scope)}?token={self.token}")
             await respond(send, 403, refusal)
         elif scope["method"] not in ("GET", "HEAD"):
             await respond(send, 405, "This page can only be read.", allow="GET, HEAD")
