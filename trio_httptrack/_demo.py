@@ -3,7 +3,6 @@ in the log."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import sys
@@ -106,18 +105,10 @@ async def serve(bind: str) -> None:
             await signals.__anext__()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m trio_httptrack", description=__doc__)
-    parser.add_argument(
-        "--bind", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: %(default)s"
-    )
-    bind = parser.parse_args().bind
+def run(bind: str) -> None:
+    """Serve the demo until SIGINT or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         trio.run(serve, bind)
     except (OSError, OverflowError) as error:
         sys.exit(f"Cannot listen on {bind} ({error}): choose another address with --bind")
-
-
-if __name__ == "__main__":
-    main()
