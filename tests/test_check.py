@@ -127,6 +127,11 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "-c file:conf.py broken:app",
         "broken:app cannot be imported: SyntaxError: expected ':' (broken.py, line 1)",
     ),
+    "a syntax error behind an import": (
+        {"broken.py": "1 +\n", "importing.py": "\nimport broken\n"},
+        "-c file:conf.py importing:app",
+        "importing:app cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)",
+    ),
     "an error in the standard library": (
         {"broken.py": "import json\n\njson.loads('{')\n"},
         "-c file:conf.py broken:app",
@@ -207,6 +212,14 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         {"conf.py": "conn_state = 42"},
         "-c file:conf.py -w 1 myapp:app",
         "conn_state: 42 is not a tracker: it has no track(conn, state)",
+    ),
+    "an object that fails when it is looked at": (
+        {
+            "conf.py": "class Odd:\n    @property\n    def track(self):\n        return 1 / 0\n"
+            "conn_state = Odd()"
+        },
+        "-c file:conf.py myapp:app",
+        "hypercorn would not start: ZeroDivisionError: division by zero (conf.py, line 4)",
     ),
     "a tracker that cannot travel": (
         {"conf.py": "from trio_httptrack import ConnTracker\nconn_state = ConnTracker()"},

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import hypercorn.config
 from hypercorn.__main__ import _load_config as hypercorn_load_config
 from hypercorn.__main__ import main as hypercorn_main
 from hypercorn.config import Config
@@ -49,7 +50,11 @@ STATUS = """\
 The exit status is 0 if hypercorn would start and track, 1 if not (one line on stderr says why), and
 2 if the arguments are wrong.
 """
-NOT_THE_USERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+NOT_THE_USERS = (
+    Path(__file__).parents[1],
+    Path(hypercorn.config.__file__).parent,
+    Path(sysconfig.get_path("stdlib")),
+)
 NOTHING_TRACKED = (
     "conn_state is missing, so nothing would be tracked: write conn_state = hook('myapp:tracker') "
     "into a Python config file, or use the ready-made one, -c python:trio_httptrack.config"
