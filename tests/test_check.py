@@ -50,15 +50,17 @@ CONF = ("-k", "trio", "-c", "file:conf.py")
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("more", [[], ["--statsd-host", "127.0.0.1:9"]], ids=["plain", "statsd"])
+@pytest.mark.parametrize("tracker", ["StatsTracker", "LogTracker"])
 async def test_the_line_is_the_one_that_the_start_logs(
-    workers: str, more: list[str], folder: Path
+    workers: str, more: list[str], tracker: str, folder: Path
 ) -> None:
     """Nothing else is printed, and the exit status is 0."""
+    (folder / "myapp.py").write_text(MYAPP.replace("StatsTracker", tracker))
     config, app = f"file:{folder / 'conf.py'}", f"{folder / 'myapp.py'}:app"
     arguments = ("-k", "trio", "-c", config, "-w", workers, *more, app)
     status, stdout, stderr = await check(*arguments, cwd=folder)
     assert (status, stderr) == (0, "")
-    assert re.fullmatch(r"Tracking with myapp:tracker: StatsTracker.*; drain 3\.0 s\n", stdout)
+    assert stdout == f"Tracking with myapp:tracker: {tracker}; HTTP/1.1, h2; drain 3.0 s\n"
     async with hypercorn(*arguments) as server:
         assert await get(server.url) == b""
     assert f"[INFO] {stdout}" in server.stderr
@@ -67,6 +69,7 @@ async def test_the_line_is_the_one_that_the_start_logs(
 async def test_nothing_is_bound_written_or_run(folder: Path) -> None:
     """The check runs beside the server, with the server's own arguments."""
     unix = folder / "socket"
+    (folder / "conf.py").write_text(f"{HOOK}runtime_dir = 'runtime'\n")
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.socket(socket.AF_UNIX) as unix_listener,
@@ -77,6 +80,7 @@ async def test_nothing_is_bound_written_or_run(folder: Path) -> None:
     assert (status, stderr) == (0, "")  # the lifespan would have failed
     assert unix.is_socket()
     assert not (folder / "pid").exists()
+    assert not (folder / "runtime").exists()
 
 
 WRONG: dict[str, tuple[dict[str, str], str, str]] = {
@@ -293,7 +297,12 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a wrong setting of Hypercorn's": (
         {"conf.py": f"{HOOK}server_names = 5"},
         "-c file:conf.py myapp:app",
-        "a worker would not start: TypeError: 'int' object is not iterable",
+        "server_names must be a list of strings, not 5",
+    ),
+    "a runtime directory that is not one": (
+        {"conf.py": f"{HOOK}runtime_dir = 'myapp.py'"},
+        "-c file:conf.py myapp:app",
+        "runtime_dir: myapp.py is not a directory",
     ),
     "a StatsD host without a port": (
         {},

@@ -112,6 +112,8 @@ async def started(folder: Path) -> AsyncIterator[Service]:
                 assert await process.wait() == 0
     finally:
         process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 @pytest.fixture

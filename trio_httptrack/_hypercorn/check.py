@@ -30,12 +30,11 @@ from hypercorn.config import Config
 from hypercorn.utils import load_application
 
 from .._local import ProcessLocal
-from .._stats import StatsTracker
-from .._trackers import compose
+from .._monitor.directory import DirectoryError, check_private
 from . import statsd
 from .conn_state import named, resolve
 from .install import exit_in_one_line, installed, refuse_copies
-from .settings import SettingError, settings_of
+from .settings import SettingError, runtime_dir_of, settings_of
 from .worker import described
 
 DESCRIPTION = """\
@@ -193,6 +192,18 @@ def _check_address(name: str, address: Any) -> None:
             ) from None
 
 
+def _check_runtime_dir(config: Config) -> None:
+    """Refuse a directory that the start would refuse. One that is not there the start makes."""
+    path = runtime_dir_of(config)
+    if path is not None:
+        try:
+            check_private(Path(path))
+        except FileNotFoundError:
+            pass
+        except (OSError, DirectoryError) as error:
+            raise SettingError(f"runtime_dir: {error}") from None
+
+
 def _check_in_process(config: Config) -> str:
     """Run :func:`_check_worker` as Hypercorn runs a worker, and return what it returns."""
     context = get_context("spawn")
@@ -244,7 +255,6 @@ def _refuse_unsendable(config: Config) -> None:
             ) from None
 
 
-@_failing("a worker would not start")
 def _check_worker(config: Any) -> str:
     """Do what a worker does before it serves; return what it would log of its trackers."""
     path = config.application_path
@@ -262,9 +272,9 @@ def _check_worker(config: Any) -> str:
     with _failing(f"conn_state, {config.conn_state!r}, cannot be imported"):
         tracker = resolve(config.conn_state)
     settings_of(config)
+    _check_runtime_dir(config)
     if config.statsd_host is not None:
         statsd.check(config)
-        tracker = compose(tracker, StatsTracker())  # a worker has one more, for StatsD
     with _failing("the log cannot be opened"):
         _ = config.log
     return described(config, tracker)
