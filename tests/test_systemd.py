@@ -6,13 +6,15 @@ reload one after the other until one fails.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,7 @@ async def started(folder: Path) -> AsyncIterator[Service]:
             cwd=folder,
             stderr=subprocess.PIPE,
             pass_fds=[number],
+            start_new_session=True,
         )
         service = Service(folder, "http://{}:{}".format(*listener.getsockname()), process)
     assert process.stderr is not None
@@ -111,7 +114,8 @@ async def started(folder: Path) -> AsyncIterator[Service]:
                 process.terminate()
                 assert await process.wait() == 0
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the worker, too
         with trio.CancelScope(shield=True):
             await process.wait()
 
