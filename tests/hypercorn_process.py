@@ -98,6 +98,22 @@ async def failing_hypercorn(*arguments: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr.decode()
 
 
+async def run_to_its_end(*command: str, cwd: Path) -> tuple[int, str, str]:
+    """Run a command that ends by itself; return its exit status, its stdout and its stderr."""
+    with trio.fail_after(SECONDS):
+        ended = await trio.run_process(
+            command, cwd=cwd, capture_stdout=True, capture_stderr=True, check=False
+        )
+    return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+
+async def check(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+    """Run ``python -m trio_httptrack check`` in the same way."""
+    return await run_to_its_end(
+        sys.executable, "-m", "trio_httptrack", "check", *arguments, cwd=cwd
+    )
+
+
 async def connect(url: str) -> trio.SocketStream:
     """Open a connection to a server."""
     address = urlsplit(url)

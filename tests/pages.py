@@ -54,6 +54,9 @@ RUN_ELSEWHERE = {  # than by what the page says
     "sh": "nox -s integration",  # commands for these two
     "output": "nox -s integration",  # and what they print
     "kubernetes.yaml": "a test of its own",
+    "dockerfile": "a test of its own",
+    "myapp.service": "a test of its own",
+    "myapp.socket": "a test of its own",
     "otel-collector.yaml": "nobody, as the page says",
     "go": "nobody, as it is for comparison",
 }

@@ -28,7 +28,7 @@ def test_the_pages_show_each_example() -> None:
     assert sorted(shown) == sorted(
         path.name for path in (ROOT / "examples").iterdir() if path.is_file()
     )
-    assert len(shown) == 13
+    assert len(shown) == 15
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import DEFAULTS
 
 from . import pages
-from .hypercorn_process import failing_hypercorn, get, hypercorn
+from .hypercorn_process import check, failing_hypercorn, get, hypercorn
 from .test_opentelemetry import Receiver
 
 PAGES = [page for page in pages.pages() if pages.blocks(page)]
@@ -189,3 +189,17 @@ async def test_the_command_for_kubernetes_serves_what_its_probe_asks(
     async with hypercorn(*command[1:]) as server:
         assert await get(f"{server.url}{probe[1]}") == b""
     assert "Connections: new 0, active 0, idle 0; in all: accepted 1" in server.stderr
+
+
+async def test_the_check_of_the_image_is_that_of_its_command() -> None:
+    """With the same arguments; and it succeeds."""
+    manifest = (pages.ROOT / "examples" / "kubernetes.yaml").read_text()
+    command = re.search(r"command:\s+\[hypercorn, (.+?)\]", manifest, re.DOTALL)
+    (block,) = (
+        each for each in pages.blocks(DOCS / "howto" / "reloads.rst") if each.kind == "dockerfile"
+    )
+    assert command is not None
+    arguments = [argument.strip().strip('"') for argument in command[1].split(",")]
+    assert block.text.split() == ["RUN", "httptrack", "check", *arguments]
+    status, _, stderr = await check(*arguments, cwd=pages.ROOT / "examples")
+    assert (status, stderr) == (0, "")

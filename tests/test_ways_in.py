@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -303,15 +304,42 @@ async def test_the_asyncio_worker_refuses_a_hook_with_one_line(
     check_status(status, workers)
 
 
-async def test_a_tracker_object_in_a_config_file_is_told_to_be_a_hook(tmp_path: Path) -> None:
-    """It cannot be sent to a worker process, and the error says what to write instead."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    "conn_state",
+    [
+        "ConnTracker()",
+        "compose(hook('ways_in.myapp:tracker'), ConnTracker())",
+        "TrackerFunc(print)",
+    ],
+)
+async def test_a_tracker_object_in_a_config_file_ends_the_command_with_one_line(
+    conn_state: str, workers: str, tmp_path: Path
+) -> None:
+    """It cannot be sent to a worker process, and the line says what to write instead."""
     config = tmp_path / "hypercorn_conf.py"
-    config.write_text("from ways_in.myapp import tracker as conn_state\n")
-    status, stderr = await failing_hypercorn(
-        "-k", "trio", "-c", f"file:{config}", "ways_in.myapp:app"
+    config.write_text(
+        f"from trio_httptrack import ConnTracker, TrackerFunc, compose, hook\n"
+        f"conn_state = {conn_state}\ndel ConnTracker, TrackerFunc, compose, hook\n"
     )
-    assert "conn_state = hook('myapp:tracker')" in stderr
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", f"file:{config}", "-w", workers, "ways_in.myapp:app"
+    )
+    (line,) = stderr.splitlines()
+    assert line.startswith("trio_httptrack: ")
+    assert " lives in this process and cannot be sent to a worker process; " in line
+    assert line.endswith(" conn_state = hook('myapp:tracker')")
     assert status == 1
+
+
+def test_a_tracker_object_that_is_sent_by_other_programs_is_a_type_error() -> None:
+    """Those that catch it go on; and where nothing is sent, it is nothing else."""
+    message = "lives in this process and cannot be sent to a worker process"
+    with pytest.raises(TypeError, match=message):
+        get_context("spawn").Process(target=print, args=(ConnTracker(),)).start()
+    with pytest.raises(TypeError, match=message) as caught:
+        pickle.dumps(ConnTracker())
+    assert caught.type is TypeError
 
 
 async def test_a_trackers_copy_ends_the_worker_with_one_line(tmp_path: Path) -> None:

@@ -1,122 +1,51 @@
-"""The demo: a small application, served tracked: its status page, and every transition
-in the log."""
+"""The command: the demo, or one of :data:`COMMANDS`."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
-import trio
-from hypercorn.config import Config
+from . import _demo
+from ._hypercorn.check import check
 
-from . import LogTracker, tracked_server
-from .status import StatusApp
-
-PAGE = b"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>Try trio-httptrack</title>
-<style>
-body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 40rem; margin: auto; padding: 1rem }
-input, button { font: inherit }
-</style>
-<h1>Try trio-httptrack</h1>
-<p>Open the status page, whose address is in the server's log, beside this one, and see each
-connection's states there and in the log.</p>
-<ul>
-<li><a href="/try">this page</a>: active, then idle until the keep-alive timeout
-<li><a href="/slow">a slow answer</a>: active for three seconds
-<li><a href="/stream">a streamed answer</a>: active while it lasts
-<li><form><label>a WebSocket, hijacked: <input value="hello"></label> <button>send</button>
-<output></output></form>
-</ul>
-<script>
-let socket
-document.querySelector("form").onsubmit = event => {
-  event.preventDefault()
-  const say = () => socket.send(document.querySelector("input").value)
-  if (socket?.readyState === WebSocket.OPEN) return say()
-  socket = new WebSocket(location.origin.replace("http", "ws") + "/ws")
-  socket.onopen = say
-  socket.onmessage = ({data}) => document.querySelector("output").textContent = "echo: " + data
-}
-</script>
-"""
-
-status: StatusApp = StatusApp()
-
-
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] == "lifespan" or scope["path"] == "/":
-        await status(scope, receive, send)
-    elif scope["type"] == "websocket":
-        await echo(receive, send)
-    else:
-        path = scope["path"]
-        if path == "/slow":
-            await trio.sleep(3)
-            await answer(send, b"That took three seconds.\n")
-        elif path == "/stream":
-            await stream(send)
-        elif path == "/try":
-            await answer(send, PAGE, content_type=b"text/html")
-        else:
-            await answer(send, b"There is no such page.\n", status=404)
-
-
-async def answer(
-    send: Any, body: bytes, *, status: int = 200, content_type: bytes = b"text/plain"
-) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def stream(send: Any) -> None:
-    headers = [(b"content-type", b"text/plain")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for number in range(1, 11):
-        line = f"line {number} of 10\n".encode()
-        await send({"type": "http.response.body", "body": line, "more_body": True})
-        await trio.sleep(0.3)
-    await send({"type": "http.response.body"})
-
-
-async def echo(receive: Any, send: Any) -> None:
-    await receive()
-    await send({"type": "websocket.accept"})
-    while (event := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
-
-
-async def serve(bind: str) -> None:
-    config = Config()
-    config.bind = bind
-    config.errorlog = logging.getLogger("hypercorn.error")
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with tracked_server(app, config, tracker=LogTracker()) as server:
-            url, token = server.urls[0], status.token
-            logging.info("The status page: %s/?token=%s", url, token)
-            logging.info("Links to try: %s/try", url)
-            await signals.__anext__()
+# Each parses the arguments that follow its name, and says in the first line of its docstring what
+# it does.
+COMMANDS: dict[str, Callable[[str, list[str]], None]] = {"check": check}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m trio_httptrack", description=__doc__)
-    parser.add_argument(
-        "--bind", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: %(default)s"
+    """Run the command that the first argument names, or the demo."""
+    name = Path(sys.argv[0]).name
+    program = "python -m trio_httptrack" if name == "__main__.py" else name
+    command = sys.argv[1] if len(sys.argv) > 1 else None
+    if command in COMMANDS:
+        COMMANDS[command](f"{program} {command}", sys.argv[2:])
+    else:
+        _demo.run(demo_parser(program).parse_args().bind)
+
+
+def demo_parser(program: str) -> argparse.ArgumentParser:
+    commands = "".join(
+        f"\n  {name:8} {(command.__doc__ or '').partition(chr(10))[0]}"
+        for name, command in COMMANDS.items()
     )
-    bind = parser.parse_args().bind
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        trio.run(serve, bind)
-    except (OSError, OverflowError) as error:
-        sys.exit(f"Cannot listen on {bind} ({error}): choose another address with --bind")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage="%(prog)s [-h] [--bind HOST:PORT]\n       %(prog)s COMMAND ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Without a command, serve the demo: a small application with a status page\n"
+        "that shows its connections, and with every transition in the log.",
+        epilog=f"commands:{commands}\n\n'{program} COMMAND --help' describes a command.",
+    )
+    parser.add_argument(
+        "--bind",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="where the demo listens; default: %(default)s",
+    )
+    return parser
 
 
 if __name__ == "__main__":

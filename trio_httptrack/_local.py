@@ -7,7 +7,21 @@ refuses, and says what to write instead.
 
 from __future__ import annotations
 
+from multiprocessing.context import get_spawning_popen
 from typing import Any
+
+
+class CannotTravel(TypeError, SystemExit):
+    """An object of this process was about to be sent to a new one.
+
+    Whoever catches it has a TypeError. Hypercorn's command catches nothing, and would bury the
+    message under the tracebacks of its own frames: there it is a SystemExit, which prints the
+    message alone and exits with status 1.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"trio_httptrack: {message}"
 
 
 class ProcessLocal:
@@ -16,9 +30,12 @@ class ProcessLocal:
     __slots__ = ()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError(
+        # Whoever only pickles does not expect that it may end the process.
+        error = TypeError if get_spawning_popen() is None else CannotTravel
+        raise error(
             f"{self!r} lives in this process and cannot be sent to a worker process; in a "
-            "Hypercorn config name it by its import path: conn_state = hook('myapp:tracker')"
+            "Hypercorn config do not import it, but name it by its import path: "
+            "conn_state = hook('myapp:tracker')"
         )
 
 

@@ -42,7 +42,7 @@ def install() -> None:
 
     >>> install()
     """
-    if hypercorn.trio.run.worker_serve is _serve_process:
+    if installed():
         return
     # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
     workers: list[tuple[Any, object, object]] = [
@@ -56,6 +56,11 @@ def install() -> None:
         refuse_hypercorn()
     for module, _, ours in workers:
         module.worker_serve = ours
+
+
+def installed() -> bool:
+    """Return whether Hypercorn's worker in this process honours ``config.conn_state``."""
+    return hypercorn.trio.run.worker_serve is _serve_process
 
 
 async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
@@ -87,9 +92,9 @@ async def _serve_process(
             async for _ in signals:  # all of them: one that is left over would kill us later
                 terminated.set()
 
-    with _exit_in_one_line(), ungrouped(nurseries=1):
+    with exit_in_one_line(), ungrouped(nurseries=1):
         if shutdown_trigger is not None:  # a process of Hypercorn's, that ends when this ends
-            _refuse_copies(config)
+            refuse_copies(config)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from when nobody listens any more
         async with trio.open_nursery() as nursery:
             await nursery.start(listen)
@@ -98,7 +103,7 @@ async def _serve_process(
             nursery.cancel_scope.cancel()
 
 
-def _refuse_copies(config: Any) -> None:
+def refuse_copies(config: Any) -> None:
     """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
     for part in named(config.conn_state).trackers:
         if not isinstance(part, Named):
@@ -137,13 +142,15 @@ def _asyncio_serve(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[
 
 def _asyncio_serve_process(app: AppWrapper, config: Config, **kwargs: Any) -> Awaitable[None]:
     """The same in ``hypercorn.asyncio.run``. Raises when called, before there is a loop."""
-    with _exit_in_one_line():
+    with exit_in_one_line():
         return _asyncio_serve(app, config, **kwargs)
 
 
 @contextmanager
-def _exit_in_one_line() -> Iterator[None]:
+def exit_in_one_line() -> Iterator[None]:
+    """Turn a SettingError into the end of the process."""
     try:
         yield
     except SettingError as error:
-        sys.exit(f"trio_httptrack: {error}")  # on stderr, with status 1 and no traceback
+        # On stderr, with status 1 and no traceback; a repr may have several lines.
+        sys.exit(f"trio_httptrack: {' '.join(str(error).split())}")

@@ -94,6 +94,7 @@ class Worker:
     # Several of these are read for each request: slots are the fastest.
     __slots__ = (
         "_ages",
+        "_described",
         "_drained",
         "_hypercorn_context",
         "_logged",
@@ -156,6 +157,7 @@ class Worker:
         self.request_timeout: Timeout[Exchange] | None = (
             None if seconds is None else Timeout(seconds, methodcaller("time_out"))
         )
+        self._described = described(self.config, tracker)  # before we add what nobody asked for
         trackers = [part for part in tracker.trackers if isinstance(part, StatsTracker)]
         self.stats_tracker = trackers[0] if trackers else StatsTracker()
         if not trackers:
@@ -213,7 +215,7 @@ class Worker:
         if listener is not None:
             kwargs["sockets"] = Sockets([], [], [])
         else:
-            await self.config.log.info("Tracking%s", described(self.config, self._tracker))
+            await self.config.log.info("Tracking%s", self._described)
             await self._be_seen()
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
