@@ -368,6 +368,28 @@ async def test_a_hook_without_an_attribute_is_refused_where_it_is_written() -> N
         hook("no_colon")
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(
+    ("hook", "says"),
+    [
+        ("hook('no_colon')", "hook('no_colon'): write it as 'package.module:attribute'\n"),
+        ("hook(42)", "hook() takes a tracker's import path, such as 'myapp:tracker', not 42; "),
+    ],
+)
+async def test_a_config_file_with_a_wrong_hook_ends_with_one_line(
+    hook: str, says: str, workers: str, tmp_path: Path
+) -> None:
+    """Though Hypercorn's parent process, which reads the file, catches nothing."""
+    config = tmp_path / "conf.py"
+    config.write_text(f"from trio_httptrack import hook\n\nconn_state = {hook}\n")
+    status, stderr = await failing_hypercorn(
+        "-k", "trio", "-c", f"file:{config}", "-w", workers, "ways_in.myapp:app"
+    )
+    assert stderr.startswith(f"trio_httptrack: {says}")
+    assert stderr.count("\n") == 1
+    assert status == 1
+
+
 # One's own code: wrap(), install() and hypercorn.trio.serve()
 
 

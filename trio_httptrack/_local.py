@@ -11,17 +11,20 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 
-class CannotTravel(TypeError, SystemExit):
-    """An object of this process was about to be sent to a new one.
+class Exits(SystemExit):
+    """Makes of an error one that prints its message alone, and exits with status 1.
 
-    Whoever catches it has a TypeError. Hypercorn's command catches nothing, and would bury the
-    message under the tracebacks of its own frames: there it is a SystemExit, which prints the
-    message alone and exits with status 1.
+    For errors in Hypercorn's command, which catches nothing, and would bury the message under a
+    traceback of its own frames. Whoever catches such an error has what it is besides.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = f"trio_httptrack: {message}"
+
+
+class CannotTravel(Exits, TypeError):
+    """An object of this process was about to be sent to a new one."""
 
 
 class ProcessLocal:

@@ -10,10 +10,19 @@ from collections.abc import Callable
 
 from hypercorn.config import Config
 
+from .._local import Exits
 from .._trackers import Tracker, compose
-from .conn_state import Named, named
+from .conn_state import HookError, Named, named
 from .install import install
 from .settings import check_config
+
+
+class NoPath(Exits, TypeError):
+    """Something else than an import path, in a config file."""
+
+
+class WrongPath(Exits, HookError):
+    """An import path of another form, in a config file."""
 
 
 class Hook(Named):
@@ -51,11 +60,14 @@ def hook(path: str) -> Hook:
     hook('myapp:tracker')
     """
     if not isinstance(path, str):
-        raise TypeError(
+        raise NoPath(
             f"hook() takes a tracker's import path, such as 'myapp:tracker', not {path!r}; "
             "wrap() takes a tracker"
         )
-    found = Hook(path)
+    try:
+        found = Hook(path)
+    except HookError as error:
+        raise WrongPath(str(error)) from None
     install()
     return found
 
