@@ -1,7 +1,7 @@
 """A tracked server with the exporter that the variable ``EXPORTER`` names, and its clients.
 
 ``python -m benchmarks.exporting get 1000`` answers so many requests and ends. ``once`` prints how
-many milliseconds a scrape takes, or an export, or a second of a watched status page.
+many milliseconds a scrape takes, or an export.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from hypercorn.statsd import StatsdLogger as AnyStatsdLogger
 from hypercorn.trio.statsd import StatsdLogger
 
 from trio_httptrack import Conn, ConnState, ConnTracker, StatsTracker, compose, wrap
-from trio_httptrack.status import StatusApp
 
 from .app import app
 
@@ -79,18 +78,7 @@ def make() -> tuple[StatsTracker, Any]:
         reader = InMemoryMetricReader()
         provider = MeterProvider([reader])
         return OpenTelemetryTracker(meter_provider=provider), reader.get_metrics_data
-    tracker = StatsTracker()
-    if EXPORTER == "status page":
-        from trio_httptrack.status._view import Query
-
-        page = StatusApp(tracker)
-
-        def watch() -> None:
-            page._updates.clear()
-            page._update(Query())
-
-        return tracker, watch
-    return tracker, None
+    return StatsTracker(), None
 
 
 async def serve(kind: str, requests: int) -> None:

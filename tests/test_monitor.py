@@ -232,7 +232,7 @@ def test_several_workers_look_like_one_that_has_all_connections(
     keys = {conn.id: list(ORDERS[query.order](conn, 0.0)) for conn in conns}
     assert [keys[each] for each in ids(several)] == [keys[each] for each in ids(one)]
     for name in ("connections", "websockets", "totals", "matching", "pages", "query"):
-        assert several[name] == one[name]  # type: ignore[literal-required]
+        assert several[name] == one[name]
 
 
 @given(conns=connections, of=st.lists(st.booleans(), min_size=30, max_size=30))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_each_server_has_a_directory_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
     """Where the user's runtime files are, or in the temporary directory; nobody else can enter."""
-    monkeypatch.setattr(directories.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if runtime is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         base = tmp_path / f"trio-httptrack-{os.geteuid()}"
@@ -127,7 +128,7 @@ async def test_what_a_killed_server_has_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the next server that starts; what a living one has stays."""
-    monkeypatch.setattr(directories.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     base = prepared(None).parent
     dead, living = base / "1", base / "2"
@@ -432,7 +433,7 @@ async def test_every_workers_page_shows_all_workers(tmp_path: Path) -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", int(server.url.rpartition(":")[2]))
             await stream.send_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
             streams.append(stream)
-        pages = set()
+        pages: set[str] = set()
         with trio.fail_after(20):
             while len(pages) < 3:
                 response = await client.get("/status", headers={"connection": "close"})

@@ -135,9 +135,9 @@ class MetricsApp:
     and HTTP/2, of all workers. They are asked for it, each scrape anew, as for the status page. A
     worker that does not respond within half a second counts with what it has said last.
 
-    In multiprocess mode all other metrics, too, are the numbers of all processes. What they cost to read grows
-    with the number of workers that there have ever been: each leaves its counters in the
-    directory, which must be empty when the server starts.
+    In multiprocess mode all other metrics, too, are the numbers of all processes. What they cost
+    to read grows with the number of workers that there have ever been: each leaves its counters
+    in the directory, which must be empty when the server starts.
 
     Args:
       registry: what to answer with in one process; by default ``prometheus_client``'s own.

@@ -15,14 +15,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from .directory import SUFFIX, pid_of, sockets
+from .directory import SUFFIX, forget, pid_of, sockets
 from .query import Query
 from .report import Report, Worker
 
@@ -168,8 +168,7 @@ class Peers:
                     peer.close()
                     del self._peers[path]
                     if isinstance(error, ConnectionRefusedError):  # a dead worker has left it
-                        with suppress(OSError):
-                            path.unlink()
+                        forget(path)
                     return
                 if Report.__annotations__.keys() <= response.keys():
                     reports.append(response)  # else it is a worker of another version

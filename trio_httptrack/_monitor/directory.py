@@ -97,6 +97,12 @@ def sockets(directory: Path) -> list[Path]:
     return []
 
 
+def forget(path: Path) -> None:
+    """Remove a socket on which nobody listens any more, or will soon."""
+    with suppress(OSError):  # somebody else was faster
+        path.unlink()
+
+
 def is_dead(path: Path) -> bool:
     """Whether nobody listens on a socket any more."""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -111,11 +117,15 @@ def is_dead(path: Path) -> bool:
 def remove_dead(base: Path) -> None:
     """Remove what servers have left behind that were killed."""
     for directory in base.iterdir():
-        with suppress(OSError):
-            for path in sockets(directory):
-                if is_dead(path):
-                    path.unlink()
-            directory.rmdir()
+        for path in filter(is_dead, sockets(directory)):
+            forget(path)
+        leave(directory)
+
+
+def leave(directory: Path) -> None:
+    """Remove a directory, if it is empty."""
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def pid_of(path: Path) -> int:

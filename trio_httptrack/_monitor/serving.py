@@ -4,8 +4,8 @@ A question is a line of JSON, and so is what it gets: ``{"query": {...}, "max_ag
 ``Report``. Without a query the report lists no connections. A client may ask as often as it
 likes, one question at a time.
 
-The socket is in a directory that nobody else can enter. And the kernel tells who is at the other
-end: only the same user and root get anything.
+The socket is in a directory that nobody else can enter. And where the kernel tells who is at the
+other end, it must be the same user or root.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import trio
 
-from .directory import socket_path
+from .directory import forget, leave, socket_path
 from .monitor import Monitor
 from .query import Query
-from .sockets import may_look
+from .sockets import is_own, peer_uid
 
 LONGEST_QUESTION = 2**14  # bytes
 BACKLOG = 64
@@ -59,9 +59,8 @@ async def serve(monitor: Monitor, sock: socket.socket, directory: Path) -> None:
         await trio.serve_listeners(partial(respond, monitor), [listener])
     finally:
         sock.close()
-        socket_path(directory, monitor.name).unlink(missing_ok=True)
-        with suppress(OSError):  # others are there, or it was there before
-            directory.rmdir()
+        forget(socket_path(directory, monitor.name))
+        leave(directory)
 
 
 async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
@@ -69,7 +68,8 @@ async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
     unread = b""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         async with stream:
-            if not may_look(stream.socket):
+            uid = peer_uid(stream.socket)
+            if uid is not None and not is_own(uid):
                 return
             while len(unread) < LONGEST_QUESTION:
                 question, end, rest = unread.partition(b"\n")

@@ -29,17 +29,22 @@ def traffic(sock: object) -> tuple[int | None, int | None]:
     return None, None
 
 
-def may_look(sock: object) -> bool:
-    """Whether at the other end of a Unix socket is the same user, or root. The kernel tells."""
+def is_own(uid: int) -> bool:
+    """Whether it is the user that runs this process, or root."""
+    return uid in (0, os.geteuid())
+
+
+def peer_uid(sock: object) -> int | None:
+    """The user at the other end of a Unix socket; None if it is none, or nobody can tell."""
     if (
         sys.platform != "linux"
         or not isinstance(sock, (socket.socket, trio.socket.SocketType))
         or sock.family != socket.AF_UNIX
     ):
-        return False
+        return None
     try:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     except OSError:  # it is closed
-        return False
+        return None
     _, uid, _ = struct.unpack("3i", credentials)
-    return uid in (0, os.geteuid())
+    return int(uid)

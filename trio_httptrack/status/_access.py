@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from .._asgi import conn_of
-from .._monitor.sockets import may_look
+from .._monitor.sockets import is_own, peer_uid
 
 UNIX = "unix"
 
@@ -62,7 +62,8 @@ class Access:
                 return None
             return "This page opens by its token, as in ?token=...: the server's log has it."
         conn = conn_of(scope)
-        if self._unix and conn is not None and may_look(conn._socket):
+        uid = None if conn is None or not self._unix else peer_uid(conn._socket)
+        if uid is not None and is_own(uid):
             return None
         peer = _peer(scope)
         if peer is not None and any(peer in network for network in self._networks):
