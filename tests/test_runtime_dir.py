@@ -481,6 +481,24 @@ async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
     assert server.stderr.count("The event loop was blocked for") == 1
 
 
+async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
+    """Until its last request has its response."""
+    async with workers(tmp_path, 1) as (server, directory):
+        port = int(server.url.rpartition(":")[2])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
+            peers = Peers(directory)
+            with peers.looking(), trio.fail_after(20):
+                (report,), _ = await peers.ask(Query(state="active"))
+                while not report["rows"]:
+                    (report,), _ = await peers.ask(Query(state="active"))
+                assert not report["worker"]["draining"]
+                server.process.terminate()
+                while not report["worker"]["draining"]:
+                    (report,), _ = await peers.ask(Query(state="active"))
+                assert [row["in_flight"][0]["path"] for row in report["rows"]] == ["/hold"]
+
+
 async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
     """Its socket is removed by whoever looks."""
     async with workers(tmp_path, 0) as (_, directory), workers(tmp_path, 0) as (other, _):

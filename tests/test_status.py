@@ -211,6 +211,30 @@ async def test_a_stuck_stream_is_found_behind_short_requests(autojump_clock: Moc
         assert viewer["in_flight"][0]["path"] == "/status"
 
 
+async def test_responses_are_counted_by_status_class(autojump_clock: MockClock) -> None:
+    """Over HTTP/1.1 and HTTP/2; the server's own, too, such as those to what is no request."""
+    async with mounted() as page:
+
+        async def counted() -> dict[str, int]:
+            totals = (await page.json())["totals"]
+            return {name: totals[name] for name in ("requests", "2xx", "4xx", "5xx")}
+
+        await page.json()
+        assert await counted() == {"requests": 2, "2xx": 1, "4xx": 0, "5xx": 0}
+        for path in ("/", "/nothing", "/stream"):
+            await http1(await page.server.connect(), path=path)
+        await http1(await page.server.connect(), path="/raise")
+        broken = await page.server.connect()
+        await broken.send_all(b"nothing that is HTTP\r\n\r\n")
+        await broken.receive_some()
+        assert await counted() == {"requests": 7, "2xx": 5, "4xx": 1, "5xx": 1}
+        client = Http2(await page.server.connect())
+        await client.start()
+        await client.get("/")
+        await client.get("/raise")
+        assert await counted() == {"requests": 10, "2xx": 7, "4xx": 1, "5xx": 2}
+
+
 async def test_the_query_chooses(autojump_clock: MockClock) -> None:
     """By state, client and path; in another order; grouped by client."""
     async with mounted() as page:
