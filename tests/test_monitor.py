@@ -511,6 +511,8 @@ async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: 
     assert fresh["matching"] == 1
     assert await monitor.report(Query(), max_age=0.9) is fresh
     await trio.sleep(1)
+    assert await monitor.report(Query(page=3), max_age=0.9) is not fresh
+    assert len(monitor._recent) == 1  # what is too old for anybody is forgotten
     assert await monitor.report(Query(), max_age=0.9) is not fresh
 
 

@@ -46,7 +46,6 @@ BLOCKED = 1.0  # seconds, from which on it is logged
 
 PORTION = 250  # connections, in less than a millisecond
 SHARE = 10  # a tenth of the time
-RECENT = 64  # reports that are kept for others who look at the same
 
 
 class Server(Protocol):
@@ -164,9 +163,13 @@ class Monitor:
             if report is None or trio.current_time() - made >= max_age:
                 await trio.sleep_until(self._rested)
                 report = await self._make(query)
-                if len(self._recent) >= RECENT:
-                    self._recent.clear()
-                self._recent[query] = trio.current_time(), report
+                now = trio.current_time()
+                self._recent = {
+                    other: known
+                    for other, known in self._recent.items()
+                    if now - known[0] < INTERVAL
+                }
+                self._recent[query] = now, report
             return report
 
     async def _make(self, query: Query | None) -> Report:

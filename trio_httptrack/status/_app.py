@@ -23,7 +23,6 @@ UNTRACKED = (
     "This server is not tracked, so there is nothing to show: has its config a conn_state, "
     "and is it started with -k trio?"
 )
-MAX_UPDATES = 64
 MAX_AGE = INTERVAL - 0.1  # seconds: who looks each second may see what another viewer was shown
 
 
@@ -135,9 +134,13 @@ class StatusApp:
             if trio.current_time() - updated > MAX_AGE:
                 view = await monitor.view(query, max_age=MAX_AGE)
                 body = f"data: {update(view, self._link_token)}\n\n".encode()
-                if len(self._updates) >= MAX_UPDATES:
-                    self._updates.clear()
-                self._updates[shared] = trio.current_time(), body
+                now = trio.current_time()
+                self._updates = {
+                    other: known
+                    for other, known in self._updates.items()
+                    if now - known[0] < INTERVAL
+                }
+                self._updates[shared] = now, body
             return body
 
     async def _stream(
