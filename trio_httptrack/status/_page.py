@@ -8,20 +8,19 @@ seen of it is spelled out.
 from __future__ import annotations
 
 import json
-import math
-import os
-import platform
 from base64 import b64encode
-from datetime import datetime, timezone
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from html import escape
+from itertools import groupby
 from pathlib import Path
+from urllib.parse import urlencode
 
-from .._monitor.monitor import INTERVAL, LENGTH, RATES_OVER
-from .._monitor.query import ORDERS, Query
-from .._monitor.report import Row
+from .._monitor.monitor import BLOCKED, LENGTH, RATES_OVER
+from .._monitor.query import LONGEST_FILTER, Query
+from .._monitor.report import CLASSES, GAUGES, Group, Request, Row, Worker
 from .._monitor.view import View
-from .._states import PATH_LENGTH, ConnState
+from .._states import PATH_LENGTH
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -34,77 +33,102 @@ def _hash(text: str) -> str:
 POLICY = (
     f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
     "connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-# What each state's gauge says, and what it means where it stays high.
-ABOUT = {
-    ConnState.NEW: ("nothing that is HTTP yet", "clients are silent or too slow"),
-    ConnState.ACTIVE: ("a request in flight", "requests come in faster than they are answered"),
-    ConnState.IDLE: ("between two requests", "many clients that ask seldom"),
-    ConnState.HIJACKED: ("WebSockets over HTTP/1.1", "clients that stay"),
-}
-COUNTED = {
-    ConnState.NEW: "accepted",
-    ConnState.ACTIVE: "became active",
-    ConnState.IDLE: "became idle",
-    ConnState.HIJACKED: "hijacked",
-    ConnState.CLOSED: "closed",
-}
-TITLES = {
-    "id": "No.",
-    "client": "Client",
-    "protocol": "Protocol",
-    "tls": "TLS",
-    "state": "State",
-    "in_state": "In state for",
-    "age": "Age",
-    "requests": "Requests",
-    "path": "Last path",
-}
-GAP = 2.5 * INTERVAL
 NOTHING = "\N{EN DASH}"
-NUMBERS = {"id", "in_state", "age", "requests"}
+LONG = 10  # seconds, after which what may be stuck stands out
+OLDEST = 3  # requests of a connection that are always shown; the others can be unfolded
+
+MEANINGS = {
+    "new": "no request yet",
+    "active": "requests in flight",
+    "idle": "between two requests",
+    "hijacked": "WebSockets, HTTP/1.1",
+}
+RATES = {
+    "new": "accepted",
+    "closed": "closed",
+    "requests": "requests",
+    **{kind: kind for kind in CLASSES[1:]},
+}
+
+# The columns of the connections, each with the orders that its header has links for.
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "state": {"state": "State"},
+    "in_state": {"in_state": "In state for"},
+    "client": {"client": "Client"},
+    "request": {"stuck": "Oldest request", "path": "Path"},
+    "protocol": {"protocol": "Protocol", "tls": "TLS"},
+    "requests": {"requests": "Requests"},
+    "received": {"": "Received"},
+    "sent": {"": "Sent"},
+    "age": {"age": "Age"},
+    "worker": {"": "Worker"},
+    "id": {"id": "No."},
+}
+# What is large is what one looks for, so a first click puts it first.
+LARGEST_FIRST = {"stuck", "in_state", "age", "requests"}
+ORDERED = {
+    "-stuck": "the oldest request first",
+    "stuck": "the oldest request last",
+    **{
+        f"{sign}{order}": f"by {title}, {direction}"
+        for titles in COLUMNS.values()
+        for order, title in titles.items()
+        if order not in ("", "stuck")
+        for sign, direction in (("", "ascending"), ("-", "descending"))
+    },
+}
 
 
 def page(view: View, token: str | None) -> str:
-    changing = parts(view)
-    headings = "".join(_heading(column, view.query) for column in COLUMNS)
+    """The whole page. With a token, each of its links and forms has it."""
+    shown = Page(view, token)
+    changing = shown.parts()
+    host = escape(visible(view["host"]))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Connections</title>
+<title>Connections on {host}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
 </head>
 <body>
 <header>
-<h1>Connections</h1>
-<p id="process">{changing["process"]}</p>
+<h1>{host}</h1>
+<p id="time">{changing["time"]}</p>
 <p class="live" hidden><span id="live" role="status"></span>
 <button type="button" id="pause">Pause</button></p>
 </header>
 <main>
-<section>
-<div id="states" class="states">{changing["states"]}</div>
-</section>
-<section>
-<h2>Since the start</h2>
-<p class="about">Per second, over the last {RATES_OVER} seconds.</p>
-<dl id="totals" class="totals">{changing["totals"]}</dl>
-</section>
-<section>
-<h2 id="connections-heading">Open now</h2>
-<div id="pages-above">{changing["pages-above"]}</div>
-<div class="scroll" role="region" aria-label="Table of connections" tabindex="0">
-<table role="table">
-<thead role="rowgroup"><tr role="row">{headings}</tr></thead>
-<tbody role="rowgroup" id="rows">{changing["rows"]}</tbody>
+<section class="workers">
+<h2>Workers</h2>
+<table>
+<thead><tr><th scope="col">Process</th><th scope="col">Uptime</th><th scope="col">Connections</th>\
+<th scope="col">Loop lag</th><th scope="col">Status</th></tr></thead>
+<tbody id="workers">{changing["workers"]}</tbody>
 </table>
-</div>
+</section>
+<section class="states">
+<h2>States, over the last {LENGTH // 60} minutes</h2>
+<ul id="states">{changing["states"]}</ul>
+</section>
+<section class="rates">
+<h2>Rates over the last {RATES_OVER} seconds, and totals</h2>
+<dl id="rates">{changing["rates"]}</dl>
+</section>
+<section id="connections">
+<h2>Connections</h2>
+{shown.form()}
+<div id="found">{changing["found"]}</div>
+<table{' class="groups"' if shown.query.group else ""}>
+<thead><tr>{shown.headings()}</tr></thead>
+<tbody id="rows">{changing["rows"]}</tbody>
+</table>
 </section>
 </main>
 <script>{SCRIPT}</script>
@@ -115,116 +139,273 @@ def page(view: View, token: str | None) -> str:
 
 def update(view: View, token: str | None) -> str:
     """The changing parts, each by the id of its element."""
-    return json.dumps(parts(view), ensure_ascii=False)
+    return json.dumps(Page(view, token).parts(), ensure_ascii=False)
 
 
-def parts(view: View) -> dict[str, str]:
-    time = datetime.now(timezone.utc)
-    history = view.history()
-    return {
-        # A worker knows its own only, and who listens may get to another after a reload.
-        "process": f"Process {os.getpid()} on {escape(platform.node())}, "
-        f'<time datetime="{time:%Y-%m-%dT%H:%M:%SZ}">{time:%H:%M:%S} UTC</time>',
-        "states": "".join(
-            _state(state, number, history[state]) for state, number in view.gauges.items()
-        ),
-        "totals": "".join(_total(state, view) for state in COUNTED),
-        "pages-above": _pages(view),
-        "rows": "".join(map(_row, view.rows)),
-    }
+class Page:
+    """A view, as it is shown to those who open the page with its query."""
+
+    def __init__(self, view: View, token: str | None) -> None:
+        self.view = view
+        self.query = Query(**view["query"])
+        self._token = token
+
+    def parts(self) -> dict[str, str]:
+        view = self.view
+        rows = map(self._group, view["groups"]) if self.query.group else map(_row, view["rows"])
+        return {
+            "time": f'<time datetime="{view["time"]}">{view["time"][11:19]} UTC</time>',
+            "workers": "".join(map(_worker, view["workers"])),
+            "states": "".join(map(self._state, GAUGES)),
+            "rates": f"<div><dt>WebSockets</dt> <dd>{view['websockets']:,}</dd> "
+            f'<dd class="total">open</dd></div>{"".join(map(self._rate, RATES))}',
+            "found": self._found(),
+            "rows": "".join(rows),
+        }
+
+    def _link(self, text: str, attributes: str = "", **changes: object) -> str:
+        """A link to the same page with another query."""
+        query = self.query.link(**changes)
+        if self._token is not None:
+            query += f"{'&' if query != '?' else ''}{urlencode({'token': self._token})}"
+        return f'<a href="{escape(query)}#connections"{attributes}>{text}</a>'
+
+    def _state(self, state: str) -> str:
+        history = self.view["history"][state][-LENGTH:]
+        numbers = [number for number in history if number is not None]
+        least, peak = min(numbers, default=0), max(numbers, default=0)
+        now = self.view["connections"][state]
+        label = f"{state}: between {least:,} and {peak:,} in the last {LENGTH // 60} minutes"
+        link = self._link(state, state=state, page=1)
+        return (
+            f'<li class="{state}"><h3>{link}</h3> <p class="number">{now:,}</p> '
+            f'<svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" '
+            f'aria-label="{label}"><path d="{_chart(history, peak)}"/></svg> '
+            f'<p class="about">{MEANINGS[state]}</p> <p class="peak">peak {peak:,}</p></li>'
+        )
+
+    def _rate(self, counter: str) -> str:
+        rates = self.view["per_second"]
+        rate = NOTHING if rates is None else f"{rates[counter]:,.1f}/s"
+        failing = ' class="bad"' if counter == "5xx" and rates and rates[counter] else ""
+        return (
+            f"<div><dt>{RATES[counter]}</dt> <dd{failing}>{rate}</dd> "
+            f'<dd class="total">{self.view["totals"][counter]:,}</dd></div>'
+        )
+
+    def form(self) -> str:
+        """The filters. It is not part of the updates: somebody may be filling it in."""
+        query = self.query
+        states = "".join(
+            f"<option{' selected' if state == query.state else ''}>{state}</option>"
+            for state in GAUGES
+        )
+        kept = {"token": self._token, "sort": query.sort}
+        hidden = "".join(
+            f'<input type="hidden" name="{name}" value="{escape(value)}">'
+            for name, value in kept.items()
+            if value is not None
+        )
+        text = f'autocapitalize="none" spellcheck="false" maxlength="{LONGEST_FILTER}"'
+        unfolded = " open" if query.filters or query.group else ""
+        return f"""<details{unfolded}><summary>Filter or group</summary>
+<form action="#connections">{hidden}
+<label>State <select name="state"><option value="">any</option>{states}</select></label>
+<label>Client begins with <input name="client" value="{escape(query.client)}" {text}></label>
+<label>Path contains <input name="path" value="{escape(query.path)}" {text}></label>
+<label><input type="checkbox" name="group" value="client"\
+{" checked" if query.group else ""}> Group by client</label>
+<button>Apply</button>
+</form>
+</details>"""
+
+    def _found(self) -> str:
+        """How many there are, by which filters and in which order, and the ways to the others."""
+        view, query = self.view, self.query
+        opened = sum(view["connections"].values())
+        said = f"{view['matching']:,} of {opened:,}" if query.filters else f"{view['matching']:,}"
+        filters = {
+            "state": query.state,
+            "client begins with": query.client,
+            "path contains": query.path,
+        }
+        only = ", ".join(
+            f"{name} <b>{escape(visible(value))}</b>" for name, value in filters.items() if value
+        )
+        if only:
+            none = self._link("remove filters", ' id="all"', state="", client="", path="", page=1)
+            only = f": {only} ({none})"
+        order = "the busiest client first" if query.group else ORDERED[query.sort]
+        pages = "".join(
+            " " + self._link(f"{name} page", f' rel="{rel}" id="{rel}"', page=number)
+            for name, rel, number in (
+                ("Previous", "prev", query.page - 1),
+                ("Next", "next", query.page + 1),
+            )
+            if 1 <= number <= view["pages"]
+        )
+        many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
+        return f"<p>{said} open{only}. Sorted: {order}.</p> <p>{many}</p>"
+
+    def headings(self) -> str:
+        if self.query.group:
+            titles = ("Client", "Connections", *GAUGES, "Oldest")
+            return "".join(
+                f'<th scope="col" class="{title.lower()}">{title}</th>' for title in titles
+            )
+        return "".join(map(self._heading, COLUMNS))
+
+    def _heading(self, column: str) -> str:
+        query, links, sorted_ = self.query, [], ""
+        for order, title in COLUMNS[column].items():
+            if not order:
+                links.append(title)
+                continue
+            current = ""
+            # A second click turns the order round.
+            descending = order in LARGEST_FIRST
+            if order == query.order:
+                descending = not query.descending
+                direction = "descending" if query.descending else "ascending"
+                sorted_, current = f' aria-sort="{direction}"', ' aria-current="true"'
+            sort = f"{'-' * descending}{order}"
+            links.append(self._link(title, current, sort=sort, page=1))
+        return f'<th scope="col" class="{column}"{sorted_}>{" ".join(links)}</th>'
+
+    def _group(self, group: Group) -> str:
+        client = group["client"]
+        # With what follows it, or a client's connections are also those of 192.0.2.70.
+        begin = f"[{client}]:" if ":" in client else f"{client}:"
+        name = escape(visible(client))
+        cells = {
+            "client": self._link(name, client=begin, group="", page=1) if client else NOTHING,
+            "connections": f"{group['connections']:,}",
+            **{state: f"{group['states'].get(state, 0):,}" for state in GAUGES},
+            "oldest": duration(group["oldest"]),
+        }
+        return f'<tr id="g{name}">{_cells(cells)}</tr>'
 
 
-def _state(state: ConnState, number: int, history: list[tuple[float, int]]) -> str:
-    what, high = ABOUT[state]
-    numbers = [each for _, each in history]
-    least, most = min(numbers), max(numbers)
-    minutes = LENGTH // 60
-    label = f"{state}: between {least:,} and {most:,} in the last {minutes} minutes"
-    return f"""<article class="{state}">
-<h2>{state}</h2> <p class="number">{number:,}</p>
-<svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" aria-label="{label}">
-<path d="{_chart(history, most)}"/></svg>
-<p class="axis">
-<span>\N{MINUS SIGN}{minutes} min</span> <span>most {most:,}</span> <span>now</span>
-</p>
-<p class="about">{what}. Persistently high: {high}.</p>
-</article>
-"""
+def _cells(cells: Mapping[str, str]) -> str:
+    return "".join(f'<td class="{name}">{cell}</td>' for name, cell in cells.items())
 
 
-def _chart(history: list[tuple[float, int]], most: int) -> str:
-    """Areas in steps: between two samples it is as it was at the first of them, and where there
-    were none for longer, nobody knows."""
-    scale = 96 / max(most, 1)
-    path = ""
-    last = math.inf
-    for ago, number in history:
-        if last - ago > GAP:
-            end = f"H{LENGTH - last + INTERVAL:.4g}V100" if path else ""
-            path += f"{end}M{LENGTH - ago:.4g} 100"
-        path += f"H{LENGTH - ago:.4g}V{100 - number * scale:.4g}"
-        last = ago
-    return f"{path}V100"
-
-
-def _total(state: ConnState, view: View) -> str:
-    rate = "" if view.rates is None else f"{view.rates[state]:,.1f}/s"
+def _worker(worker: Worker) -> str:
+    begin = f'<tr id="w{escape(worker["name"])}"'
+    uptime, connections, lag = worker["uptime"], worker["connections"], worker["lag"]
+    if worker["silent"] is not None:
+        status, kind = f"no response for {duration(worker['silent'])}", ' class="bad"'
+    else:
+        status, kind = "draining" if worker["draining"] else "serving", ""
+    late = ' class="bad"' if lag is not None and lag >= BLOCKED else ""
     return (
-        f"<div><dt>{COUNTED[state]}</dt> <dd>{view.counters[state]:,}</dd> "
-        f'<dd class="rate">{rate}</dd></div>'
+        f'{begin}{kind}><th scope="row">{worker["pid"]}</th>'
+        f"<td>{NOTHING if uptime is None else duration(uptime)}</td>"
+        f"<td>{NOTHING if connections is None else f'{connections:,}'}</td>"
+        f"<td{late}>{NOTHING if lag is None else lateness(lag)}</td>"
+        f"<td>{status}</td></tr>"
     )
 
 
-def _pages(view: View) -> str:
-    if not view.counters[ConnState.NEW]:
-        return "<p>The tracker was told of no connection: is it on the config's conn_state?</p>"
-    if not view.connections:
-        return "<p>None.</p>"
-    query = view.query
-    links = []
-    for name, number in (("previous", query.page - 1), ("next", query.page + 1)):
-        if 1 <= number <= view.pages:
-            links.append(f'<a rel="{name[:4]}" href="{_link(query, page=number)}">{name} page</a>')
-    order = "descending" if query.descending else "ascending"
-    return (
-        f"<p>{view.connections:,}, sorted by “{TITLES[query.column]}”, {order}; "
-        f"page {query.page:,} of {view.pages:,} {' '.join(links)}</p>"
-    )
-
-
-def _heading(column: str, query: Query) -> str:
-    by_this = column == query.column
-    # What takes long is what one looks for, and a second click turns the order round.
-    descending = not query.descending if by_this else column in NUMBERS - {"id"}
-    link = _link(query, sort=f"{'-' * descending}{column}", page=1)
-    order = f' aria-sort="{"de" if query.descending else "a"}scending"' if by_this else ""
-    return (
-        f'<th role="columnheader" scope="col" class="{column}"{order}>'
-        f'<a href="{link}">{TITLES[column]}</a></th>'
-    )
-
-
-def _link(query: Query, **changes: object) -> str:
-    return escape(query.link(**changes)) + "#connections-heading"
+def _chart(history: Iterable[int | None], peak: int) -> str:
+    """Areas in steps, one for each second; where nobody knows, there is none."""
+    history = list(history)
+    scale = 96 / max(peak, 1)
+    at, known, path = LENGTH - len(history), False, ""
+    for number, same in groupby(history):
+        if number is not None:
+            path += "" if known else f"M{at} 100"
+            path += f"V{100 - number * scale:.4g}"
+        elif known:
+            path += "V100"
+        at += len(list(same))
+        known = number is not None
+        path += f"H{at}" if known else ""
+    return f"{path}V100" if known else path
 
 
 def _row(row: Row) -> str:
+    in_state = duration(row["in_state"])
+    host, colon, port = escape(row["client"] or NOTHING).rpartition(":")
     cells = {
-        "id": str(row.id),
-        "client": escape(row.client or NOTHING),
-        "protocol": escape(row.protocol or NOTHING),
-        "tls": "TLS" if row.tls else NOTHING,
-        "state": row.state,
-        "in_state": duration(row.in_state),
-        "age": duration(row.age),
-        "requests": f"{row.requests:,}",
-        "path": NOTHING if row.path is None else f"<bdi>{escape(visible(row.path))}</bdi>",
+        "state": row["state"],
+        "in_state": in_state,
+        "client": f"{host}<small>{colon}{port}</small>" if colon else port,
+        "request": _requests(row) if row["in_flight"] else _last(row["path"], in_state),
+        "protocol": f"{escape(row['protocol'] or NOTHING)}{' TLS' if row['tls'] else ''}",
+        "requests": f"{row['requests']:,}",
+        "received": size(row["received"]),
+        "sent": size(row["sent"]),
+        "age": duration(row["age"]),
+        "worker": str(row["worker"]),
+        "id": str(row["id"]),
     }
-    tds = "".join(
-        f'<td role="cell" class="{column}" data-title="{TITLES[column]}">{cell}</td>'
-        for column, cell in cells.items()
+    long = " long" if row["state"] == "new" and row["in_state"] >= LONG else ""
+    begin = f'<tr id="c{row["worker"]}-{row["id"]}" class="{row["state"]}{long}">'
+    return f"{begin}{_cells(cells)}</tr>"
+
+
+def _requests(row: Row) -> str:
+    """The requests in flight, the oldest first."""
+    requests = list(map(_request, row["in_flight"]))
+    oldest, others = "".join(requests[:OLDEST]), "".join(requests[OLDEST:])
+    if not others:
+        return oldest
+    listed, count = len(requests), row["in_flight_count"]
+    left_out = f", {listed:,} of {count:,}" if count > listed else ""
+    summary = f"{listed - OLDEST} more{left_out}"
+    return f"{oldest}<details><summary>{summary}</summary>{others}</details>"
+
+
+def _request(request: Request) -> str:
+    phase = request["phase"]
+    long = " long" if phase == "waiting" and request["age"] >= LONG else ""
+    stream = "" if request["stream"] is None else f" <small>stream {request['stream']}</small>"
+    what = f"<b>{escape(visible(request['method']))}</b> {_path(request['path'])}{stream}"
+    return _line(f"{phase}{long}", duration(request["age"]), phase, what)
+
+
+def _last(path: str | None, in_state: str) -> str:
+    """What there is to say of a connection without requests."""
+    if path is None:
+        return _line("last", in_state, "", NOTHING)
+    return _line("last", in_state, "last", _path(path))
+
+
+def _line(kind: str, age: str, phase: str, what: str) -> str:
+    return (
+        f'<p class="{kind}"><span class="age">{age}</span> <span class="phase">{phase}</span> '
+        f"<span>{what}</span></p>"
     )
-    return f'<tr role="row" class="{row.state}">{tds}</tr>\n'
+
+
+def _path(path: str) -> str:
+    return f"<bdi>{escape(visible(path))}</bdi>"
+
+
+def size(number: int | None) -> str:
+    """
+    >>> [size(number) for number in (845, 12_345, 999_960, 3_200_000_000)]
+    ['845 B', '12.3 kB', '1.0 MB', '3.2 GB']
+    """
+    if number is None:
+        return NOTHING
+    if number < 1000:
+        return f"{number} B"
+    amount = float(number)
+    for unit in ("kB", "MB", "GB"):
+        amount /= 1000
+        if amount < 999.95:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1000:,.1f} TB"
+
+
+def lateness(seconds: float) -> str:
+    """
+    >>> lateness(0.0042), lateness(1.26)
+    ('4 ms', '1.3 s')
+    """
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

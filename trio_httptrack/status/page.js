@@ -10,11 +10,46 @@ function say(text) { // a screen reader reads it out each time that it is set
   if (live.textContent !== text) live.textContent = text
 }
 
+// Make an element like its model. What is the same in both stays, and with it the focus, what
+// somebody has selected, and what is unfolded. Rows have ids: they may come, go and change places.
+function follow(element, model) {
+  for (const { name } of [...element.attributes]) {
+    if (name !== "open" && !model.hasAttribute(name)) element.removeAttribute(name)
+  }
+  for (const { name, value } of model.attributes) {
+    if (element.getAttribute(name) !== value) element.setAttribute(name, value)
+  }
+  const ids = new Set(Array.from(model.children, child => child.id))
+  for (const child of [...element.children]) {
+    // Were they removed last, each row behind them would have to move, and so lose the focus.
+    if (child.id && !ids.has(child.id)) child.remove()
+  }
+  let next = element.firstChild
+  for (const wanted of [...model.childNodes]) {
+    const found = wanted.id ? document.getElementById(wanted.id) : next
+    if (!found || found.nodeName !== wanted.nodeName || (found.id ?? "") !== (wanted.id ?? "")) {
+      element.insertBefore(wanted, next)
+      continue
+    }
+    if (found === next) next = next.nextSibling
+    else element.insertBefore(found, next)
+    if (wanted.nodeType === Node.ELEMENT_NODE) follow(found, wanted)
+    else if (found.data !== wanted.data) found.data = wanted.data
+  }
+  while (next) {
+    const last = next
+    next = next.nextSibling
+    last.remove()
+  }
+}
+
 function show(id, html) {
   const part = document.getElementById(id)
-  const link = part.contains(document.activeElement) && document.activeElement.rel
-  part.innerHTML = shown[id] = html
-  if (link) part.querySelector(`[rel=${link}]`)?.focus()
+  const model = part.cloneNode(false)
+  model.innerHTML = shown[id] = html
+  const focused = document.activeElement
+  follow(part, model)
+  if (focused.isConnected) focused.focus({ preventScroll: true }) // it may have moved
 }
 
 function listen() {
