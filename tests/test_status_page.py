@@ -270,7 +270,7 @@ def test_rates_and_totals() -> None:
     """Of requests, and of responses by their status class; failures stand out."""
     rates = {**dict.fromkeys(COUNTERS, 0.0), "2xx": 1234.56, "5xx": 0.1}
     html = part(a_view(per_second=rates), "rates")
-    assert '<dt>2xx</dt> <dd>1,234.6/s</dd> <dd class="total">1,234</dd>' in html
+    assert '<dt>2xx</dt> <dd>1,235/s</dd> <dd class="total">1,234</dd>' in html
     assert '<dt>5xx</dt> <dd class="bad">0.1/s</dd>' in html
     assert re.findall("<dt>(.*?)</dt>", html) == [
         *("WebSockets", "accepted", "closed", "requests", "2xx", "3xx", "4xx", "5xx")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
-from .demo import Demo
+from .servers import Server, hypercorn
 
 # Every piece of text that is shown, with its contrast to what is behind it (WCAG 2, 1.4.3).
 CONTRASTS = """() => {
@@ -36,16 +39,24 @@ CONTRASTS = """() => {
 }"""
 
 
-def number(page: Page, state: str) -> Any:
-    return page.locator(f"article.{state} .number")
+def number(page: Page, state: str) -> Locator:
+    return page.locator(f"li.{state} .number")
 
 
-def test_the_values_change_while_connections_come_and_go(page: Page, running: Demo) -> None:
+def rows(page: Page, state: str = "") -> Locator:
+    return page.locator(f"#rows tr{state and '.'}{state}")
+
+
+def unfold_the_filters(page: Page) -> None:
+    page.get_by_text("Filter or group").click()
+
+
+def test_the_values_change_while_connections_come_and_go(page: Page, running: Server) -> None:
     """Without loading the page again: gauges, totals, chart and table."""
     page.evaluate("window.loaded = true")
     expect(page.locator("#live")).to_have_text("live")
     expect(number(page, "active")).to_have_text("1")  # the page's own
-    chart = page.locator("article.idle path").get_attribute("d")
+    chart = page.locator("li.idle path").get_attribute("d")
     for _ in range(3):
         running.connect()
         running.connect("/try")
@@ -53,30 +64,56 @@ def test_the_values_change_while_connections_come_and_go(page: Page, running: De
     expect(number(page, "new")).to_have_text("3")
     expect(number(page, "idle")).to_have_text("3")
     expect(number(page, "hijacked")).to_have_text("1")
-    expect(page.locator("tbody tr.idle")).to_have_count(3)
-    expect(page.locator("tbody tr.idle .path").first).to_have_text("/try")
-    assert page.locator("article.idle path").get_attribute("d") != chart
+    expect(rows(page, "idle")).to_have_count(3)
+    expect(rows(page, "idle").locator("bdi").first).to_have_text("/try")
+    expect(page.locator("#rates div", has_text="WebSockets").locator("dd").first).to_have_text("1")
+    assert page.locator("li.idle path").get_attribute("d") != chart
     running.close_clients()
     expect(number(page, "new")).to_have_text("0")
-    expect(page.locator("tbody tr.hijacked")).to_have_count(0)
-    closed = page.locator("#totals div", has_text="closed").locator("dd").first
+    expect(rows(page, "hijacked")).to_have_count(0)
+    closed = page.locator("#rates div", has_text="closed").locator(".total")
     expect(closed).to_have_text(re.compile("^[6-9]$"))  # Chromium may have opened a spare one
     assert page.evaluate("window.loaded")
 
 
-def test_a_script_in_a_path_stays_text(page: Page, running: Demo) -> None:
+def test_a_stuck_request_is_found_at_a_glance(workers: Server, context: BrowserContext) -> None:
+    """The oldest in flight comes first, though its connection is busy with others."""
+    workers.connect("/try")
+    workers.connect("/slow", wait=False)
+    client = workers.http2()
+    client.request("/try", "/slow", "/try")
+    page = context.new_page()
+    page.goto(workers.url)
+    expect(rows(page, "idle")).to_have_count(1)
+    expect(page.locator("#rows bdi", has_text="/slow")).to_have_count(2)
+    workers.connect("/slow", wait=False)
+    client.request(*["/slow"] * 5)
+    expect(page.locator("#rows summary")).to_have_text("3 more")
+    expect(page.locator("#rows bdi", has_text="/slow")).to_have_count(8)
+    ages = page.locator("#rows tr.active p:first-child .age").all_text_contents()
+    assert ages == sorted(ages, key=lambda age: -float(age.removesuffix(" s")))
+    stuck = rows(page).filter(has=page.locator("summary"))
+    oldest = stuck.locator("p").first
+    expect(oldest.locator("bdi")).to_have_text("/slow")
+    expect(oldest.locator("small")).to_have_text("stream 3")
+    expect(oldest.locator(".phase")).to_have_text("waiting")
+    expect(stuck.locator(".protocol")).to_have_text("h2")
+    assert page.locator("#rows tr").last.get_attribute("class") == "idle"
+
+
+def test_a_script_in_a_path_stays_text(page: Page, running: Server) -> None:
     """In the page as it was loaded and in what came later, and what is invisible is spelled out."""
     script = "/%3Cscript%3Ealert(1)%3C/script%3E%3Cimg%20src=x%20onerror=alert(2)%3E%E2%80%AE"
     text = "/<script>alert(1)</script><img src=x onerror=alert(2)>\\u202e"
     running.connect(script)
-    cell = page.locator("tbody tr.idle .path")
+    cell = rows(page, "idle").locator("bdi")
     expect(cell).to_have_text(text)
     page.reload()
     expect(cell).to_have_text(text)
     assert page.locator("tbody script, tbody img").count() == 0
 
 
-def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Demo) -> None:
+def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Server) -> None:
     """Even if somebody got markup into it: the browser enforces the policy."""
     page = browser.new_page()
     page.goto(running.url)
@@ -100,7 +137,7 @@ def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Demo)
     page.close()
 
 
-def test_nothing_is_loaded_from_elsewhere(browser: Browser, running: Demo) -> None:
+def test_nothing_is_loaded_from_elsewhere(browser: Browser, running: Server) -> None:
     """The page, and its events, from where it came from; no favicon either."""
     page = browser.new_page()
     asked: list[str] = []
@@ -111,63 +148,158 @@ def test_nothing_is_loaded_from_elsewhere(browser: Browser, running: Demo) -> No
     page.close()
 
 
-def test_without_javascript_there_is_the_table(browser: Browser, running: Demo) -> None:
-    """Sorted by links; what needs a script is not shown."""
+def test_without_javascript_there_is_the_table(browser: Browser, running: Server) -> None:
+    """Sorted by links and filtered by a form; what needs a script is not shown."""
     for path in ("/bb", "/aa", "/cc"):
         running.connect(path)
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(running.url)
-    expect(page.get_by_role("button")).to_have_count(0)
-    page.get_by_role("link", name="Last path").click()
-    assert page.locator("tbody .path").all_text_contents() == ["/", "/aa", "/bb", "/cc"]
-    page.get_by_role("link", name="Last path").click()
-    assert page.locator("tbody .path").all_text_contents() == ["/cc", "/bb", "/aa", "/"]
-    assert page.locator("article").count() == 4
+    expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+    page.get_by_role("link", name="Path").click()
+    assert page.locator("#rows bdi").all_text_contents() == ["/", "/aa", "/bb", "/cc"]
+    page.get_by_role("link", name="Path").click()
+    assert page.locator("#rows bdi").all_text_contents() == ["/cc", "/bb", "/aa", "/"]
+    assert page.locator("svg").count() == 4
+    unfold_the_filters(page)
+    page.get_by_label("Path contains").fill("a")
+    page.get_by_role("button", name="Apply").click()
+    assert page.locator("#rows bdi").all_text_contents() == ["/aa"]
+    expect(page.get_by_label("Path contains")).to_have_value("a")
+    expect(page.get_by_text("Sorted: by Path, descending.")).to_be_visible()
     context.close()
 
 
-def test_the_keyboard_is_enough(page: Page, running: Demo) -> None:
+def test_filters_stay_in_force_until_they_are_removed(page: Page, running: Server) -> None:
+    """State, client and path together, in the updates, too."""
+    for host in ("127.0.0.2", "127.0.0.3"):
+        running.connect("/try", host=host)
+        running.connect("/other", host=host)
+    expect(rows(page, "idle")).to_have_count(4)
+    unfold_the_filters(page)
+    page.get_by_label("State").select_option("idle")
+    page.get_by_label("Client begins with").fill("127.0.0.2")
+    page.get_by_label("Path contains").fill("/t")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator("#rows .client")).to_have_text(re.compile(r"^127\.0\.0\.2:"))
+    expect(page.locator("#found")).to_contain_text(
+        "1 of 5 open: state idle, client begins with 127.0.0.2, path contains /t"
+    )
+    running.connect("/try", host="127.0.0.2")
+    running.connect("/try", host="127.0.0.3")
+    expect(page.locator("#found")).to_contain_text("2 of 7 open")
+    expect(rows(page)).to_have_count(2)
+    page.get_by_role("link", name="remove filters").click()
+    expect(rows(page)).to_have_count(7)
+
+
+def test_a_busy_client_is_found(page: Page, running: Server) -> None:
+    """By grouping; from there it is one click to its connections."""
+    for _ in range(3):
+        running.connect("/try", host="127.0.0.2")
+    running.connect(host="127.0.0.22")
+    unfold_the_filters(page)
+    page.get_by_label("Group by client").check()
+    page.get_by_role("button", name="Apply").click()
+    first = rows(page).first.locator("td")
+    expect(first.first).to_have_text("127.0.0.2")
+    assert first.all_text_contents()[1:6] == ["3", "0", "0", "3", "0"]
+    expect(rows(page)).to_have_count(3)
+    running.connect(host="127.0.0.4")
+    expect(rows(page)).to_have_count(4)
+    page.get_by_role("link", name="127.0.0.2", exact=True).click()
+    expect(rows(page)).to_have_count(3)
+    expect(page.locator("#rows .client").first).to_have_text(re.compile(r"^127\.0\.0\.2:"))
+
+
+def test_every_link_has_the_token(page: Page, running: Server) -> None:
+    """Who follows one sees the page and no refusal."""
+    for _ in range(110):
+        running.connect()
+    expect(page.get_by_role("link", name="Next page")).to_be_visible()
+    links = page.locator("a").evaluate_all("links => links.map(each => each.href)")
+    assert len(links) == 15
+    assert [link for link in links if f"token={running.token}" not in link] == []
+    for name in ("Next page", "Age", "new"):
+        page.get_by_role("link", name=name, exact=True).click()
+        expect(page.get_by_role("heading", name="Connections")).to_be_visible()
+    assert "state=new" in page.url
+
+
+def test_a_worker_that_does_not_respond_is_silent(workers: Server, context: BrowserContext) -> None:
+    """The other one says so, and for how long already; then it is back."""
+    page = context.new_page()
+    page.goto(workers.url)
+    expect(page.locator("#workers tr")).to_have_count(2)
+    own = page.locator("#rows tr", has_text="streaming").locator(".worker").text_content()
+    pids = page.locator("#workers th").all_text_contents()
+    (other,) = (int(pid) for pid in pids if pid != own)
+    os.kill(other, signal.SIGSTOP)
+    silent = page.locator("#workers tr.bad")
+    expect(silent).to_contain_text(str(other))
+    expect(silent).to_contain_text("no response for 1.")
+    expect(silent).to_contain_text("no response for 2.")
+    expect(page.locator("#workers tr:not(.bad)")).to_have_count(1)
+    os.kill(other, signal.SIGCONT)
+    expect(silent).to_have_count(0)
+    expect(page.locator("#workers tr", has_text="serving")).to_have_count(2)
+
+
+def test_a_worker_that_was_killed_disappears(context: BrowserContext, directory: Path) -> None:
+    """With its connections. (Hypercorn ends its other workers then, so these are two servers.)"""
+    with hypercorn(directory, workers=0) as first, hypercorn(directory, workers=0) as second:
+        second.connect("/slow", wait=False)
+        page = context.new_page()
+        page.goto(first.url)
+        expect(page.locator("#workers tr")).to_have_count(2)
+        expect(page.locator("#rows .worker", has_text=str(second.process.pid))).to_have_count(1)
+        second.process.kill()
+        expect(page.locator("#workers th")).to_have_count(1)
+        expect(page.locator("#workers th")).to_have_text(str(first.process.pid))
+        expect(page.locator("#rows .worker", has_text=str(second.process.pid))).to_have_count(0)
+        page.close()
+
+
+def test_the_keyboard_is_enough(page: Page, running: Server) -> None:
     """Each control is reached by Tab, shows that it has the focus, and works by Enter."""
     running.connect("/try")
+    expected = [
+        *("Pause", "new", "active", "idle", "hijacked", "Filter or group", "State"),
+        *("In state for", "Client", "Oldest request", "Path", "Protocol", "TLS", "Requests"),
+        *("Age", "No."),
+    ]
     reached = []
-    for _ in range(11):
+    for _ in expected:
         page.keyboard.press("Tab")
-        reached.append(
-            page.evaluate("document.activeElement.getAttribute('aria-label')")
-            or page.evaluate("document.activeElement.textContent")
-        )
+        reached.append(page.evaluate("document.activeElement.textContent"))
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", reached
-    assert reached == [
-        *("Pause", "Table of connections", "No.", "Client", "Protocol", "TLS", "State"),
-        *("In state for", "Age", "Requests", "Last path"),
-    ]
+    assert reached == expected
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/?sort=-requests*")
-    assert page.locator("th.requests").get_attribute("aria-sort") == "descending"
+    page.wait_for_url("**/?sort=-age*")
+    assert page.locator("th.age").get_attribute("aria-sort") == "descending"
 
 
-def test_updates_can_be_paused(page: Page, running: Demo) -> None:
+def test_updates_can_be_paused(page: Page, running: Server) -> None:
     """To read or to copy something; going on shows what there is now."""
     expect(page.locator("#live")).to_have_text("live")
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#live")).to_have_text("paused")
-    before = page.locator("#process").text_content()
+    before = page.locator("#time").text_content()
     running.connect()
     other = page.context.new_page()
     other.goto(running.url)
     expect(number(other, "new")).to_have_text("1")
     expect(other.locator("#live")).to_have_text("live")
-    assert page.locator("#process").text_content() == before
+    assert page.locator("#time").text_content() == before
     assert number(page, "new").text_content() == "0"
     page.get_by_role("button", name="Resume").click()
     expect(number(page, "new")).to_have_text("1")
     expect(page.locator("#live")).to_have_text("live")
 
 
-def test_it_says_when_the_server_is_gone(browser: Browser, running: Demo) -> None:
+def test_it_says_when_the_server_is_gone(browser: Browser, running: Server) -> None:
     """The numbers are old then, and look it."""
     page = browser.new_page()
     page.goto(running.url)
@@ -177,45 +309,51 @@ def test_it_says_when_the_server_is_gone(browser: Browser, running: Demo) -> Non
     page.close()
 
 
-def test_a_screen_reader_finds_its_way(page: Page, running: Demo) -> None:
-    """Headings, a table with its headers and its order, charts in words, and what is live."""
+def test_a_screen_reader_finds_its_way(page: Page, running: Server) -> None:
+    """Headings, tables with their headers and their order, charts in words, and what is live."""
     running.connect("/try")
-    expect(page.locator("tbody tr")).to_have_count(2)
-    headings = page.get_by_role("heading").all_text_contents()
-    assert headings == [
-        "Connections",
-        "new",
-        "active",
-        "idle",
-        "hijacked",
-        "Since the start",
-        "Open now",
+    expect(rows(page)).to_have_count(2)
+    assert page.get_by_role("heading").all_text_contents()[1:] == [
+        *("Workers", "States, over the last 5 minutes", "new", "active", "idle", "hijacked"),
+        *("Rates over the last 10 seconds, and totals", "Connections"),
     ]
-    expect(page.get_by_role("table")).to_have_count(1)
-    expect(page.get_by_role("columnheader")).to_have_count(9)
-    expect(page.get_by_role("row")).to_have_count(3)
-    expect(page.get_by_role("cell")).to_have_count(18)
+    expect(page.get_by_role("table")).to_have_count(2)
+    expect(page.get_by_role("columnheader")).to_have_count(5 + 11)
+    expect(page.get_by_role("rowheader")).to_have_count(1)
+    expect(page.get_by_role("row")).to_have_count(2 + 3)
+    expect(page.get_by_role("cell")).to_have_count(4 + 22)
     assert page.locator("th[aria-sort]").count() == 1
     expect(
         page.get_by_role("img", name="idle: between 0 and 1 in the last 5 minutes")
     ).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("live")
-    expect(page.get_by_role("region", name="Table of connections")).to_have_count(1)
     assert page.evaluate("document.documentElement.lang") == "en"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
-def test_every_text_can_be_read(browser: Browser, running: Demo, scheme: Any, width: int) -> None:
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("query", ["", "&group=client&client=127"])
+def test_every_text_can_be_read(
+    browser: Browser, running: Server, scheme: Any, width: int, query: str
+) -> None:
     """In the viewer's colours, at a contrast of 4.5, large enough, and on a phone's width."""
     running.connect()
     running.connect("/slow", wait=False)
     running.connect("/" + "long" * 100)
     running.websocket()
+    running.http2().request(*["/slow"] * 5)
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = context.new_page()
-    page.goto(running.url)
-    expect(page.locator("tbody tr.active")).to_have_count(2)
+    page.goto(running.url + query)
+    expect(page.locator("#live")).to_have_text("live")
+    page.get_by_role("button", name="Pause").click()
+    page.evaluate(
+        """() => {
+          const standsOut = "#workers tr, #rates dd, #rows tr.active p, #rows tr.new"
+          for (const each of document.querySelectorAll(standsOut)) each.classList.add("bad", "long")
+          for (const each of document.querySelectorAll("details")) each.open = true
+        }"""
+    )
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 50
     assert not [each for each in contrasts if each[1] < 4.5]
@@ -230,28 +368,45 @@ def test_every_text_can_be_read(browser: Browser, running: Demo, scheme: Any, wi
     context.close()
 
 
-def test_on_a_phone_each_connection_is_a_card(browser: Browser, running: Demo) -> None:
-    """Whose fields say what they are, and which is a row of a table all the same."""
-    running.connect("/try")
-    context = browser.new_context(viewport={"width": 360, "height": 800})
+@pytest.mark.parametrize("width", [320, 360, 390, 430])
+def test_on_a_phone_each_connection_is_a_line(
+    browser: Browser, running: Server, width: int
+) -> None:
+    """State, client, how long, and the path of its oldest request; nothing is wider than it."""
+    running.connect()
+    running.connect("/" + "long" * 40)
+    running.connect("/slow", wait=False)
+    running.http2().request(*["/slow"] * 5)
+    running.websocket()
+    context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
     page.goto(running.url)
-    expect(page.get_by_role("row")).to_have_count(3)
-    expect(page.get_by_role("cell")).to_have_count(18)
-    row = page.locator("tbody tr.idle")
-    titles = row.locator("td").evaluate_all(
-        "cells => cells.map(each => getComputedStyle(each, '::before').content)"
-    )
-    assert all(title.strip('"') for title in titles)
-    rights = page.locator("td").evaluate_all(
-        "cells => cells.map(each => each.getBoundingClientRect().right)"
-    )
-    assert max(rights) <= 360
+    page.get_by_role("button", name="Pause").click()
+    expect(rows(page)).to_have_count(6)
+    expect(page.get_by_role("row")).to_have_count(2 + 7)
+    heights = rows(page).evaluate_all("rows => rows.map(each => each.offsetHeight)")
+    assert max(heights) <= 30
+    for state, path in (("active", "/slow"), ("idle", "/longlong"), ("hijacked", "/ws")):
+        row = rows(page, state).first
+        shown = row.evaluate(
+            """row => [...row.querySelectorAll(".state, .client, .age, bdi")]
+            .filter(each => each.checkVisibility({ visibilityProperty: true }))
+            .map(each => each.textContent)"""
+        )
+        assert len(shown) == 4
+        assert shown[0] == state
+        assert shown[1].startswith("127.0.0.1")
+        assert shown[2].endswith(" s")
+        assert shown[3].startswith(path)
+        expect(row.locator(".worker")).not_to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    unfold_the_filters(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
 
 
-@pytest.mark.parametrize("width", [320, 360, 390, 430])
-def test_great_numbers_have_room_on_a_phone(browser: Browser, running: Demo, width: int) -> None:
+@pytest.mark.parametrize("width", [320, 360, 390, 430, 1280])
+def test_great_numbers_have_room(browser: Browser, running: Server, width: int) -> None:
     """Nothing is cut off, and nothing lies over something else."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
@@ -259,46 +414,118 @@ def test_great_numbers_have_room_on_a_phone(browser: Browser, running: Demo, wid
     page.get_by_role("button", name="Pause").click()
     page.evaluate(
         """() => {
-          for (const each of document.querySelectorAll(".number")) each.textContent = "100,000"
-          for (const each of document.querySelectorAll(".axis :nth-child(2)"))
-            each.textContent = "most 100,000"
+          const set = (which, text) => {
+            for (const each of document.querySelectorAll(which)) each.textContent = text
+          }
+          set(".number", "100,000")
+          set(".peak", "peak 100,000")
+          set("#rates dd", "12,346/s")
+          set("#workers td:last-child", "no response for 1 min 15 s")
         }"""
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for card in page.locator("article").all():
-        name, number = card.locator("h2").bounding_box(), card.locator(".number").bounding_box()
-        assert name is not None
+    wide = "li h3, li p, #rates dd, #rates dt, thead th, #workers td, #workers th"
+    assert (
+        page.evaluate(
+            """wide => [...document.querySelectorAll(wide)]
+        .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth + 1)
+        .map(each => each.textContent)""",
+            wide,
+        )
+        == []
+    )
+    for tile in page.locator("#states li").all():
+        edge = tile.bounding_box()
+        number = tile.locator(".number").bounding_box()
+        assert edge is not None
         assert number is not None
-        assert name["x"] + name["width"] <= number["x"]
-        assert number["x"] + number["width"] <= width
+        assert number["x"] + number["width"] <= edge["x"] + edge["width"] + 1
     context.close()
 
 
-def test_the_headers_stay_in_sight(page: Page, running: Demo) -> None:
+def test_the_headers_stay_in_sight(page: Page, running: Server) -> None:
     """However far down one reads."""
     for _ in range(60):
         running.connect()
-    expect(page.locator("tbody tr")).to_have_count(61)
+    expect(rows(page)).to_have_count(61)
     page.get_by_role("button", name="Pause").click()  # or the row may be replaced meanwhile
-    page.locator("tbody tr").last.scroll_into_view_if_needed()
-    expect(page.locator("tbody tr").last).to_be_in_viewport()
+    rows(page).last.scroll_into_view_if_needed()
+    expect(rows(page).last).to_be_in_viewport()
     expect(page.locator("th.client")).to_be_in_viewport()
 
 
-def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Demo) -> None:
-    """Also on a link that is made anew."""
+def test_columns_stay_where_they_are(page: Page, running: Server) -> None:
+    """However long what is in them."""
+    where = "each => each.getBoundingClientRect().left"
+    before = [header.evaluate(where) for header in page.locator("thead th").all()]
+    running.connect("/" + "long" * 40)
+    expect(rows(page)).to_have_count(2)
+    page.evaluate(
+        "for (const each of document.querySelectorAll('td')) each.append(' and something more')"
+    )
+    assert [header.evaluate(where) for header in page.locator("thead th").all()] == before
+
+
+def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> None:
+    """Also on a link that is behind something new."""
     for _ in range(110):
         running.connect()
-    link = page.get_by_role("link", name="next page")
+    link = page.get_by_role("link", name="Next page")
     link.focus()
     running.connect()
-    expect(page.locator("#pages-above")).to_contain_text(re.compile("11[2-4],"))
+    expect(page.locator("#found")).to_contain_text(re.compile("11[2-4] "))
     expect(link).to_be_focused()
     page.keyboard.press("Enter")
     page.wait_for_url("**page=2*")
 
 
-def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Demo) -> None:
+def test_an_update_leaves_unfolded_what_is(workers: Server, context: BrowserContext) -> None:
+    """Though its row changes, and gets another place."""
+    client = workers.http2()
+    client.request(*["/slow"] * 4)
+    page = context.new_page()
+    page.goto(workers.url + "&sort=-requests")
+    summary = page.locator("#rows summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    other = workers.http2()
+    other.request("/slow", "/slow", "/slow")
+    expect(rows(page, "active")).to_have_count(3)
+    other.request("/try", "/try", "/try")
+    expect(rows(page).first.locator("summary")).to_have_count(0)  # the other one is before it now
+    expect(page.locator("#rows details[open]")).to_have_count(1)
+    expect(summary).to_be_focused()
+    client.request("/slow")
+    expect(summary).to_have_text("2 more")
+    expect(page.locator("#rows details[open] p").last).to_be_visible()
+    expect(summary).to_be_focused()
+
+
+def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Server) -> None:
+    """What is typed, where the cursor is, and that it is unfolded."""
+    unfold_the_filters(page)
+    field = page.get_by_label("Path contains")
+    field.fill("/slow")
+    page.keyboard.press("ArrowLeft")
+    running.connect()
+    expect(number(page, "new")).to_have_text("1")
+    page.keyboard.type("l")
+    expect(field).to_have_value("/slolw")
+
+
+def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
+    """Somebody copies a client's address."""
+    running.connect("/try")
+    expect(rows(page, "idle")).to_have_count(1)
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('tr.idle .client'))")
+    selected = page.evaluate("getSelection().toString()")
+    running.connect()
+    expect(number(page, "new")).to_have_text("1")
+    assert page.evaluate("getSelection().toString()") == selected
+    assert selected.startswith("127.0.0.1:")
+
+
+def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Server) -> None:
     """A browser has six connections for a host, and each tab would take one."""
     other = page.context.new_page()
     other.goto(running.url)
@@ -311,7 +538,7 @@ def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Demo) -> 
     expect(number(other, "active")).to_have_text("2")
 
 
-def test_a_server_that_comes_back_is_found(browser: Browser, running: Demo) -> None:
+def test_a_server_that_comes_back_is_found(browser: Browser, running: Server) -> None:
     """Though an EventSource gives up where something else has answered in between."""
     page = browser.new_page()
     refused: list[Route] = []

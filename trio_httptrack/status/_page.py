@@ -108,7 +108,7 @@ def page(view: View, token: str | None) -> str:
 <section class="workers">
 <h2>Workers</h2>
 <table>
-<thead><tr><th scope="col">Process</th><th scope="col">Uptime</th><th scope="col">Connections</th>\
+<thead><tr><th scope="col">PID</th><th scope="col">Uptime</th><th scope="col">Connections</th>\
 <th scope="col">Loop lag</th><th scope="col">Status</th></tr></thead>
 <tbody id="workers">{changing["workers"]}</tbody>
 </table>
@@ -186,7 +186,7 @@ class Page:
 
     def _rate(self, counter: str) -> str:
         rates = self.view["per_second"]
-        rate = NOTHING if rates is None else f"{rates[counter]:,.1f}/s"
+        rate = NOTHING if rates is None else f"{rounded(rates[counter])}/s"
         failing = ' class="bad"' if counter == "5xx" and rates and rates[counter] else ""
         return (
             f"<div><dt>{RATES[counter]}</dt> <dd{failing}>{rate}</dd> "
@@ -398,6 +398,14 @@ def size(number: int | None) -> str:
         if amount < 999.95:
             return f"{amount:.1f} {unit}"
     return f"{amount / 1000:,.1f} TB"
+
+
+def rounded(number: float) -> str:
+    """
+    >>> rounded(0.25), rounded(12345.67)
+    ('0.2', '12,346')
+    """
+    return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
 
 
 def lateness(seconds: float) -> str:
