@@ -206,6 +206,7 @@ def test_the_token_is_in_every_link_and_nowhere_else(view: View) -> None:
     assert TOKEN not in text(html)
     assert html.count(TOKEN) == html.count("href=") - 1 + html.count("<form")  # but for the icon
     assert "token" not in page(view, None)
+    assert links(page(a_view(query="sort=age"), TOKEN))["Oldest request"] == f"?token={TOKEN}"
 
 
 def test_the_time_and_the_host_are_those_of_the_server() -> None:
@@ -244,10 +245,10 @@ def test_an_event_loop_that_was_blocked_stands_out(lag: float, shown: str) -> No
 def test_the_chart_is_the_history_in_steps() -> None:
     """A step for each second, the last one now; none where nothing is known."""
     history = {state: [0] for state in GAUGES}
-    history["active"] = [None, 1, 1, 4, None, None, 2]  # type: ignore[list-item]
+    history["active"] = [None, 1, 1, 4, None, None, 0]  # type: ignore[list-item]
     html = part(a_view(history=history), "states")
-    assert '<path d="M294 100V76H296V4H297V100M299 100V52H300V100"/>' in html
-    assert 'aria-label="active: between 1 and 4 in the last 5 minutes"' in html
+    assert '<path d="M294 100V76H296V4H297V100M299 100V100H300V100"/>' in html
+    assert 'aria-label="active: between 0 and 4 in the last 5 minutes"' in html
     assert '<p class="peak">peak 4</p>' in html
 
 
@@ -379,6 +380,7 @@ def test_the_form_has_what_is_in_force() -> None:
     assert 'name="path" value="/slow"' in html
     assert 'name="group" value="client" checked' in html
     assert '<input type="hidden" name="sort" value="-age">' in html
+    assert "<details open>" in page(a_view(query="group=client"), None)
     assert "<details open>" not in page(a_view(query="sort=-age"), None)
     assert "<form" not in update(a_view(), None)
 

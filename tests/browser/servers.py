@@ -41,6 +41,11 @@ class Http2:
             self._h2.send_headers(stream_id, headers, end_stream=True)
         self._client.sendall(self._h2.data_to_send())
 
+    def cancel(self, *stream_ids: int) -> None:
+        for stream_id in stream_ids:
+            self._h2.reset_stream(stream_id)
+        self._client.sendall(self._h2.data_to_send())
+
 
 class Server:
     """A running server, whose status page is at ``url``."""
@@ -54,7 +59,7 @@ class Server:
 
     def connect(
         self, path: str | None = None, headers: str = "", *, wait: bool = True, host: str = ""
-    ) -> None:
+    ) -> socket.socket:
         """Open a connection and keep it; with a path, request it and wait for the response."""
         client = self._connected(host)
         if path is not None:
@@ -62,6 +67,7 @@ class Server:
             client.sendall(head.encode())
             if wait:
                 client.recv(100_000)
+        return client
 
     def websocket(self) -> None:
         self.connect("/ws", UPGRADE)

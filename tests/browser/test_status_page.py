@@ -292,6 +292,10 @@ def test_updates_can_be_paused(page: Page, running: Server) -> None:
     other.goto(running.url)
     expect(number(other, "new")).to_have_text("1")
     expect(other.locator("#live")).to_have_text("live")
+    shown = other.locator("#time").text_content()
+    assert shown is not None
+    expect(other.locator("#time")).not_to_have_text(shown)
+    assert page.locator("#live").text_content() == "paused"
     assert page.locator("#time").text_content() == before
     assert number(page, "new").text_content() == "0"
     page.get_by_role("button", name="Resume").click()
@@ -481,23 +485,23 @@ def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> 
 
 def test_an_update_leaves_unfolded_what_is(workers: Server, context: BrowserContext) -> None:
     """Though its row changes, and gets another place."""
-    client = workers.http2()
-    client.request(*["/slow"] * 4)
+    other, client = workers.http2(), workers.http2()
+    other.request(*["/try"] * 6, "/slow")
+    client.request(*["/slow"] * 5)
     page = context.new_page()
     page.goto(workers.url + "&sort=-requests")
+    expect(rows(page, "active")).to_have_count(3)
+    assert rows(page).nth(1).locator("summary").text_content() == "2 more"
     summary = page.locator("#rows summary")
     summary.focus()
     page.keyboard.press("Enter")
-    other = workers.http2()
-    other.request("/slow", "/slow", "/slow")
-    expect(rows(page, "active")).to_have_count(3)
-    other.request("/try", "/try", "/try")
-    expect(rows(page).first.locator("summary")).to_have_count(0)  # the other one is before it now
-    expect(page.locator("#rows details[open]")).to_have_count(1)
+    client.request(*["/slow"] * 4)
+    expect(rows(page).first.locator("summary")).to_have_text("6 more")
     expect(summary).to_be_focused()
-    client.request("/slow")
-    expect(summary).to_have_text("2 more")
-    expect(page.locator("#rows details[open] p").last).to_be_visible()
+    expect(page.locator("#rows details[open] p")).to_have_count(6)
+    client.cancel(1, 3, 5, 7)
+    expect(page.locator("#rows details[open] p")).to_have_count(2)
+    expect(page.locator("#rows details p").last).to_be_visible()
     expect(summary).to_be_focused()
 
 
@@ -514,13 +518,15 @@ def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Serve
 
 
 def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
-    """Somebody copies a client's address."""
+    """Somebody copies a client's address, and meanwhile the row before it goes."""
     running.connect("/try")
+    before = running.connect()
     expect(rows(page, "idle")).to_have_count(1)
+    expect(rows(page, "new")).to_have_count(1)
     page.evaluate("getSelection().selectAllChildren(document.querySelector('tr.idle .client'))")
     selected = page.evaluate("getSelection().toString()")
-    running.connect()
-    expect(number(page, "new")).to_have_text("1")
+    before.close()
+    expect(rows(page, "new")).to_have_count(0)
     assert page.evaluate("getSelection().toString()") == selected
     assert selected.startswith("127.0.0.1:")
 
