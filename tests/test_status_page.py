@@ -230,10 +230,10 @@ def test_a_silent_worker_stands_out() -> None:
     """It says since when, and nothing that nobody knows."""
     silent = a_worker(12, silent=3.21, uptime=None, connections=None, lag=None)
     html = part(a_view(workers=[a_worker(), silent]), "workers")
-    assert '<tr id="w12-0a1b2c3d" class="bad">' in html
+    assert '<tr data-key="12-0a1b2c3d" class="bad">' in html
     assert text(html).count("no response for 3.2 s") == 1
     assert text(html).split().count(NOTHING) == 3
-    assert '<tr id="w11-0a1b2c3d">' in html
+    assert '<tr data-key="11-0a1b2c3d">' in html
 
 
 @pytest.mark.parametrize(("lag", "shown"), [(0.999, "<td>999 ms"), (1.0, '<td class="bad">1.0 s')])
@@ -293,7 +293,7 @@ def test_a_connection_is_a_row() -> None:
         *("idle", "2.0 s", "192.0.2.7 :4711", "2.0 s   last    /last", "http/1.1 TLS", "3"),
         *("845 B", "12.3 kB", "1 min 15 s", "11", "7", ""),
     ]
-    assert html.startswith('<tr id="c11-7" class="idle">')
+    assert html.startswith('<tr data-key="11-7" class="idle">')
 
 
 def test_what_is_not_known_of_a_connection() -> None:
@@ -354,7 +354,9 @@ def test_it_says_how_many_there_are_and_in_which_order() -> None:
     """Without filters nothing more."""
     connections = {"new": 0, "active": 1000, "idle": 234, "hijacked": 0}
     view = a_view(connections=connections, matching=1234)
-    assert text(part(view, "found")).strip() == "1,234 open. Sorted: the oldest request first."
+    assert (
+        text(part(view, "found")).strip() == "1,234 connections. Sorted: the oldest request first."
+    )
     view = a_view(query="sort=-age")
     assert "Sorted: by Age, descending." in text(part(view, "found"))
 
@@ -366,7 +368,7 @@ def test_filters_are_in_sight_and_can_be_removed() -> None:
     html = part(view, "found")
     said = " ".join(text(html).split())
     assert said.startswith(
-        "1 of 8 open: state active , client begins with 192. , path contains /slow ("
+        "1 of 8 connections: state active , client begins with 192. , path contains /slow ("
     )
     assert links(html)["remove filters"] == "?sort=-age"
 
@@ -381,6 +383,8 @@ def test_the_form_has_what_is_in_force() -> None:
     assert 'name="group" value="client" checked' in html
     assert '<input type="hidden" name="sort" value="-age">' in html
     assert "<details open>" in page(a_view(query="group=client"), None)
+    # A connection that is closed is there while a handler goes on.
+    assert "<option selected>closed</option>" in page(a_view(query="state=closed"), None)
     assert "<details open>" not in page(a_view(query="sort=-age"), None)
     assert "<form" not in update(a_view(), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_httptrack.__main__ import app as demo
+from trio_httptrack._demo import app as demo
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -110,7 +110,7 @@ def hypercorn(directory: Path, *, workers: int) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd, port = listener.fileno(), listener.getsockname()[1]
         arguments += ["-b", f"fd://{fd}", "browser.app:app"]
-        with running(arguments, r"()\?token=(\w+)", fd=fd, port=port) as server:
+        with running(arguments, r"Status page: ()add \?token=(\w+)", fd=fd, port=port) as server:
             yield server
 
 

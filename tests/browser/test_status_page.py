@@ -183,11 +183,11 @@ def test_filters_stay_in_force_until_they_are_removed(page: Page, running: Serve
     page.get_by_role("button", name="Apply").click()
     expect(page.locator("#rows .client")).to_have_text(re.compile(r"^127\.0\.0\.2:"))
     expect(page.locator("#found")).to_contain_text(
-        "1 of 5 open: state idle, client begins with 127.0.0.2, path contains /t"
+        "1 of 5 connections: state idle, client begins with 127.0.0.2, path contains /t"
     )
     running.connect("/try", host="127.0.0.2")
     running.connect("/try", host="127.0.0.3")
-    expect(page.locator("#found")).to_contain_text("2 of 7 open")
+    expect(page.locator("#found")).to_contain_text("2 of 7 connections")
     expect(rows(page)).to_have_count(2)
     page.get_by_role("link", name="remove filters").click()
     expect(rows(page)).to_have_count(7)
@@ -503,6 +503,15 @@ def test_an_update_leaves_unfolded_what_is(workers: Server, context: BrowserCont
     expect(page.locator("#rows details[open] p")).to_have_count(2)
     expect(page.locator("#rows details p").last).to_be_visible()
     expect(summary).to_be_focused()
+
+
+def test_connections_of_the_same_number_are_two_rows(page: Page) -> None:
+    """Two servers in one process count theirs each for itself."""
+    page.get_by_role("button", name="Pause").click()
+    for names in (["a", "b"], ["b", "c", "a"], ["c"]):
+        html = "".join(f'<tr data-key="11-1"><td>{name}</td></tr>' for name in names)
+        page.evaluate("html => show('rows', html)", html)
+        assert rows(page).all_text_contents() == names
 
 
 def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Server) -> None:

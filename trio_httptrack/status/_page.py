@@ -20,7 +20,7 @@ from .._monitor.monitor import BLOCKED, LENGTH, RATES_OVER
 from .._monitor.query import LONGEST_FILTER, Query
 from .._monitor.report import CLASSES, GAUGES, Group, Request, Row, Worker
 from .._monitor.view import View
-from .._states import PATH_LENGTH
+from .._states import PATH_LENGTH, ConnState
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -198,7 +198,7 @@ class Page:
         query = self.query
         states = "".join(
             f"<option{' selected' if state == query.state else ''}>{state}</option>"
-            for state in GAUGES
+            for state in map(str, ConnState)
         )
         kept = {"token": self._token, "sort": query.sort}
         hidden = "".join(
@@ -233,11 +233,13 @@ class Page:
             f"{name} <b>{escape(visible(value))}</b>" for name, value in filters.items() if value
         )
         if only:
-            none = self._link("remove filters", ' id="all"', state="", client="", path="", page=1)
+            none = self._link(
+                "remove filters", ' data-key="none"', state="", client="", path="", page=1
+            )
             only = f": {only} ({none})"
         order = "the busiest client first" if query.group else ORDERED[query.sort]
         pages = "".join(
-            " " + self._link(f"{name} page", f' rel="{rel}" id="{rel}"', page=number)
+            " " + self._link(f"{name} page", f' rel="{rel}" data-key="{rel}"', page=number)
             for name, rel, number in (
                 ("Previous", "prev", query.page - 1),
                 ("Next", "next", query.page + 1),
@@ -245,7 +247,7 @@ class Page:
             if 1 <= number <= view["pages"]
         )
         many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
-        return f"<p>{said} open{only}. Sorted: {order}.</p> <p>{many}</p>"
+        return f"<p>{said} connections{only}. Sorted: {order}.</p> <p>{many}</p>"
 
     def headings(self) -> str:
         if self.query.group:
@@ -283,7 +285,7 @@ class Page:
             **{state: f"{group['states'].get(state, 0):,}" for state in GAUGES},
             "oldest": duration(group["oldest"]),
         }
-        return f'<tr id="g{name}">{_cells(cells)}</tr>'
+        return f'<tr data-key="{name}">{_cells(cells)}</tr>'
 
 
 def _cells(cells: Mapping[str, str]) -> str:
@@ -291,7 +293,7 @@ def _cells(cells: Mapping[str, str]) -> str:
 
 
 def _worker(worker: Worker) -> str:
-    begin = f'<tr id="w{escape(worker["name"])}"'
+    begin = f'<tr data-key="{escape(worker["name"])}"'
     uptime, connections, lag = worker["uptime"], worker["connections"], worker["lag"]
     if worker["silent"] is not None:
         status, kind = f"no response for {duration(worker['silent'])}", ' class="bad"'
@@ -341,7 +343,7 @@ def _row(row: Row) -> str:
         "id": str(row["id"]),
     }
     long = " long" if row["state"] == "new" and row["in_state"] >= LONG else ""
-    begin = f'<tr id="c{row["worker"]}-{row["id"]}" class="{row["state"]}{long}">'
+    begin = f'<tr data-key="{row["worker"]}-{row["id"]}" class="{row["state"]}{long}">'
     return f"{begin}{_cells(cells)}</tr>"
 
 

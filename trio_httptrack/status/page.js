@@ -11,7 +11,7 @@ function say(text) { // a screen reader reads it out each time that it is set
 }
 
 // Make an element like its model. What is the same in both stays, and with it the focus, what
-// somebody has selected, and what is unfolded. Rows have ids: they may come, go and change places.
+// somebody has selected, and what is unfolded. Rows have keys: they may come, go and change places.
 function follow(element, model) {
   for (const { name } of [...element.attributes]) {
     if (name !== "open" && !model.hasAttribute(name)) element.removeAttribute(name)
@@ -19,15 +19,20 @@ function follow(element, model) {
   for (const { name, value } of model.attributes) {
     if (element.getAttribute(name) !== value) element.setAttribute(name, value)
   }
-  const ids = new Set(Array.from(model.children, child => child.id))
+  const keys = new Set(Array.from(model.children, child => child.dataset.key))
+  const rows = new Map()
   for (const child of [...element.children]) {
+    const key = child.dataset.key
     // Were they removed last, each row behind them would have to move, and so lose the focus.
-    if (child.id && !ids.has(child.id)) child.remove()
+    if (key && !keys.has(key)) child.remove()
+    else if (key) rows.set(key, child)
   }
   let next = element.firstChild
   for (const wanted of [...model.childNodes]) {
-    const found = wanted.id ? document.getElementById(wanted.id) : next
-    if (!found || found.nodeName !== wanted.nodeName || (found.id ?? "") !== (wanted.id ?? "")) {
+    const key = wanted.dataset?.key
+    const found = key ? rows.get(key) : next
+    rows.delete(key) // two servers in a process may both have a connection of this number
+    if (!found || found.nodeName !== wanted.nodeName || found.dataset?.key !== key) {
       element.insertBefore(wanted, next)
       continue
     }
