@@ -367,6 +367,26 @@ async def test_numbers_are_summed_up_over_the_workers(autojump_clock: MockClock)
     assert sorted(each["connections"] or 0 for each in view["workers"][1:]) == [1, 3]
 
 
+async def test_a_websocket_whose_connection_is_closed_is_not_open() -> None:
+    """Though its handler still runs."""
+    websocket = request("/ws", method="CONNECT", response_begun=True, stream_id=1)
+    report = await report_of(connection(websocket, state=CLOSED, protocol="h2"))
+    assert report["websockets"] == 0
+    assert len(report["rows"]) == 1
+
+
+async def test_a_viewers_own_connection_does_not_look_stuck() -> None:
+    """However long somebody looks: it is behind what may be."""
+    viewer = connection(request("/status", -600), state=ACTIVE, since=-600)
+    others = [connection(request("/slow", -5), state=ACTIVE, since=-5), connection(since=-1)]
+    monitor = Monitor(Server(viewer, *others))
+    with monitor.looking(viewer):
+        report = await monitor.report(Query())
+        assert ids(report) == [*(conn.id for conn in others), viewer.id]
+        assert ids(await monitor.report(Query(sort="-age")))[0] == viewer.id
+    assert ids(await monitor.report(Query()))[0] == viewer.id
+
+
 async def test_the_rates_are_those_of_the_last_ten_seconds(autojump_clock: MockClock) -> None:
     """Not of all time; and unknown until there is something to compare with."""
     server = Server()

@@ -19,9 +19,8 @@ from hypercorn.config import Config
 
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import SettingError
-from trio_httptrack._monitor import directory as directories
 from trio_httptrack._monitor.asking import PATIENCE, Peers
-from trio_httptrack._monitor.directory import DirectoryError, default_directory, prepared, sockets
+from trio_httptrack._monitor.directory import DirectoryError, check_private, prepared, sockets
 from trio_httptrack._monitor.monitor import Monitor
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import Report, Worker
@@ -103,17 +102,16 @@ def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     path.mkdir(mode=0o700)
     os.chown(path, 65534, -1)
     prepared(str(path))  # root looks
-    tmp_path.chmod(0o755)
     os.chown(path, 0, -1)
+    tmp_path.chmod(0o755)
+    opened = os.open(tmp_path, os.O_PATH)  # what is above it is not open to others
     os.seteuid(65534)
     try:
-        with pytest.raises(PermissionError):
-            path.lstat()
-    except pytest.fail.Exception:
         with pytest.raises(DirectoryError, match="belongs to another user"):
-            directories.check_private(path)
+            check_private(Path(f"/proc/self/fd/{opened}/theirs"))
     finally:
         os.seteuid(0)
+        os.close(opened)
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
@@ -163,6 +161,25 @@ async def test_workers_report_to_each_other(directory: Path) -> None:
             reports, _ = await ask(peers)
             assert [report["rows"] for report in reports] == [[], []]
     assert sockets(directory) == []
+
+
+async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
+    """Each gets what it has asked."""
+    conns = [connection(client=("10.0.0.1", number), since=number) for number in range(300)]
+    async with worker(directory, *conns):
+        peers = Peers(directory)
+        found: dict[int, int] = {}
+
+        async def look(page: int) -> None:
+            with peers.looking():
+                for _ in range(10):
+                    (report,), _ = await ask(peers, Query(page=page))
+                    found[page] = len(report["rows"])
+
+        async with trio.open_nursery() as nursery:
+            for page in (1, 2, 3):
+                nursery.start_soon(look, page)
+        assert found == {1: 100, 2: 200, 3: 300}
 
 
 async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
@@ -514,6 +531,12 @@ async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
         assert len(sockets(directory)) == 1
 
 
-def test_workers_of_one_server_meet_by_default() -> None:
+async def test_workers_of_one_server_meet_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a directory that is named by the process that has started them."""
-    assert default_directory().name == str(os.getpid())
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    arguments = ["-k", "trio", "-w", "2", "-c", "python:trio_httptrack.config", "watched_app:app"]
+    async with hypercorn(*arguments) as server:
+        await there(tmp_path / "trio-httptrack" / str(server.process.pid), 2)
+    assert list((tmp_path / "trio-httptrack").iterdir()) == []

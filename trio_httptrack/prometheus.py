@@ -174,7 +174,7 @@ class MetricsApp:
             await make_asgi_app(registry)(scope, receive, send)
 
     async def _count_websockets(self, monitor: Monitor) -> int:
-        with monitor.peers.looking():
+        with monitor.looking():
             own = await monitor.report(None)
             reports, silent = await monitor.peers.ask(None)
         known = {each["worker"]["name"]: each["websockets"] for each in [own, *reports]}

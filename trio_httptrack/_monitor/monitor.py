@@ -16,7 +16,8 @@ import heapq
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol, TypeVar
@@ -93,6 +94,7 @@ class Monitor:
         self.peers: Peers = Peers(None)
         """The other workers of the server."""
 
+        self._viewers: Counter[Conn] = Counter()
         self._started = trio.current_time()
         self._samples: deque[Sample] = deque(maxlen=int(LENGTH / INTERVAL) + 1)
         self._lag = 0.0  # since the last sample
@@ -140,8 +142,22 @@ class Monitor:
 
     # When somebody looks
 
+    @contextmanager
+    def looking(self, viewer: Conn | None = None) -> Iterator[None]:
+        """To be put around everything else. A viewer's own connection does not look stuck."""
+        with self.peers.looking():
+            if viewer is None:
+                yield
+                return
+            self._viewers[viewer] += 1
+            try:
+                yield
+            finally:
+                self._viewers[viewer] -= 1
+                self._viewers = +self._viewers  # those that are above zero
+
     async def view(self, query: Query, *, max_age: float = 0) -> View:
-        """What all workers are doing. To be called within ``peers.looking()``.
+        """What all workers are doing. To be called within ``looking()``.
 
         Args:
           query: which connections are listed.
@@ -174,7 +190,7 @@ class Monitor:
 
     async def _make(self, query: Query | None) -> Report:
         now = trio.current_time()
-        chosen = Chosen(query, now)
+        chosen = Chosen(query, now, self._viewers)
         await self._in_portions(list(self._server.monitored), chosen.look_at)
         best = chosen.best()
         rows: list[Row] = []
@@ -242,8 +258,9 @@ class Monitor:
 class Chosen:
     """What a query chooses of the connections that it is shown."""
 
-    def __init__(self, query: Query | None, now: float) -> None:
+    def __init__(self, query: Query | None, now: float, viewers: Container[Conn]) -> None:
         self._query = query
+        self._last = viewers if query is not None and query.order == "stuck" else ()
         self._now = now
         self._found: list[tuple[Key, Conn]] = []
         self._enough = 0 if query is None else min(query.page, LAST_PAGE) * ROWS
@@ -262,7 +279,9 @@ class Chosen:
             if query.group:
                 self._groups.setdefault(conn.client[0] if conn.client else "", []).append(conn)
             else:
-                self._found.append((query.key(conn, self._now), conn))
+                last = conn in self._last
+                key = (0, 0.0) if last else query.key(conn, self._now)
+                self._found.append((key, conn))
         if len(self._found) > 2 * self._enough + PORTION:
             self._found = self.best()
 

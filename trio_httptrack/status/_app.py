@@ -103,7 +103,7 @@ class StatusApp:
             except ValueError as error:
                 await respond(send, 400, f"{error}.")
                 return
-            with monitor.peers.looking():
+            with monitor.looking(conn_of(scope)):
                 await self._show(monitor, query, scope, receive, send)
 
     async def _show(
