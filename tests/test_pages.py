@@ -151,7 +151,10 @@ def test_the_reference_has_the_settings_as_they_are() -> None:
         (0, "trio", "hook('myapp:trackr')"),
         (1, "trio", "hook('myap:tracker')"),
         (2, "trio", "trio_httptrack.StatsTracker()"),
-        (3, "asyncio", "hook('myapp:tracker')"),
+        (3, "trio", "hook('myapp')"),
+        (4, "trio", "hook('trio_httptrack.config:tracker'); keep_alive_timeout = '5'"),
+        (5, "trio", "hook('trio_httptrack.config:tracker'); kep_alive_timeout = 5"),
+        (6, "asyncio", "hook('myapp:tracker')"),
     ],
 )
 async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
@@ -160,7 +163,7 @@ async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
     """In the table's order; what differs from one application to the next is a … there."""
     page = (DOCS / "howto" / "hypercorn.md").read_text()
     lines = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
-    assert len(lines) == 5
+    assert len(lines) == 8
     (tmp_path / "myapp.py").write_text("import trio_httptrack\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = tmp_path / "hypercorn_conf.py"
