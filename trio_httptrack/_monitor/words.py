@@ -6,6 +6,8 @@ escape sequence would move the cursor of whoever looks, and U+202E would turn th
 
 from __future__ import annotations
 
+import unicodedata
+
 from .._states import PATH_LENGTH
 
 NOTHING = "\N{EN DASH}"
@@ -72,3 +74,31 @@ def visible(text: str) -> str:
 
 def spelled(character: str) -> str:
     return character.encode("unicode-escape", "surrogatepass").decode("ascii")
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal it takes.
+
+    >>> [cells(text) for text in ("abc", "\u65e5\u672c", "e\u0301")]
+    [3, 4, 1]
+    """
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):  # it is drawn upon the one before it
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, width: int) -> str:
+    """As much of it as a number of a terminal's columns has room for.
+
+    >>> [cut("/reports", width) for width in (8, 7, 1, 0)]
+    ['/reports', '/repor…', '…', '']
+    """
+    if cells(text) <= width:
+        return text
+    while text and cells(text) >= width:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}" if width > 0 else ""
