@@ -23,7 +23,7 @@ from .words import cells, cut, duration, size, visible
 WIDTH = 80  # columns
 SLOW = 10  # seconds: who has waited longer for a response to begin may wait in vain
 
-Style = Literal["", "strong", "weak", "trouble"]
+Style = Literal["", "strong", "weak", "trouble", "heading"]
 
 
 class Span(NamedTuple):
@@ -77,7 +77,7 @@ def workers(view: View) -> list[Line]:
     """A line for each, below their headings."""
     lines = columns(
         [
-            [Span("Worker"), Span("Uptime"), Span("Connections"), Span("Loop lag")],
+            headed("Worker", "Uptime", "Connections", "Loop lag"),
             *map(_worker, view["workers"]),
         ],
         range(4),
@@ -88,6 +88,10 @@ def workers(view: View) -> list[Line]:
         elif worker["draining"]:
             line.append(Span("  draining", "strong"))
     return lines
+
+
+def headed(*titles: str) -> list[Span]:
+    return [Span(title, "heading") for title in titles]
 
 
 def _worker(worker: Worker) -> list[Span]:
@@ -133,12 +137,11 @@ def chosen(view: View) -> Line:
         *([f"client {safe(query.client)}\N{HORIZONTAL ELLIPSIS}"] if query.client else []),
         *([f"{safe(query.path)} in a path"] if query.path else []),
     ]
+    found = f"{matching:,} of {total:,}" if filters else f"{matching:,}"
     parts = [
-        f"{matching:,} of {total:,} connections: {', '.join(filters)}"
-        if filters
-        else f"{matching:,} connections",
+        f"{found} connections, page {query.page:,} of {view['pages']:,}",
         "grouped by client" if query.group else order(query),
-        f"page {query.page:,} of {view['pages']:,}",
+        *([", ".join(filters)] if filters else []),
     ]
     return [Span("; ".join(parts))]
 
@@ -237,7 +240,7 @@ def _request(request: Request, width: int) -> Line:
     return [Span(f"{before}{what}", "trouble" if slow else ""), Span(behind, "weak")]
 
 
-GROUP = [*map(Span, ("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest"))]
+GROUP = headed("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
 
 
 def _group(group: Group) -> list[Span]:

@@ -1,0 +1,164 @@
+"""The terminal: its alternate screen, its keys, and as few bytes as possible.
+
+A frame is written where it differs from the one before, line by line. So a line that is slow, such
+as SSH over a bad network, carries some hundred bytes a second instead of the whole screen.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import termios
+import tty
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .._extra import needed
+from .._monitor.text import Line, Style, fitting
+from .._monitor.words import cells
+
+with needed("httptrack top", "top"):
+    from rich.console import Console
+    from rich.text import Text
+
+# The alternate screen, without a cursor. No line is continued on the next one: we may be wrong
+# about the width of a character, and the terminal is right.
+ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+# CAN first: it ends an escape sequence of which a part was written.
+LEAVE = "\x18\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
+LEAVING = 1  # seconds: a terminal that is not read from must not keep us
+
+# Bold, dim and red can be read on a light ground and on a dark one; yellow and blue cannot.
+STYLES: dict[Style, str] = {
+    "": "",
+    "strong": "bold",
+    "weak": "dim",
+    "trouble": "bold red",
+    "heading": "reverse",
+}
+
+KEY = re.compile(r"\x1b\[[0-9;]*[@-~]|\x1bO.|.", re.DOTALL)
+KEYS = {
+    "\x1b": "escape",
+    "\r": "enter",
+    "\n": "enter",
+    "\x7f": "backspace",
+    "\b": "backspace",
+    "\x1b[A": "up",
+    "\x1bOA": "up",
+    "\x1b[B": "down",
+    "\x1bOB": "down",
+    "\x1b[5~": "page up",
+    "\x1b[6~": "page down",
+}
+
+
+class Terminal:
+    """The terminal that the process was started from."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._stream = trio.lowlevel.FdStream(fd)
+        self._modes = termios.tcgetattr(fd)
+        self._shown: list[str] = []
+        self._taken = False
+        self._turn = trio.Lock()
+        self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
+
+    @property
+    def size(self) -> os.terminal_size:
+        return os.get_terminal_size(self._fd)
+
+    async def enter(self) -> None:
+        """Take the screen. To be called again when something else may have written on it."""
+        async with self._turn:
+            tty.setcbreak(self._fd)  # Ctrl-C and Ctrl-Z stay what they are
+            self._taken = True
+            self._shown = []
+            await self._write(ENTER)
+
+    async def leave(self) -> None:
+        """Give back the screen as it was before."""
+        self._taken = False
+        with trio.move_on_after(LEAVING, shield=True):
+            async with self._turn:
+                await self._write(LEAVE)
+        termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
+
+    async def paint(self, frame: list[Line]) -> None:
+        """Show lines from the top of the screen."""
+        async with self._turn:
+            if self._taken:
+                await self._paint(frame)
+
+    async def _paint(self, frame: list[Line]) -> None:
+        width, height = self.size
+        lines = [self._rendered(line, width) for line in frame[:height]]
+        lines += ["\x1b[K"] * (height - len(lines))
+        if len(self._shown) != height:
+            self._shown = [""] * height
+        changed = [
+            f"\x1b[{row};1H{line}"
+            for row, (line, before) in enumerate(zip(lines, self._shown, strict=True), 1)
+            if line != before
+        ]
+        self._shown = lines
+        if changed:
+            await self._write("".join(changed))
+
+    def forget(self) -> None:
+        """Nobody knows what is on the screen now: it has another size."""
+        self._shown = []
+
+    def _rendered(self, line: Line, width: int) -> str:
+        line = fitting(line, width)
+        text = Text.assemble(*((span.text, STYLES[span.style]) for span in line))
+        with self._console.capture() as capture:
+            self._console.print(text, end="", soft_wrap=True)
+        # Behind the last column, it would erase what is in it.
+        rest = "\x1b[K" if sum(cells(span.text) for span in line) < width else ""
+        return f"{capture.get()}{rest}"
+
+    async def _write(self, text: str) -> None:
+        await self._stream.send_all(text.encode("utf-8", "replace"))
+
+    async def keys(self) -> AsyncIterator[str]:
+        """What is pressed: characters, and the names of other keys.
+
+        An escape sequence may come in two parts, on a slow line. Its first part is then taken for
+        the Escape key: to wait for more would make that key slow for everybody.
+        """
+        while received := await self._stream.receive_some():
+            for key in keys_in(bytes(received).decode("utf-8", "replace")):
+                yield key
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+
+def keys_in(text: str) -> Iterator[str]:
+    """
+    >>> list(keys_in("s\\x1b[5~\\r\\x1b[1;5C\\x07"))
+    ['s', 'page up', 'enter']
+    """
+    for key in KEY.findall(text):
+        named = KEYS.get(key, key)
+        if named.isprintable():
+            yield named
+
+
+@asynccontextmanager
+async def terminal() -> AsyncIterator[Terminal]:
+    """The terminal, which is given back as it was, whatever happens."""
+    # Not the standard streams: the shell has them, too, and would get non-blocking ones back.
+    fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    opened = Terminal(fd)
+    try:
+        await opened.enter()
+        yield opened
+    finally:
+        await opened.leave()
+        await opened.close()
