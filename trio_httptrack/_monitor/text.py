@@ -77,7 +77,7 @@ def workers(view: View) -> list[Line]:
     """A line for each, below their headings."""
     lines = columns(
         [
-            headed("Worker", "Uptime", "Connections", "Loop lag"),
+            [Span(each, "weak") for each in ("Worker", "Uptime", "Connections", "Loop lag")],
             *map(_worker, view["workers"]),
         ],
         range(4),

@@ -210,6 +210,12 @@ class Live:
         self._length = len(lines)
         self._first = max(0, min(self._offset, self._length - self._room))
         shown = lines[self._first :][: self._room]
+        if len(shown) < len(lines):
+            last = self._first + len(shown)
+            above[0] = [
+                *above[0],
+                Span(f"  lines {self._first + 1}-{last} of {len(lines)}", "weak"),
+            ]
         shown += [[]] * (self._room - len(shown))
         return [*above, filled(headings, width), *shown, self._footer(width)]
 

@@ -21,7 +21,7 @@ import h11
 import trio
 
 from .._monitor.asking import LONGEST_RESPONSE, Peers
-from .._monitor.directory import DirectoryError, check_private, servers
+from .._monitor.directory import DirectoryError, check_private, servers, sockets
 from .._monitor.query import NAMES, Query
 from .._monitor.view import View, view_of
 from .._monitor.words import visible
@@ -86,6 +86,9 @@ def only_server() -> Path:
 
 
 def check(directory: Path) -> None:
+    """Raise a SourceError unless there are workers in it, and nobody else can be."""
+    if not sockets(directory):
+        raise SourceError(f"no worker listens in {directory}")
     try:
         check_private(directory)
     except DirectoryError as error:
@@ -107,7 +110,7 @@ class Directory:
     async def view(self, query: Query) -> View:
         check(self._directory)  # each time: it may have gone, and another be in its place
         reports, silent = await self._peers.ask(query)
-        if not reports and not silent:
+        if not reports and not silent:  # all of them were killed
             raise SourceError(f"no worker listens in {self._directory}")
         return view_of(query, reports, silent)
 
@@ -243,9 +246,10 @@ def reason(error: BaseException) -> str:
         return reason(error.exceptions[0])
     if error.__cause__ is not None:
         return reason(error.__cause__)
-    named = not isinstance(error, (ssl.SSLError, socket.gaierror))  # they have numbers of their own
-    if named and isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        # What Trio says of a refused connection is longer, and says no more.
+        named = isinstance(error, socket.gaierror)  # its numbers are not the system's
+        return visible(error.strerror or str(error)) if named else os.strerror(error.errno)
     return visible(str(error) or type(error).__name__)
 
 
