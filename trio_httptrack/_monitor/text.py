@@ -139,7 +139,7 @@ def chosen(view: View) -> Line:
     ]
     found = f"{matching:,} of {total:,}" if filters else f"{matching:,}"
     parts = [
-        f"{found} connections, page {query.page:,} of {view['pages']:,}",
+        f"Listed: {found}, page {query.page:,} of {view['pages']:,}",
         "grouped by client" if query.group else order(query),
         *([", ".join(filters)] if filters else []),
     ]
