@@ -89,8 +89,8 @@ def test_a_server_that_has_nothing_to_do_has_no_responses() -> None:
         (Query(sort="-age"), "Listed: 1, page 1 of 1; by age, greatest first"),
         (Query(sort="stuck"), "Listed: 1, page 1 of 1; by stuck, least first"),
         (
-            Query(sort="id", state="new", client="1.", path="\x1b"),
-            r"Listed: 1 of 3, page 1 of 1; by id, least first; state new, client 1.…, \x1b in a path",
+            Query(sort="id", state="new", client="1", path="\n"),
+            r"Listed: 1 of 3, page 1 of 1; by id, least first; state new, client 1…, \n in a path",
         ),
     ],
 )

@@ -178,12 +178,12 @@ class Live:
         page = self.query.page
         if key in ("up", "page up"):
             if self._first > 0:
-                self._offset = max(0, self._first - step)
+                self._first = self._offset = max(0, self._first - step)
             elif page > 1:
                 self._look_at(page=page - 1)
                 self._offset = END
         elif self._first + self._room < self._length:
-            self._offset = self._first + step
+            self._first = self._offset = self._first + step
         elif self._view is not None and page < self._view["pages"]:
             self._look_at(page=page + 1)
 
@@ -194,7 +194,8 @@ class Live:
         above = [] if self._view is None else self._above(self._view, height)
         if self._error:
             silence = duration(trio.current_time() - self._error_since)
-            above.insert(1, [Span(f"No data for {silence}: {self._error}", "trouble")])
+            wrapped = wrap(f"No data for {silence}: {self._error}", width)
+            above[1:1] = [[Span(each, "trouble")] for each in wrapped]
         elif self._view is None:
             above.append([Span("Looking ...")])
         self._room = max(1, height - len(above) - 2)
