@@ -16,9 +16,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": f"{event['type']}.complete"})
             if event["type"] == "lifespan.shutdown":
                 return
-    elif scope["path"].startswith("/stuck"):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    else:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+    elif scope["path"] != "/report":
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body"})
+        await send({"type": "http.response.body", "more_body": scope["path"] == "/events"})
+        if scope["path"] != "/events":
+            return
+    while not (await receive())["type"].endswith("disconnect"):
+        pass
