@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -138,9 +138,13 @@ class TerminalProcess:
 
     async def shows(self, pattern: str) -> str:
         """Wait until the screen has something on it, and return that."""
-        while (match := re.search(pattern, self.screen.text, re.MULTILINE)) is None:
-            assert await self.read(), f"{pattern!r} is not on the screen:\n{self.screen.text}"
-        return match[0]
+        with trio.move_on_after(SECONDS / 2):
+            while (match := re.search(pattern, self.screen.text, re.MULTILINE)) is None:
+                if not await self.read():
+                    break
+            else:
+                return match[0]
+        raise AssertionError(f"{pattern!r} is not on the screen:\n{self.screen.text}")
 
     async def hides(self, pattern: str) -> None:
         """Wait until it is gone."""
@@ -159,9 +163,10 @@ class TerminalProcess:
         assert termios.tcgetattr(self.tty) == self.modes
         return status
 
-    async def close(self) -> None:
-        await self._stream.aclose()
+    async def hang_up(self) -> None:
+        """As when the window is closed, or the SSH connection is."""
         os.close(self.tty)
+        await self._stream.aclose()
 
 
 @asynccontextmanager
@@ -193,8 +198,8 @@ async def top(
                     terminal.process.kill()
                     await terminal.process.wait()
     finally:
-        with trio.CancelScope(shield=True):
-            await terminal.close()
+        with trio.CancelScope(shield=True), suppress(OSError):  # it has hung up before
+            await terminal.hang_up()
 
 
 async def once(*arguments: str) -> subprocess.CompletedProcess[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from trio_httptrack._monitor.view import View
 from trio_httptrack.status import StatusApp
 from trio_httptrack.top._live import Live
 from trio_httptrack.top._sources import SourceError, opened
+from trio_httptrack.top._terminal import Terminal
 
 from .hypercorn_process import HypercornProcess, connect, get, hypercorn
 from .support import CA
@@ -520,6 +522,33 @@ async def test_ctrl_c_ends_it(runtime_dir: Path) -> None:
         await terminal.shows("q quit")
         await terminal.press("\x03")
         assert await terminal.ends() == 0
+
+
+async def test_a_terminal_that_has_gone_ends_it(runtime_dir: Path) -> None:
+    """Without an error that nobody could read."""
+    async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
+        await terminal.shows("q quit")
+        await terminal.hang_up()
+        assert await terminal.process.wait() in (0, -signal.SIGHUP)  # whichever came first
+
+
+async def test_a_terminal_that_nobody_reads_from_does_not_keep_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Such as one behind a connection that is stuck: it gets its modes back, and a second."""
+    ours, tty = pty.openpty()
+    before = termios.tcgetattr(tty)
+    screen = Terminal(tty)
+    await screen.enter()
+    assert termios.tcgetattr(tty) != before
+    with suppress(BlockingIOError):
+        while True:
+            os.write(tty, bytes(1024))
+    await screen.leave()
+    assert trio.current_time() == 1
+    assert termios.tcgetattr(tty) == before
+    await screen.close()
+    os.close(ours)
 
 
 async def test_an_error_of_ours_is_written_on_the_first_screen(runtime_dir: Path) -> None:

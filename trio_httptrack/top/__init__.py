@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 import sys
 
 import trio
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> None:
             show(options.target)
     except (SourceError, ModuleNotFoundError) as error:
         sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 async def once(target: str | None, as_json: bool) -> str:

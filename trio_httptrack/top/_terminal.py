@@ -13,7 +13,7 @@ import re
 import termios
 import tty
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 
@@ -93,7 +93,8 @@ class Terminal:
         with trio.move_on_after(LEAVING, shield=True):
             async with self._turn:
                 await self._write(LEAVE)
-        termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
+        with suppress(termios.error):  # it has gone
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
 
     async def paint(self, frame: list[Line]) -> None:
         """Show lines from the top of the screen."""
@@ -141,17 +142,24 @@ class Terminal:
         return capture.get()
 
     async def _write(self, text: str) -> None:
-        await self._stream.send_all(text.encode("utf-8", "replace"))
+        with suppress(trio.BrokenResourceError):  # it has gone, which keys() finds out, too
+            await self._stream.send_all(text.encode("utf-8", "replace"))
 
     async def keys(self) -> AsyncIterator[str]:
-        """What is pressed: characters, and the names of other keys.
+        """What is pressed, until the terminal has gone: characters, and the names of other keys.
 
         An escape sequence may come in two parts, on a slow line. Its first part is then taken for
         the Escape key: to wait for more would make that key slow for everybody.
         """
-        while received := await self._stream.receive_some():
-            for key in keys_in(bytes(received).decode("utf-8", "replace")):
+        while received := await self._received():
+            for key in keys_in(received.decode("utf-8", "replace")):
                 yield key
+
+    async def _received(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some())
+        except trio.BrokenResourceError:
+            return b""
 
     async def close(self) -> None:
         await self._stream.aclose()
