@@ -10,7 +10,7 @@ import pytest
 
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, Group
-from trio_httptrack._monitor.text import as_text
+from trio_httptrack._monitor.text import Line, as_text, rates, table, workers
 from trio_httptrack._monitor.words import cells, cut
 
 from .views import request, row, silent, view, worker
@@ -18,7 +18,7 @@ from .views import request, row, silent, view, worker
 
 def test_a_view_of_a_busy_server() -> None:
     """Workers, numbers, what is listed, and each connection with its requests in flight."""
-    rates = {**dict.fromkeys(COUNTERS, 0.0), "requests": 1203.25, "2xx": 1203.0, "5xx": 0.25}
+    per_second = {**dict.fromkeys(COUNTERS, 0.0), "requests": 1203.25, "2xx": 1203.0, "5xx": 0.25}
     text = as_text(
         view(
             row(request()),
@@ -34,9 +34,9 @@ def test_a_view_of_a_busy_server() -> None:
             ),
             row(client=None, state="new", protocol=None, requests=0, received=None, sent=None),
             workers=[worker(), worker(4022, lag=1.25, draining=True), silent(4023, 3.2)],
-            connections={"new": 1, "active": 2, "idle": 0, "hijacked": 1200},
-            websockets=1201,
-            per_second=rates,
+            connections={"new": 1, "active": 2, "idle": 0, "hijacked": 7},
+            websockets=8,
+            per_second=per_second,
             pages=3,
         )
     )
@@ -50,7 +50,7 @@ Worker  Uptime  Connections  Loop lag
   4022   1h05m            3     1.2 s  draining
   4023  no response for 3.2 s
 
-Connections: 1 new, 2 active, 0 idle, 1,200 hijacked; 1,201 open WebSockets
+Connections of 2 of 3 workers: 1 new, 2 active, 0 idle, 7 hijacked; 8 WebSockets
 Per second: 1,203.2 requests; responses: 2xx 1,203.0 5xx 0.2
 
 Listed: 3, page 1 of 3; what may be stuck first
@@ -68,10 +68,36 @@ new    1m15s -                   4021 17 2m10s    0           -   -
     )
 
 
+def styled(lines: list[Line], style: str) -> list[str]:
+    return [span.text.strip() for line in lines for span in line if span.style == style]
+
+
+def test_what_may_be_wrong_is_trouble() -> None:
+    """A request that waits for long, a worker that is late or silent, and responses of 500."""
+    slow, soon = request(age=10), request(age=9.9)
+    streaming = request(age=3600, phase="streaming")
+    said = view(
+        row(slow, soon, streaming),
+        workers=[worker(lag=1.0), worker(lag=0.9), silent(4023, 0.5)],
+        per_second={**dict.fromkeys(COUNTERS, 1.0), "requests": 5.0},
+    )
+    _, rows = table(said, 80)
+    assert styled(rows, "trouble") == ["10.0s waiting   GET /slow"]
+    assert styled(workers(said), "trouble") == ["1.0 s", "no response for 0.5 s"]
+    assert styled(rates(said), "trouble") == ["5xx 1.0"]
+
+
+def test_the_connections_are_headed() -> None:
+    """By a line that a live view can show as one."""
+    for query in (Query(), Query(group="client")):
+        headings, _ = table(view(row(), query=query), 80)
+        assert all(span.style == "heading" for span in headings)
+
+
 def test_a_view_of_a_server_that_has_just_started() -> None:
     """No rates, because they are not known yet, and no table."""
     assert as_text(view()).splitlines()[5:] == [
-        "Connections: 0 new, 1 active, 2 idle, 0 hijacked; 0 open WebSockets",
+        "Connections: 0 new, 1 active, 2 idle, 0 hijacked; 0 WebSockets",
         "",
         "Listed: 0, page 1 of 1; what may be stuck first",
     ]

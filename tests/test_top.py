@@ -194,6 +194,67 @@ def test_one_client_does_not_fill_the_screen() -> None:
     assert "5 of 57 requests in flight\nidle" in shown
 
 
+class Counting:
+    """A source that counts how often it is looked at."""
+
+    name = "counting"
+    query = Query()
+    views = 0
+
+    async def view(self, query: Query) -> View:
+        self.views += 1
+        return view(query=query)
+
+
+async def test_it_looks_once_a_second_but_not_while_it_is_paused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A key that changes what is listed looks at once, and once."""
+    source = Counting()
+    live = Live(source.query)
+    async with trio.open_nursery() as nursery:
+
+        async def views_after(seconds: float, *keys: str) -> int:
+            before = source.views
+            press(live, *keys)
+            await trio.sleep(seconds)
+            return source.views - before
+
+        nursery.start_soon(live.watch, source)
+        assert await views_after(3.5) == 4
+        assert await views_after(0.1, "s") == 1
+        assert await views_after(100, " ") == 0
+        assert "paused" in lines(live)[0]
+        assert await views_after(100, "f") == 1
+        assert await views_after(0.5, " ") == 1
+        assert await views_after(3) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_says_for_how_long_there_was_nothing_new(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each second, above what was seen last, and in as many lines as it takes."""
+    live = looking_at(row())
+    await live.changed()
+    live.fail("first")
+    await live.changed()
+    assert trio.current_time() == 0
+    for second in (1, 2, 3):
+        await live.changed()
+        assert trio.current_time() == second
+    live.fail("no such thing " * 10)
+    shown = lines(live)
+    assert shown[1].startswith("No data for 3.0 s: no such thing")
+    assert " ".join(shown).count("no such thing") == 10
+    assert any(line.startswith("idle") for line in shown)
+    live.show(view(row()), live.query)
+    assert not any("No data" in line for line in lines(live))
+    await trio.sleep(5)
+    live.fail("again")
+    assert lines(live)[1] == "No data for 0.0 s: again"
+
+
 @pytest.mark.parametrize("size", [(80, 24), (20, 5), (1, 1), (200, 60)])
 def test_it_fits_every_terminal(size: tuple[int, int]) -> None:
     """With the keys in the last line, where there is room for them."""
@@ -568,6 +629,17 @@ _live.Live.press = lambda live, key: 1 / 0
         await terminal.shows("ZeroDivisionError: division by zero")
 
 
+async def test_a_screen_of_which_nothing_is_known_is_painted_anew(runtime_dir: Path) -> None:
+    """After a SIGWINCH, also where its size is what it was before."""
+    async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
+        await terminal.shows("q quit")
+        terminal.screen.resize(80, 24)
+        terminal.process.send_signal(signal.SIGWINCH)
+        await terminal.shows("q quit")
+        await terminal.press("q")
+        assert await terminal.ends() == 0
+
+
 async def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(runtime_dir: Path) -> None:
     """Then the screen is painted anew."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
@@ -639,7 +711,7 @@ async def test_a_page_that_comes_back_is_shown_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
     async with top(f"http://{host}:{port}/?token={StatusApp().token}") as terminal:
-        await terminal.shows(f"^No data for 1.* s: http://{host}:{port}/: Connection refused$")
+        await terminal.shows(f"^No data for .* s: http://{host}:{port}/: Connection refused$")
         async with serving(bind=f"{host}:{port}"):
             await terminal.shows("^Listed: 1, page 1 of 1")
             assert "No data" not in terminal.screen.text

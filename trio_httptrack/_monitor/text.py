@@ -110,9 +110,12 @@ def _worker(worker: Worker) -> list[Span]:
 
 
 def numbers(view: View) -> Line:
-    """How many connections are in which state."""
+    """How many connections are in which state, as far as their workers respond."""
     states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
-    return [Span(f"Connections: {', '.join(states)}; {view['websockets']:,} open WebSockets")]
+    known = [worker for worker in view["workers"] if worker["silent"] is None]
+    missing = len(view["workers"]) - len(known)
+    of = f" of {len(known):,} of {len(view['workers']):,} workers" if missing else ""
+    return [Span(f"Connections{of}: {', '.join(states)}; {view['websockets']:,} WebSockets")]
 
 
 def rates(view: View) -> list[Line]:
@@ -191,9 +194,7 @@ def narrowed(rows: list[list[Span]], width: int) -> list[list[Span]]:
     ]
 
 
-ROW = list(
-    map(Span, ("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out"))
-)
+ROW = headed("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
 CLIENT = 2  # is cut where there is no room
 NARROWEST = 12  # and keeps so many of the terminal's columns
 ESSENTIAL = 5  # are never left out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -95,7 +94,9 @@ class Live:
                 self.show(await source.view(query), query)
             except SourceError as error:
                 self.fail(str(error))
-            with trio.move_on_at(math.inf if self.paused else due):
+            with trio.move_on_at(due):
+                await self._asked.wait()
+            if self.paused:
                 await self._asked.wait()
 
     def show(self, view: View, query: Query) -> None:
@@ -133,7 +134,8 @@ class Live:
             self._help = key != "escape"
         elif key == " ":
             self.paused = not self.paused
-            self._asked.set()
+            if not self.paused:
+                self._asked.set()
         elif key == "c":
             self._prompt = Prompt("client", self.query.client)
         elif key == "/":
