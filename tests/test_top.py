@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -26,7 +28,7 @@ from trio_httptrack import TrackedServer, tracked_server
 from trio_httptrack._monitor.directory import sockets
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.serving import listen
-from trio_httptrack._monitor.text import plain
+from trio_httptrack._monitor.text import Span, plain
 from trio_httptrack._monitor.view import View
 from trio_httptrack.status import StatusApp
 from trio_httptrack.top._live import Live
@@ -593,23 +595,84 @@ async def test_a_terminal_that_has_gone_ends_it(runtime_dir: Path) -> None:
         assert await terminal.process.wait() in (0, -signal.SIGHUP)  # whichever came first
 
 
+@asynccontextmanager
+async def on_screen() -> AsyncIterator[tuple[Terminal, int]]:
+    """A terminal without a process, and its other end."""
+    ours, tty = pty.openpty()
+    fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("4H", 5, 40, 0, 0))
+    screen = Terminal(tty)
+    await screen.enter()
+    try:
+        yield screen, ours
+    finally:
+        await screen.close()
+        with suppress(OSError):  # the test has closed it
+            os.close(ours)
+
+
+async def written(ours: int, screen: Terminal) -> str:
+    """What was written since the last time."""
+    await screen._write("END")
+    received = b""
+    while not received.endswith(b"END"):
+        await trio.lowlevel.wait_readable(ours)
+        received += os.read(ours, 2**16)
+    return received[:-3].decode()
+
+
+async def test_of_a_line_only_what_has_changed_is_written() -> None:
+    """Unless there is a character that the terminal may think wider than we do."""
+    async with on_screen() as (screen, ours):
+        await screen.paint(
+            [[Span("/slow 1m09s"), Span("  3 requests  1m08s")], [Span("/日本 1m09s")]]
+        )
+        await written(ours, screen)
+        await screen.paint(
+            [[Span("/slow 1m10s"), Span("  3 requests  1m09s")], [Span("/日本 1m10s")]]
+        )
+        assert await written(ours, screen) == (
+            f"\x1b[1;9H10\x1b[1;29H9\x1b[2;1H\x1b[2K{'/日本 1m10s':38}"
+        )
+        await screen.paint(
+            [[Span("/slow 1m10s"), Span("  3 requests  1m09s")], [Span("/日本 1m10s")]]
+        )
+        assert await written(ours, screen) == ""
+
+
+async def test_nothing_is_painted_on_a_screen_that_is_not_ours() -> None:
+    """While Ctrl-Z has stopped it, and before it is entered again."""
+    async with on_screen() as (screen, ours):
+        await screen.leave()
+        await written(ours, screen)
+        await screen.paint([[Span("mine")]])
+        assert await written(ours, screen) == ""
+        await screen.enter()
+        await screen.paint([[Span("mine")]])
+        assert "mine" in await written(ours, screen)
+
+
+async def test_whatever_is_done_to_a_terminal_that_has_gone_is_no_error() -> None:
+    """It ends the keys."""
+    async with on_screen() as (screen, ours):
+        os.close(ours)
+        await screen.paint([[Span("lost")]])
+        assert [key async for key in screen.pressed()] == []
+        await screen.leave()
+
+
 async def test_a_terminal_that_nobody_reads_from_does_not_keep_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Such as one behind a connection that is stuck: it gets its modes back, and a second."""
-    ours, tty = pty.openpty()
-    before = termios.tcgetattr(tty)
-    screen = Terminal(tty)
-    await screen.enter()
-    assert termios.tcgetattr(tty) != before
-    with suppress(BlockingIOError):
-        while True:
-            os.write(tty, bytes(1024))
-    await screen.leave()
-    assert trio.current_time() == 1
-    assert termios.tcgetattr(tty) == before
-    await screen.close()
-    os.close(ours)
+    async with on_screen() as (screen, _):
+        cooked = screen._modes
+        assert termios.tcgetattr(screen._fd) != cooked
+        with suppress(BlockingIOError):
+            while True:
+                os.write(screen._fd, bytes(1024))
+        await screen.leave()
+        assert trio.current_time() == 1
+        assert termios.tcgetattr(screen._fd) == cooked
 
 
 async def test_an_error_of_ours_is_written_on_the_first_screen(runtime_dir: Path) -> None:

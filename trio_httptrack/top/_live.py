@@ -300,7 +300,7 @@ async def paint(live: Live, screen: Terminal) -> None:
 
 
 async def press(live: Live, screen: Terminal, cancel_scope: trio.CancelScope) -> None:
-    async for key in screen.keys():
+    async for key in screen.pressed():
         live.press(key)
         if live.ended:
             break

@@ -71,13 +71,16 @@ class Terminal:
         self._stream = trio.lowlevel.FdStream(fd)
         self._modes = termios.tcgetattr(fd)
         self._shown: list[Characters] = []
+        self._size = os.terminal_size((80, 24))
         self._taken = False
         self._turn = trio.Lock()
         self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
 
     @property
     def size(self) -> os.terminal_size:
-        return os.get_terminal_size(self._fd)
+        with suppress(OSError):  # it has gone
+            self._size = os.get_terminal_size(self._fd)
+        return self._size
 
     async def enter(self) -> None:
         """Take the screen. To be called again when something else may have written on it."""
@@ -142,11 +145,11 @@ class Terminal:
         return capture.get()
 
     async def _write(self, text: str) -> None:
-        with suppress(trio.BrokenResourceError):  # it has gone, which keys() finds out, too
+        with suppress(trio.BrokenResourceError):  # it has gone, which pressed() finds out, too
             await self._stream.send_all(text.encode("utf-8", "replace"))
 
-    async def keys(self) -> AsyncIterator[str]:
-        """What is pressed, until the terminal has gone: characters, and the names of other keys.
+    async def pressed(self) -> AsyncIterator[str]:
+        """Keys, until the terminal has gone: characters, and the names of others.
 
         An escape sequence may come in two parts, on a slow line. Its first part is then taken for
         the Escape key: to wait for more would make that key slow for everybody.
