@@ -53,7 +53,6 @@ RUN_ELSEWHERE = {  # than by what the page says
     "http3_client.py": "nox -s integration",
     "sh": "nox -s integration",  # commands for these two
     "output": "nox -s integration",  # and what they print
-    "screen": "nox -s integration",
     "kubernetes.yaml": "a test of its own",
     "dockerfile": "a test of its own",
     "myapp.service": "a test of its own",

@@ -18,7 +18,7 @@ import trio
 
 from .hypercorn_process import SECONDS
 
-TOP = "import sys; from trio_httptrack.top import main; main(sys.argv[1:])"
+TOP = "import sys; from trio_httptrack.top import main; main('httptrack top', sys.argv[1:])"
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|\x18|\r|\n|[^\x00-\x1f\x7f]")
 
 

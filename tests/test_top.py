@@ -507,7 +507,7 @@ import io, sys
 sys.modules["rich"] = sys.modules["rich.console"] = None
 import trio_httptrack.top
 sys.stdin = sys.stdout = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})()
-trio_httptrack.top.main(["/nowhere"])
+trio_httptrack.top.main("httptrack top", ["/nowhere"])
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

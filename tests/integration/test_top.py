@@ -80,7 +80,7 @@ def shape(screen: str) -> list[str]:
 
 async def test_the_page_of_the_documentation_shows_what_there_is_to_see(folder: Path) -> None:
     """The same lines in the same order; the first request is the one that is stuck."""
-    page = next(block for block in blocks(DOCS / "howto" / "top.md") if block.kind == "screen")
+    page = next(block for block in blocks(DOCS / "howto" / "top.md") if block.kind == "output")
     async with busy(folder), tmux(folder) as terminal:
         await start(terminal, folder)
         screen = await terminal.shows("^Per second: ")

@@ -19,9 +19,9 @@ from ._sources import SourceError, opened
 __all__ = ["main"]
 
 
-def main(arguments: list[str]) -> None:
+def main(program: str, arguments: list[str]) -> None:
     """Show what the connections of a running server are doing, live."""
-    parser = argparse.ArgumentParser(prog="httptrack top", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     parser.add_argument(
         "target",
         nargs="?",
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         else:
             show(options.target)
     except (SourceError, ModuleNotFoundError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
