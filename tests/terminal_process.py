@@ -202,11 +202,12 @@ async def top(
             await terminal.hang_up()
 
 
-async def once(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+async def once(*arguments: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
     """Run it where there is no terminal."""
     with trio.fail_after(SECONDS):
         return await trio.run_process(
             [sys.executable, "-c", TOP, *arguments],
+            env={**os.environ, **environ},
             capture_stdout=True,
             capture_stderr=True,
             check=False,

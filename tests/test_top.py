@@ -35,7 +35,7 @@ from trio_httptrack.top._live import Live
 from trio_httptrack.top._sources import SourceError, opened
 from trio_httptrack.top._terminal import Terminal
 
-from .hypercorn_process import HypercornProcess, connect, get, hypercorn
+from .hypercorn_process import SECONDS, HypercornProcess, connect, get, hypercorn, read_all
 from .support import CA
 from .terminal_process import TOP, once, top
 from .views import request, row, silent, view, worker
@@ -369,6 +369,19 @@ async def test_what_is_no_status_page_is_told_in_one_line(says: str) -> None:
     assert str(error.value).startswith(source.name)
 
 
+async def test_a_response_without_an_end_is_not_read_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is as long as a worker's may be."""
+    monkeypatch.setattr("trio_httptrack.top._sources.LONGEST_RESPONSE", 100)
+    async with (
+        serving() as (server, status),
+        opened(f"{server.urls[0]}/?token={status.token}") as source,
+    ):
+        with pytest.raises(SourceError, match="the response is too long"):
+            await source.view(source.query)
+
+
 async def test_a_page_that_does_not_respond_is_not_waited_for(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -380,6 +393,7 @@ async def test_a_page_that_does_not_respond_is_not_waited_for(
         async with opened(f"http://{host}:{port}/") as source:
             with pytest.raises(SourceError, match="no response within 5 seconds"):
                 await source.view(source.query)
+            assert trio.current_time() == 5
 
 
 async def test_a_page_that_is_encrypted(
@@ -460,6 +474,17 @@ async def test_without_a_name_it_is_the_only_server_that_runs(
                 await enter(None)
 
 
+async def test_a_directory_whose_workers_were_killed_has_none() -> None:
+    """What they have left in it is removed."""
+    with TemporaryDirectory() as name:
+        directory = Path(name, "run")
+        listen_in(directory).close()
+        async with opened(str(directory)) as source:
+            with pytest.raises(SourceError, match=f"no worker listens in {directory}"):
+                await source.view(source.query)
+        assert sockets(directory) == []
+
+
 async def enter(target: str | None) -> str:
     async with opened(target) as source:
         return source.name
@@ -488,6 +513,34 @@ async def test_where_there_is_no_server_it_ends_with_one_line() -> None:
     assert ended.returncode == 1
     assert ended.stdout == b""
     assert ended.stderr.decode() == f"httptrack top: {url}: Connection refused\n"
+
+
+async def test_a_locale_without_an_ellipsis_is_no_error() -> None:
+    """As in a container that sets none."""
+    async with serving() as (server, status):
+        url = f"{server.urls[0]}/?token={status.token}&client=127"
+        ended = await once("--once", url, PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert rb"client 127\u2026" in ended.stdout
+
+
+async def test_ctrl_c_while_it_waits_is_no_error() -> None:
+    """It is the signal that ends the process, as a shell expects, and no traceback."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = "http://{}:{}/".format(*listener.getsockname())
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", TOP, "--once", url], stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        with trio.fail_after(SECONDS):
+            client, _ = await listener.accept()
+            with client:
+                process.send_signal(signal.SIGINT)
+                assert await read_all(process.stderr) == b""
+                assert await process.wait() == -signal.SIGINT
+        await process.stderr.aclose()
 
 
 async def test_a_live_view_needs_a_terminal(runtime_dir: Path) -> None:

@@ -32,6 +32,8 @@ def main(program: str, arguments: list[str]) -> None:
     parser.add_argument("--once", action="store_true", help="print it once, as plain text")
     parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     options = parser.parse_args(arguments)
+    # Ctrl-C ends us without a traceback; the live view, which has something to put back, receives it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if options.once or options.json:
             write(trio.run(once, options.target, options.json))
@@ -39,8 +41,6 @@ def main(program: str, arguments: list[str]) -> None:
             show(options.target)
     except (SourceError, ModuleNotFoundError) as error:
         sys.exit(f"{program}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
 
 
 async def once(target: str | None, as_json: bool) -> str:

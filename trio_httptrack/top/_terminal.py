@@ -93,11 +93,11 @@ class Terminal:
     async def leave(self) -> None:
         """Give back the screen as it was before."""
         self._taken = False
-        with trio.move_on_after(LEAVING, shield=True):
-            async with self._turn:
-                await self._write(LEAVE)
         with suppress(termios.error):  # it has gone
             termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
+        with trio.CancelScope(deadline=trio.current_time() + LEAVING, shield=True):
+            async with self._turn:
+                await self._write(LEAVE)
 
     async def paint(self, frame: list[Line]) -> None:
         """Show lines from the top of the screen."""
