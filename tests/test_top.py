@@ -515,6 +515,15 @@ async def test_where_there_is_no_server_it_ends_with_one_line() -> None:
     assert ended.stderr.decode() == f"httptrack top: {url}: Connection refused\n"
 
 
+async def test_once_is_as_wide_as_it_is_told_to_be() -> None:
+    """By COLUMNS, as a shell says it; without, there are 80."""
+    async with serving() as (server, status):
+        url = f"{server.urls[0]}/?token={status.token}&path={'a' * 200}"
+        for columns in ("", "120"):
+            ended = await once("--once", url, COLUMNS=columns)
+            assert max(map(len, ended.stdout.decode().splitlines())) == int(columns or 80)
+
+
 async def test_a_locale_without_an_ellipsis_is_no_error() -> None:
     """As in a container that sets none."""
     async with serving() as (server, status):
@@ -567,7 +576,7 @@ trio_httptrack.top.main("httptrack top", ["/nowhere"])
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "httptrack top: httptrack top needs rich.console: pip install 'trio-httptrack[top]'\n"
+        "httptrack top: a live view needs rich.console: pip install 'trio-httptrack[top]'\n"
     )
 
 

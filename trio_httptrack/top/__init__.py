@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import signal
 import sys
 
 import trio
 
-from .._monitor.text import as_text
+from .._monitor.text import WIDTH, as_text
 from ._sources import SourceError, opened
 
 __all__ = ["main"]
@@ -32,7 +33,7 @@ def main(program: str, arguments: list[str]) -> None:
     parser.add_argument("--once", action="store_true", help="print it once, as plain text")
     parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     options = parser.parse_args(arguments)
-    # Ctrl-C ends us without a traceback; the live view, which has something to put back, receives it.
+    # Ctrl-C ends us, without a traceback. The live view has something to put back, and receives it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if options.once or options.json:
@@ -46,7 +47,9 @@ def main(program: str, arguments: list[str]) -> None:
 async def once(target: str | None, as_json: bool) -> str:
     async with opened(target) as source:
         view = await source.view(source.query)
-    return f"{json.dumps(view)}\n" if as_json else as_text(view)
+    if as_json:
+        return f"{json.dumps(view)}\n"
+    return as_text(view, shutil.get_terminal_size((WIDTH, 0)).columns)
 
 
 def write(text: str) -> None:

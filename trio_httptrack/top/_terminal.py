@@ -23,7 +23,7 @@ from .._extra import needed
 from .._monitor.text import Line, Style, fitting
 from .._monitor.words import cells
 
-with needed("httptrack top", "top"):
+with needed("a live view", "top"):
     from rich.console import Console
     from rich.text import Text
 
