@@ -314,11 +314,14 @@ async def test_a_connection_that_the_server_has_closed_is_opened_again() -> None
         assert seen["totals"]["new"] == 2
 
 
+LOGGED = "the server's log has it, as ?token=... to add to the page's address"
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("", "the token is missing: the server's log has the page's address with ?token=..."),
-        ("?token=x", "the token is wrong: the server's log has the page's address with ?token=..."),
+        ("", f"the token is missing: {LOGGED}"),
+        ("?token=x", f"the token is wrong: {LOGGED}"),
     ],
 )
 async def test_without_the_token_it_says_where_that_is(query: str, says: str) -> None:

@@ -168,7 +168,7 @@ class Page:
         has = any(name == "token" for name, _ in self._others)
         return (
             f"the token is {'wrong' if has else 'missing'}: "
-            "the server's log has the page's address with ?token=..."
+            "the server's log has it, as ?token=... to add to the page's address"
         )
 
     async def _get(self, query: Query) -> tuple[int, str, bytes]:
