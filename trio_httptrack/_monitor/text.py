@@ -18,7 +18,7 @@ from .monitor import BLOCKED
 from .query import DEFAULTS, Query
 from .report import CLASSES, GAUGES, LISTED, Group, Request, Row, Worker
 from .view import View
-from .words import cells, cut, duration, size, visible
+from .words import NOTHING, cells, cut, duration, lateness, rounded, size, visible
 
 WIDTH = 80  # columns
 SLOW = 10  # seconds: who has waited longer for a response to begin may wait in vain
@@ -103,7 +103,7 @@ def _worker(worker: Worker) -> list[Span]:
         Span(brief(uptime)),
         Span(f"{worker['connections']:,}"),
         Span(
-            f"{1000 * lag:.0f} ms" if lag < BLOCKED else duration(lag),
+            lateness(lag),
             "trouble" if lag >= BLOCKED else "",
         ),
     ]
@@ -123,10 +123,10 @@ def rates(view: View) -> list[Line]:
     found = view["per_second"]
     if found is None:
         return []
-    line = [Span(f"Per second: {found['requests']:,.1f} requests; responses:")]
+    line = [Span(f"Per second: {rounded(found['requests'])} requests; responses:")]
     for each in CLASSES:
         if found[each]:
-            line.append(Span(f" {each} {found[each]:,.1f}", "trouble" if each == "5xx" else ""))
+            line.append(Span(f" {each} {rounded(found[each])}", "trouble" if each == "5xx" else ""))
     return [line if len(line) > 1 else [*line, Span(" none")]]
 
 
@@ -208,7 +208,7 @@ def _row(row: Row) -> list[Span]:
     texts = [
         state,
         brief(row["in_state"]),
-        safe(row["client"] or "-"),
+        safe(row["client"] or NOTHING),
         safe(row["worker"]),
         safe(row["id"]),
         brief(row["age"]),
@@ -247,7 +247,7 @@ GROUP = headed("Client", "Connections", *(str(s).title() for s in ConnState), "O
 
 def _group(group: Group) -> list[Span]:
     return [
-        Span(safe(group["client"] or "-"), "strong"),
+        Span(safe(group["client"] or NOTHING), "strong"),
         Span(f"{group['connections']:,}"),
         *(Span(f"{group['states'].get(str(state), 0):,}") for state in ConnState),
         Span(brief(group["oldest"])),
@@ -290,10 +290,10 @@ def brief(seconds: float) -> str:
 
 def brief_size(number: int | None) -> str:
     """
-    >>> brief_size(12_345), brief_size(None)
-    ('12.3kB', '-')
+    >>> brief_size(12_345)
+    '12.3kB'
     """
-    return "-" if number is None else size(number).replace(" ", "")
+    return size(number).replace(" ", "")
 
 
 def safe(value: Any) -> str:
