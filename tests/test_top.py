@@ -466,6 +466,7 @@ async def test_without_a_name_it_is_the_only_server_that_runs(
     with TemporaryDirectory() as name:
         monkeypatch.setenv("XDG_RUNTIME_DIR", name)
         directory = Path(name, "trio-httptrack", "1")
+        listen_in(directory.with_name("killed")).close()
         with pytest.raises(SourceError, match="no server runs that this user may look at: name"):
             await enter(None)
         with listen_in(directory):
