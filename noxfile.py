@@ -106,9 +106,10 @@ def reload(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """With a real Prometheus, after ``apt-get install prometheus``, and with a real Caddy."""
-    if shutil.which("prometheus") is None:
-        session.error("apt-get install prometheus")
+    """With a real Prometheus and tmux, after ``apt-get install prometheus tmux``, and Caddy."""
+    for command in ("prometheus", "tmux"):
+        if shutil.which(command) is None:
+            session.error(f"apt-get install {command}")
     session.install(".[integration]")
     session.run("python", "-m", "pytest", "tests/integration", *session.posargs)
 

@@ -16,7 +16,8 @@ import pytest
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, GAUGES, Group, Request, Row, Worker
 from trio_httptrack._monitor.view import View
-from trio_httptrack.status._page import NOTHING, POLICY, page, update
+from trio_httptrack._monitor.words import NOTHING
+from trio_httptrack.status._page import POLICY, page, update
 
 TOKEN = "0123456789abcdef"
 ANYTHING = "/<script>alert(1)</script>&\"'\u202e\n"

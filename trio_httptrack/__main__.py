@@ -9,10 +9,11 @@ from pathlib import Path
 
 from . import _demo
 from ._hypercorn.check import check
+from .top import main as top
 
 # Each parses the arguments that follow its name, and says in the first line of its docstring what
 # it does.
-COMMANDS: dict[str, Callable[[str, list[str]], None]] = {"check": check}
+COMMANDS: dict[str, Callable[[str, list[str]], None]] = {"check": check, "top": top}
 
 
 def main() -> None:

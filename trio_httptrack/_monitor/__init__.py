@@ -4,5 +4,5 @@
 * ``monitor``: makes a worker's reports, and knows its last minutes and its event loop's lag;
 * ``directory``: where the workers of a machine find each other; ``serving`` and ``asking``: the
   two sides of the Unix sockets in it;
-* ``text``: a view as plain text.
+* ``words``: values as a person reads them; ``text``: a view as plain text.
 """

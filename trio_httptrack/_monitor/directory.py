@@ -140,5 +140,6 @@ def servers() -> list[Path]:
     if os.geteuid() == 0:
         bases += Path(tempfile.gettempdir()).glob("trio-httptrack-*")
         bases += Path("/run/user").glob("*/trio-httptrack")
-    found = {path for base in bases if base.is_dir() for path in base.iterdir() if sockets(path)}
-    return sorted(found)
+    found = {path for base in bases if base.is_dir() for path in base.iterdir()}
+    # A server that was killed has left its sockets.
+    return sorted(path for path in found if not all(map(is_dead, sockets(path))))

@@ -1,9 +1,301 @@
-"""A view as plain text, for a terminal."""
+"""A view as plain text, for a terminal or a log.
+
+It is made of lines, and each line of spans that say what they are, such as ``"trouble"``. As plain
+text that is left out; ``httptrack top`` gives each a colour. So both show the same.
+
+Whatever goes into a span was made visible before: processes of other users may have said it, and
+it may be root who looks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
+
+from .._states import ConnState
+from .monitor import BLOCKED
+from .query import DEFAULTS, Query
+from .report import CLASSES, GAUGES, LISTED, Group, Request, Row, Worker
 from .view import View
+from .words import NOTHING, cells, cut, duration, lateness, rounded, size, visible
+
+WIDTH = 80  # columns
+SLOW = 10  # seconds: who has waited longer for a response to begin may wait in vain
+
+Style = Literal["", "strong", "weak", "trouble", "heading"]
 
 
-def as_text(view: View) -> str:
-    return str(view)
+class Span(NamedTuple):
+    """Text of one style within a line. It has nothing in it that cannot be seen."""
+
+    text: str
+    style: Style = ""
+
+
+Line = list[Span]
+
+STATES: dict[str, Style] = {"active": "strong", "idle": "weak", "closed": "weak"}
+
+
+def as_text(view: View, width: int = WIDTH) -> str:
+    """Everything in a view, in lines of so many columns at most."""
+    headings, rows = table(view, width)
+    parts: list[list[Line]] = [
+        [title(view)],
+        workers(view),
+        [numbers(view), *rates(view)],
+        [chosen(view)],
+        [headings, *rows] if rows else [],
+    ]
+    paragraphs = ["\n".join(plain(line, width) for line in part) for part in parts if part]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def plain(line: Line, width: int) -> str:
+    return "".join(span.text for span in fitting(line, width)).rstrip()
+
+
+def fitting(line: Line, width: int) -> Line:
+    """The same line, cut where there is no more room for it."""
+    fits: Line = []
+    for span in line:
+        text = cut(span.text, width)
+        fits.append(span._replace(text=text))
+        width -= cells(text)
+        if text != span.text:
+            break
+    return fits
+
+
+def title(view: View) -> Line:
+    time = safe(view["time"]).replace("T", " ").replace("Z", " UTC")
+    return [Span(safe(view["host"]), "strong"), Span(f"  {time}")]
+
+
+def workers(view: View) -> list[Line]:
+    """A line for each, below their headings."""
+    lines = columns(
+        [
+            [Span(each, "weak") for each in ("Worker", "Uptime", "Connections", "Loop lag")],
+            *map(_worker, view["workers"]),
+        ],
+        range(4),
+    )
+    for line, worker in zip(lines[1:], view["workers"], strict=True):
+        if worker["silent"] is not None:
+            line[2:] = [Span(f"  no response for {duration(worker['silent'])}", "trouble")]
+        elif worker["draining"]:
+            line.append(Span("  draining", "strong"))
+    return lines
+
+
+def headed(*titles: str) -> list[Span]:
+    return [Span(title, "heading") for title in titles]
+
+
+def _worker(worker: Worker) -> list[Span]:
+    pid, uptime, lag = Span(safe(worker["pid"])), worker["uptime"], worker["lag"]
+    if uptime is None or lag is None:  # it is silent
+        return [pid]
+    return [
+        pid,
+        Span(brief(uptime)),
+        Span(f"{worker['connections']:,}"),
+        Span(
+            lateness(lag),
+            "trouble" if lag >= BLOCKED else "",
+        ),
+    ]
+
+
+def numbers(view: View) -> Line:
+    """How many connections are in which state, as far as their workers respond."""
+    states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
+    known = [worker for worker in view["workers"] if worker["silent"] is None]
+    missing = len(view["workers"]) - len(known)
+    of = f" of {len(known):,} of {len(view['workers']):,} workers" if missing else ""
+    return [Span(f"Connections{of}: {', '.join(states)}; {view['websockets']:,} WebSockets")]
+
+
+def rates(view: View) -> list[Line]:
+    """What happens in a second, if that is known yet."""
+    found = view["per_second"]
+    if found is None:
+        return []
+    line = [Span(f"Per second: {rounded(found['requests'])} requests; responses:")]
+    for each in CLASSES:
+        if found[each]:
+            line.append(Span(f" {each} {rounded(found[each])}", "trouble" if each == "5xx" else ""))
+    return [line if len(line) > 1 else [*line, Span(" none")]]
+
+
+def chosen(view: View) -> Line:
+    """Which connections are listed, and in which order."""
+    query = Query(**view["query"])
+    matching = view["matching"]
+    total = sum(view["connections"].values())
+    filters = [
+        *([f"state {query.state}"] if query.state else []),
+        *([f"client {safe(query.client)}\N{HORIZONTAL ELLIPSIS}"] if query.client else []),
+        *([f"{safe(query.path)} in a path"] if query.path else []),
+    ]
+    found = f"{matching:,} of {total:,}" if filters else f"{matching:,}"
+    parts = [
+        f"Listed: {found}, page {query.page:,} of {view['pages']:,}",
+        "grouped by client" if query.group else order(query),
+        *([", ".join(filters)] if filters else []),
+    ]
+    return [Span("; ".join(parts))]
+
+
+def order(query: Query) -> str:
+    """
+    >>> order(Query()), order(Query(sort="in_state"))
+    ('what may be stuck first', 'by in_state, least first')
+    """
+    if query.sort == DEFAULTS["sort"]:
+        return "what may be stuck first"
+    return f"by {query.order}, {'greatest' if query.descending else 'least'} first"
+
+
+def table(view: View, width: int, listed: int = LISTED) -> tuple[Line, list[Line]]:
+    """Headings, and below them the connections with their requests in flight, or the clients.
+
+    Args:
+      view: what to show.
+      width: of the terminal. What has no room is left out, from the right, and at last cut.
+      listed: how many requests are listed of each connection at most.
+    """
+    if view["query"]["group"]:
+        headings, *lines = columns([GROUP, *map(_group, view["groups"])], range(1, len(GROUP)))
+        return headings, lines
+    rows = view["rows"]
+    headings, *lines = columns(narrowed([ROW, *map(_row, rows)], width), RIGHT, gap=" ")
+    below: list[Line] = []
+    for row, line in zip(rows, lines, strict=True):
+        below += [line, *requests(row, width, listed, view["query"]["path"])]
+    return headings, below
+
+
+def narrowed(rows: list[list[Span]], width: int) -> list[list[Span]]:
+    """Rows of cells that have room in so many columns of the terminal, with a blank between two."""
+    widths = widths_of(rows)
+    while len(widths) > ESSENTIAL and sum(widths) + len(widths) - 1 > width:
+        widths.pop()
+    room = width - (sum(widths) - widths[CLIENT]) - (len(widths) - 1)
+    room = max(room, NARROWEST)
+    return [
+        [
+            Span(cut(cell.text, room), cell.style) if number == CLIENT else cell
+            for number, cell in enumerate(row[: len(widths)])
+        ]
+        for row in rows
+    ]
+
+
+ROW = headed("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
+CLIENT = 2  # is cut where there is no room
+NARROWEST = 12  # and keeps so many of the terminal's columns
+ESSENTIAL = 5  # are never left out
+RIGHT = {1, 3, 4, 5, 6, 8, 9}
+
+
+def _row(row: Row) -> list[Span]:
+    protocol = {None: "", "http/1.1": "1.1", "h2": "2"}.get(row["protocol"], row["protocol"])
+    state = safe(row["state"])
+    style = STATES.get(state, "")
+    texts = [
+        state,
+        brief(row["in_state"]),
+        safe(row["client"] or NOTHING),
+        safe(row["worker"]),
+        safe(row["id"]),
+        brief(row["age"]),
+        f"{row['requests']:,}",
+        f"{safe(protocol)} TLS" if row["tls"] else safe(protocol),
+        brief_size(row["received"]),
+        brief_size(row["sent"]),
+    ]
+    return [Span(text, style) for text in texts]
+
+
+def requests(row: Row, width: int, listed: int, path: str) -> list[Line]:
+    """A connection's requests in flight, the oldest first; where a path is looked for, its own."""
+    found = [request for request in row["in_flight"] if path in request["path"]]
+    shown = (found or row["in_flight"])[:listed]
+    lines = [_request(request, width) for request in shown]
+    count = row["in_flight_count"]
+    if count > len(shown):
+        lines.append([Span(f"{'':10}{len(shown)} of {count:,} requests in flight", "weak")])
+    return lines
+
+
+def _request(request: Request, width: int) -> Line:
+    stream = request["stream"]
+    phase = safe(request["phase"])
+    slow = phase == "waiting" and request["age"] >= SLOW
+    before = f"{brief(request['age']):>10} {phase:<9} "
+    behind = "" if stream is None else f"  stream {safe(stream)}"
+    what = f"{safe(request['method'])} {safe(request['path'])}"
+    what = cut(what, width - cells(before) - cells(behind))
+    return [Span(f"{before}{what}", "trouble" if slow else ""), Span(behind, "weak")]
+
+
+GROUP = headed("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
+
+
+def _group(group: Group) -> list[Span]:
+    return [
+        Span(safe(group["client"] or NOTHING), "strong"),
+        Span(f"{group['connections']:,}"),
+        *(Span(f"{group['states'].get(str(state), 0):,}") for state in ConnState),
+        Span(brief(group["oldest"])),
+    ]
+
+
+def columns(rows: Sequence[list[Span]], right: Container[int], gap: str = "  ") -> list[Line]:
+    """Rows of cells as lines; the cells of some columns are at the right of theirs."""
+    widths = widths_of(rows)
+    return [
+        [
+            Span(f"{gap if number else ''}{padded(cell.text, width, number in right)}", cell.style)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        for row in rows
+    ]
+
+
+def widths_of(rows: Sequence[list[Span]]) -> list[int]:
+    """Of each column; a row may lack the last ones."""
+    return [max(map(cells, column)) for column in zip_longest(*map(texts, rows), fillvalue="")]
+
+
+def texts(row: list[Span]) -> list[str]:
+    return [cell.text for cell in row]
+
+
+def padded(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - cells(text))
+    return f"{blanks}{text}" if right else f"{text}{blanks}"
+
+
+def brief(seconds: float) -> str:
+    """
+    >>> [brief(seconds) for seconds in (9.26, 75, 3900, 180000)]
+    ['9.3s', '1m15s', '1h05m', '2d02h']
+    """
+    return duration(seconds).replace("min", "m").replace(" ", "")
+
+
+def brief_size(number: int | None) -> str:
+    """
+    >>> brief_size(12_345)
+    '12.3kB'
+    """
+    return size(number).replace(" ", "")
+
+
+def safe(value: Any) -> str:
+    """What another process or a peer has said, of whatever type that is."""
+    return visible(str(value))

@@ -20,7 +20,8 @@ from .._monitor.monitor import BLOCKED, LENGTH, RATES_OVER
 from .._monitor.query import LONGEST_FILTER, Query
 from .._monitor.report import CLASSES, GAUGES, Group, Request, Row, Worker
 from .._monitor.view import View
-from .._states import PATH_LENGTH, ConnState
+from .._monitor.words import NOTHING, duration, lateness, rounded, size, visible
+from .._states import ConnState
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -36,7 +37,6 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-NOTHING = "\N{EN DASH}"
 LONG = 10  # seconds, after which what may be stuck stands out
 OLDEST = 3  # requests of a connection that are always shown; the others can be unfolded
 
@@ -383,66 +383,3 @@ def _line(kind: str, age: str, phase: str, what: str) -> str:
 
 def _path(path: str) -> str:
     return f"<bdi>{escape(visible(path))}</bdi>"
-
-
-def size(number: int | None) -> str:
-    """
-    >>> [size(number) for number in (845, 12_345, 999_960, 3_200_000_000)]
-    ['845 B', '12.3 kB', '1.0 MB', '3.2 GB']
-    """
-    if number is None:
-        return NOTHING
-    if number < 1000:
-        return f"{number} B"
-    amount = float(number)
-    for unit in ("kB", "MB", "GB"):
-        amount /= 1000
-        if amount < 999.95:
-            return f"{amount:.1f} {unit}"
-    return f"{amount / 1000:,.1f} TB"
-
-
-def rounded(number: float) -> str:
-    """
-    >>> rounded(0.25), rounded(12345.67)
-    ('0.2', '12,346')
-    """
-    return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
-
-
-def lateness(seconds: float) -> str:
-    """
-    >>> lateness(0.0042), lateness(1.26)
-    ('4 ms', '1.3 s')
-    """
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> [duration(seconds) for seconds in (0, 9.26, 75, 3900, 180000)]
-    ['0.0 s', '9.3 s', '1 min 15 s', '1 h 05 min', '2 d 02 h']
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02} min"
-    return f"{hours // 24:,} d {hours % 24:02} h"
-
-
-def visible(text: str) -> str:
-    """Spell out what cannot be seen, or would change how the rest is read.
-
-    >>> print(visible("/a b\\n\\u202e"))
-    /a b\\n\\u202e
-    """
-    shown = "".join(each if each.isprintable() and each != "\\" else spelled(each) for each in text)
-    return shown if len(shown) <= PATH_LENGTH else f"{shown[:PATH_LENGTH]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def spelled(character: str) -> str:
-    return character.encode("unicode-escape", "surrogatepass").decode("ascii")

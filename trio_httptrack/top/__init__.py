@@ -1,0 +1,66 @@
+"""``httptrack top``: what the connections of a server are doing now, in a terminal.
+
+What is live needs rich, the extra ``top``. ``--once`` and ``--json`` need nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import signal
+import sys
+
+import trio
+
+from .._monitor.text import WIDTH, as_text
+from ._sources import SourceError, opened
+
+__all__ = ["main"]
+
+
+def main(program: str, arguments: list[str]) -> None:
+    """Show what the connections of a running server are doing, live."""
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="URL-or-directory",
+        help="a status page, as https://host/status?token=..., or the directory that the server "
+        "has as runtime_dir; default: the only server of this user that runs",
+    )
+    parser.add_argument("--once", action="store_true", help="print it once, as plain text")
+    parser.add_argument("--json", action="store_true", help="print it once, as JSON")
+    options = parser.parse_args(arguments)
+    # Ctrl-C ends us, without a traceback. The live view has something to put back, and receives it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        if options.once or options.json:
+            write(trio.run(once, options.target, options.json))
+        else:
+            show(options.target)
+    except (SourceError, ModuleNotFoundError) as error:
+        sys.exit(f"{program}: {error}")
+
+
+async def once(target: str | None, as_json: bool) -> str:
+    async with opened(target) as source:
+        view = await source.view(source.query)
+    if as_json:
+        return f"{json.dumps(view)}\n"
+    return as_text(view, shutil.get_terminal_size((WIDTH, 0)).columns)
+
+
+def write(text: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as in a container without a locale
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.write(text)
+
+
+def show(target: str | None) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise SourceError("a live view needs a terminal; --once prints it as text")
+    from ._live import run
+
+    trio.run(run, target)

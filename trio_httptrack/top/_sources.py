@@ -1,0 +1,257 @@
+"""Where a view comes from: the sockets in a directory, or a status page.
+
+A directory works where no HTTP port can be reached, and where no page is mounted. Its workers
+respond to the same user and to root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import h11
+import trio
+
+from .._monitor.asking import LONGEST_RESPONSE, Peers
+from .._monitor.directory import DirectoryError, check_private, servers, sockets
+from .._monitor.query import NAMES, Query
+from .._monitor.view import View, view_of
+from .._monitor.words import visible
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+PATIENCE = 5  # seconds for a page to respond, and longer than a page waits for its workers
+SCHEMES = {"http": 80, "https": 443}
+
+
+class SourceError(Exception):
+    """There is no view now. There may be one later."""
+
+
+class Source(Protocol):
+    """A server that can be looked at, again and again."""
+
+    name: str
+    query: Query
+    """What to show at first."""
+
+    async def view(self, query: Query) -> View:
+        """What its connections are doing now.
+
+        Raises:
+          SourceError: it does not say.
+        """
+
+
+@asynccontextmanager
+async def opened(target: str | None) -> AsyncIterator[Source]:
+    """The source that a person names; without a name, the only server that runs.
+
+    Raises:
+      SourceError: this cannot be looked at, now or later.
+    """
+    if target is not None and urlsplit(target).scheme in SCHEMES:
+        page = Page(target)
+        try:
+            yield page
+        finally:
+            await page.close()
+    else:
+        directory = only_server() if target is None else Path(target)
+        check(directory)
+        peers = Peers(directory)
+        with peers.looking():
+            yield Directory(directory, peers)
+
+
+def only_server() -> Path:
+    found = servers()
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise SourceError(
+            "no server runs that this user may look at: "
+            "name the page's URL, or the directory that the server has as runtime_dir"
+        )
+    raise SourceError(f"several servers run; name one of {', '.join(map(str, found))}")
+
+
+def check(directory: Path) -> None:
+    """Raise a SourceError unless there are workers in it, and nobody else can be."""
+    if not sockets(directory):
+        raise SourceError(f"no worker listens in {directory}")
+    try:
+        check_private(directory)
+    except DirectoryError as error:
+        raise SourceError(str(error)) from None
+    except OSError as error:
+        raise SourceError(f"{directory}: {error.strerror}") from None
+
+
+class Directory:
+    """The workers whose sockets are in a directory."""
+
+    query: Query = Query()
+
+    def __init__(self, directory: Path, peers: Peers) -> None:
+        self.name = str(directory)
+        self._directory = directory
+        self._peers = peers
+
+    async def view(self, query: Query) -> View:
+        check(self._directory)  # each time: it may have gone, and another be in its place
+        reports, silent = await self._peers.ask(query)
+        if not reports and not silent:  # all of them were killed
+            raise SourceError(f"no worker listens in {self._directory}")
+        return view_of(query, reports, silent)
+
+
+class Page:
+    """A status page, by one connection that is kept: what is looked at should not change by it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        given = parse_qsl(self._url.query, keep_blank_values=True)
+        self._others = [(name, value) for name, value in given if name not in NAMES]
+        self._stream: trio.abc.Stream | None = None
+        self._http = h11.Connection(h11.CLIENT)
+        try:
+            if not self._url.hostname:
+                raise ValueError("there is no host in it")
+            self._host, self._port = self._url.hostname, self._url.port or SCHEMES[self._url.scheme]
+            self.query = Query.parse(self._url.query.encode())
+        except ValueError as error:
+            raise SourceError(f"{visible(url)}: {error}") from None
+        self.name = visible(self._url._replace(query="", fragment="").geturl())  # without the token
+
+    async def view(self, query: Query) -> View:
+        with trio.move_on_after(PATIENCE):
+            try:
+                return await self._view(query)
+            except (OSError, trio.BrokenResourceError, EOFError, h11.ProtocolError) as error:
+                raise SourceError(f"{self.name}: {reason(error)}") from None
+        raise SourceError(f"{self.name}: no response within {PATIENCE} seconds")
+
+    async def _view(self, query: Query) -> View:
+        reused = self._stream is not None
+        try:
+            status, location, body = await self._get(query)
+        except (trio.BrokenResourceError, EOFError):
+            if not reused:
+                raise
+            # It was idle for too long: while we paused, or by the server's own timeout.
+            status, location, body = await self._get(query)
+        if status == 403:
+            raise SourceError(self._refusal())
+        if 300 <= status < 400:
+            raise SourceError(f"{self.name} redirects to {visible(location)}: name the page itself")
+        if status != 200:
+            raise SourceError(f"{self.name} responds with {status}: {first_line(body)}")
+        try:
+            view = json.loads(body)
+        except ValueError:
+            view = None
+        if not isinstance(view, dict) or not View.__annotations__.keys() <= view.keys():
+            raise SourceError(f"{self.name} is no status page of this version of trio-httptrack")
+        return cast(View, view)
+
+    def _refusal(self) -> str:
+        has = any(name == "token" for name, _ in self._others)
+        return (
+            f"the token is {'wrong' if has else 'missing'}: "
+            "the server's log has it, as ?token=... to add to the page's address"
+        )
+
+    async def _get(self, query: Query) -> tuple[int, str, bytes]:
+        """The status, Location and body of a response. If it fails, the connection is closed."""
+        try:
+            stream = await self._connected()
+            await stream.send_all(self._request(query))
+            return await self._response(stream)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connected(self) -> trio.abc.Stream:
+        if self._stream is None:
+            if self._url.scheme == "https":
+                self._stream = await trio.open_ssl_over_tcp_stream(
+                    self._host, self._port, https_compatible=True
+                )
+            else:
+                self._stream = await trio.open_tcp_stream(self._host, self._port)
+            self._http = h11.Connection(h11.CLIENT)
+        else:
+            self._http.start_next_cycle()
+        return self._stream
+
+    def _request(self, query: Query) -> bytes:
+        others = f"&{urlencode(self._others)}" if self._others else ""
+        headers = {
+            "host": self._url.netloc.rpartition("@")[2],
+            "accept": "application/json",
+            "user-agent": "httptrack-top",
+        }
+        request = h11.Request(
+            method="GET",
+            target=f"{self._url.path or '/'}{query.link()}{others}",
+            headers=list(headers.items()),
+        )
+        head = self._http.send(request)
+        end = self._http.send(h11.EndOfMessage())
+        assert head is not None
+        assert end is not None
+        return head + end
+
+    async def _response(self, stream: trio.abc.Stream) -> tuple[int, str, bytes]:
+        status, location, body = 0, "", bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                received = await stream.receive_some()
+                if not received and not status:
+                    raise EOFError("the connection was closed without a response")
+                self._http.receive_data(bytes(received))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                fields = dict(event.headers)
+                location = fields.get(b"location", b"").decode("latin-1")
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > LONGEST_RESPONSE:
+                    raise EOFError("the response is too long")
+            elif isinstance(event, h11.EndOfMessage):
+                if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                    await self.close()
+                return status, location, bytes(body)
+
+    async def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with a connection: the first cause, in the system's words."""
+    if isinstance(error, BaseExceptionGroup):
+        return reason(error.exceptions[0])
+    if error.__cause__ is not None:
+        return reason(error.__cause__)
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        # What Trio says of a refused connection is longer, and says no more.
+        named = isinstance(error, socket.gaierror)  # its numbers are not the system's
+        return visible(error.strerror or str(error)) if named else os.strerror(error.errno)
+    return visible(str(error) or type(error).__name__)
+
+
+def first_line(body: bytes) -> str:
+    return visible(body.decode("utf-8", "replace").partition("\n")[0])

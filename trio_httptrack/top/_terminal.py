@@ -1,0 +1,223 @@
+"""The terminal: its alternate screen, its keys, and as few bytes as possible.
+
+A frame is written where it differs from the one before: of most lines the last digits of their
+ages. So a connection that is slow, such as SSH over a bad network, carries some hundred bytes a
+second instead of the whole screen.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import termios
+import tty
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
+
+import trio
+
+from .._extra import needed
+from .._monitor.text import Line, Style, fitting
+from .._monitor.words import cells
+
+with needed("a live view", "top"):
+    from rich.console import Console
+    from rich.text import Text
+
+# The alternate screen, without a cursor. No line is continued on the next one: we may be wrong
+# about the width of a character, and the terminal is right.
+ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+# CAN first: it ends an escape sequence of which a part was written.
+LEAVE = "\x18\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
+LEAVING = 1  # seconds: a terminal that is not read from must not keep us
+
+MOVING = 8  # bytes that move the cursor
+
+# Bold, dim and red can be read on a light ground and on a dark one; yellow and blue cannot.
+STYLES: dict[Style, str] = {
+    "": "",
+    "strong": "bold",
+    "weak": "dim",
+    "trouble": "bold red",
+    "heading": "reverse",
+}
+
+Characters = list[tuple[str, Style]]
+
+KEY = re.compile(r"\x1b\[[0-9;]*[@-~]|\x1bO.|.", re.DOTALL)
+KEYS = {
+    "\x1b": "escape",
+    "\r": "enter",
+    "\n": "enter",
+    "\x7f": "backspace",
+    "\b": "backspace",
+    "\x1b[A": "up",
+    "\x1bOA": "up",
+    "\x1b[B": "down",
+    "\x1bOB": "down",
+    "\x1b[5~": "page up",
+    "\x1b[6~": "page down",
+}
+
+
+class Terminal:
+    """The terminal that the process was started from."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._stream = trio.lowlevel.FdStream(fd)
+        self._modes = termios.tcgetattr(fd)
+        self._shown: list[Characters] = []
+        self._size = os.terminal_size((80, 24))
+        self._taken = False
+        self._turn = trio.Lock()
+        self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
+
+    @property
+    def size(self) -> os.terminal_size:
+        with suppress(OSError):  # it has gone
+            self._size = os.get_terminal_size(self._fd)
+        return self._size
+
+    async def enter(self) -> None:
+        """Take the screen. To be called again when something else may have written on it."""
+        async with self._turn:
+            tty.setcbreak(self._fd)  # Ctrl-C and Ctrl-Z stay what they are
+            self._taken = True
+            self._shown = []
+            await self._write(ENTER)
+
+    async def leave(self) -> None:
+        """Give back the screen as it was before."""
+        self._taken = False
+        with suppress(termios.error):  # it has gone
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
+        with trio.CancelScope(deadline=trio.current_time() + LEAVING, shield=True):
+            async with self._turn:
+                await self._write(LEAVE)
+
+    async def paint(self, frame: list[Line]) -> None:
+        """Show lines from the top of the screen."""
+        async with self._turn:
+            if self._taken:
+                await self._paint(frame)
+
+    async def _paint(self, frame: list[Line]) -> None:
+        width, height = self.size
+        # It may have been resized since the frame was made.
+        fitted = [*frame, *[[]] * height][:height]
+        lines = [characters(line, width) for line in fitted]
+        if len(self._shown) != height:
+            self._shown = [[]] * height
+        changes = (
+            self._change(row, line, before)
+            for row, (line, before) in enumerate(zip(lines, self._shown, strict=True), 1)
+        )
+        written = "".join(changes)
+        self._shown = lines
+        if written:
+            await self._write(written)
+
+    def forget(self) -> None:
+        """Nobody knows what is on the screen now: it has another size."""
+        self._shown = []
+
+    def _change(self, row: int, line: Characters, before: Characters) -> str:
+        """What makes one row of the screen from another."""
+        if line == before:
+            return ""
+        if len(line) != len(before) or not (is_ascii(line) and is_ascii(before)):
+            return f"\x1b[{row};1H\x1b[2K{self._rendered(line)}"
+        return "".join(
+            f"\x1b[{row};{start + 1}H{self._rendered(line[start:end])}"
+            for start, end in differences(line, before)
+        )
+
+    def _rendered(self, part: Characters) -> str:
+        text = Text()
+        for style, group in groupby(part, key=itemgetter(1)):
+            text.append("".join(character for character, _ in group), STYLES[style])
+        with self._console.capture() as capture:
+            self._console.print(text, end="", soft_wrap=True)
+        return capture.get()
+
+    async def _write(self, text: str) -> None:
+        with suppress(trio.BrokenResourceError):  # it has gone, which pressed() finds out, too
+            await self._stream.send_all(text.encode("utf-8", "replace"))
+
+    async def pressed(self) -> AsyncIterator[str]:
+        """Keys, until the terminal has gone: characters, and the names of others.
+
+        An escape sequence may come in two parts, on a slow line. Its first part is then taken for
+        the Escape key: to wait for more would make that key slow for everybody.
+        """
+        while received := await self._received():
+            for key in keys_in(received.decode("utf-8", "replace")):
+                yield key
+
+    async def _received(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some())
+        except trio.BrokenResourceError:
+            return b""
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+
+def characters(line: Line, width: int) -> Characters:
+    """A line's characters up to the edge of the screen, each with its style."""
+    line = fitting(line, width)
+    found: Characters = [(each, span.style) for span in line for each in span.text]
+    return found + [(" ", "")] * (width - sum(cells(span.text) for span in line))
+
+
+def is_ascii(line: Characters) -> bool:
+    """Whether each character is as wide as the next one, for every terminal."""
+    return all(character.isascii() for character, _ in line)
+
+
+def differences(line: Characters, before: Characters) -> list[tuple[int, int]]:
+    """Where two lines differ. What is in between is skipped if that is shorter.
+
+    >>> old, new = ([(each, "") for each in text] for text in ("1m09s" * 3, "1m10s" + "1m09s" * 2))
+    >>> differences(new, old)
+    [(2, 4)]
+    """
+    found: list[tuple[int, int]] = []
+    for column, (now, then) in enumerate(zip(line, before, strict=True)):
+        if now != then:
+            if found and column - found[-1][1] < MOVING:
+                start, _ = found.pop()
+            else:
+                start = column
+            found.append((start, column + 1))
+    return found
+
+
+def keys_in(text: str) -> Iterator[str]:
+    """
+    >>> list(keys_in("s\\x1b[5~\\r\\x1b[1;5C\\x07"))
+    ['s', 'page up', 'enter']
+    """
+    for key in KEY.findall(text):
+        named = KEYS.get(key, key)
+        if named.isprintable():
+            yield named
+
+
+@asynccontextmanager
+async def terminal() -> AsyncIterator[Terminal]:
+    """The terminal, which is given back as it was, whatever happens."""
+    # Not the standard streams: the shell has them, too, and would get non-blocking ones back.
+    fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    opened = Terminal(fd)
+    try:
+        await opened.enter()
+        yield opened
+    finally:
+        await opened.leave()
+        await opened.close()
