@@ -237,6 +237,15 @@ def test_a_silent_worker_stands_out() -> None:
     assert '<tr data-key="11-0a1b2c3d">' in html
 
 
+def test_it_says_whose_connections_it_lists() -> None:
+    """Those of a worker that does not respond are not among them, nor in any number."""
+    silent = a_worker(12, silent=3.21, uptime=None, connections=None, lag=None)
+    assert " connections. Sorted" in page(a_view(workers=[a_worker(), a_worker(12)]), None)
+    assert " connections of 1 of 2 workers. Sorted" in page(
+        a_view(workers=[a_worker(), silent]), None
+    )
+
+
 @pytest.mark.parametrize(("lag", "shown"), [(0.999, "<td>999 ms"), (1.0, '<td class="bad">1.0 s')])
 def test_an_event_loop_that_was_blocked_stands_out(lag: float, shown: str) -> None:
     """From that on which the log warns of."""

@@ -247,7 +247,11 @@ class Page:
             if 1 <= number <= view["pages"]
         )
         many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
-        return f"<p>{said} connections{only}. Sorted: {order}.</p> <p>{many}</p>"
+        workers = view["workers"]
+        missing = sum(worker["silent"] is not None for worker in workers)
+        known = len(workers) - missing
+        whose = f" of {known:,} of {len(workers):,} workers" if missing else ""
+        return f"<p>{said} connections{whose}{only}. Sorted: {order}.</p> <p>{many}</p>"
 
     def headings(self) -> str:
         if self.query.group:
