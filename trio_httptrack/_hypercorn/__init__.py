@@ -2,6 +2,6 @@
 
 * ``hooks``, ``install``: how a tracker gets onto a Config, and a Config to ``worker``;
 * ``worker``: Hypercorn's own, with our names in it; ``accept``, ``apps``, ``lifespan``,
-  ``settings``, ``response_headers`` and ``statsd`` belong to it;
-* ``http2``: Hypercorn's protocol, as a connection of ours sees it.
+  ``settings``, ``setting_types``, ``response_headers`` and ``statsd`` belong to it;
+* ``check``: what a start would find.
 """
