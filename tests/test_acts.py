@@ -163,7 +163,7 @@ class House(Arena):
 
 def waiting_in(worker: Worker) -> list[Any]:
     """Whoever waits for a deadline, and is kept by it."""
-    timeouts = [*vars(worker).values(), *worker._ages]
+    timeouts = [*(getattr(worker, name, None) for name in Worker.__slots__), *worker._ages]
     return [each for timeout in timeouts if isinstance(timeout, Timeout) for each in timeout._due]
 
 
