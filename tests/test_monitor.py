@@ -518,6 +518,22 @@ async def test_others_have_their_turn_while_a_report_is_made() -> None:
     assert turns >= 10
 
 
+async def test_nothing_is_younger_than_now(mock_clock: MockClock) -> None:
+    """Though a request may have begun while the report was made."""
+    conns = [connection(state=IDLE) for _ in range(2 * PORTION)]
+    server = Server(*conns)
+
+    async def others() -> None:
+        mock_clock.jump(1)
+        for conn in conns:
+            conn.state_since = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        report = await Monitor(server).report(Query())
+    assert {row["in_state"] for row in report["rows"]} == {0}
+
+
 async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: MockClock) -> None:
     """For as long as its age allows; and what is new replaces what is old."""
     server = Server()

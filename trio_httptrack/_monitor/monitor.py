@@ -196,6 +196,7 @@ class Monitor:
         rows: list[Row] = []
 
         def show(part: list[tuple[Key, Conn]]) -> None:
+            now = trio.current_time()  # others had their turn
             rows.extend(row_of(conn, os.getpid(), now) for _, conn in part)
 
         await self._in_portions(best, show)
