@@ -518,12 +518,15 @@ async def test_others_have_their_turn_while_a_report_is_made() -> None:
     assert turns >= 10
 
 
-async def test_nothing_is_younger_than_now(mock_clock: MockClock) -> None:
-    """Though a request may have begun while the report was made."""
+@pytest.mark.parametrize("checkpoints", range(8))
+async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: int) -> None:
+    """Though a request may have begun while the report was made, whenever that was."""
     conns = [connection(state=IDLE) for _ in range(2 * PORTION)]
     server = Server(*conns)
 
     async def others() -> None:
+        for _ in range(checkpoints):
+            await trio.lowlevel.checkpoint()
         mock_clock.jump(1)
         for conn in conns:
             conn.state_since = trio.current_time()
@@ -531,7 +534,7 @@ async def test_nothing_is_younger_than_now(mock_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(others)
         report = await Monitor(server).report(Query())
-    assert {row["in_state"] for row in report["rows"]} == {0}
+    assert all(row["in_state"] >= 0 for row in report["rows"])
 
 
 async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: MockClock) -> None:
