@@ -162,6 +162,17 @@ async def test_of_many_requests_a_row_has_the_oldest() -> None:
     assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(LISTED)]
 
 
+async def test_the_request_that_was_looked_for_is_in_its_row() -> None:
+    """Also behind many others that are older."""
+    requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
+    conn = connection(*requests, state=ACTIVE, protocol="h2")
+    (row,) = (await report_of(conn, query=Query(path="/5")))["rows"]
+    paths = [each["path"] for each in row["in_flight"]]
+    assert paths[:8] == [f"/{number}" for number in (5, *range(50, 57))]
+    assert paths[8:] == [f"/{number}" for number in (*range(5), *range(6, 13))]
+    assert row["in_flight_count"] == 57
+
+
 # Orders, filters, groups, pages: against a naive model
 
 addresses = st.sampled_from([None, ("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.2", 2), ("::1", 9)])

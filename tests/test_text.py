@@ -141,17 +141,6 @@ def test_connections_grouped_by_client() -> None:
     ]
 
 
-def test_of_a_connection_that_was_found_by_a_path_the_requests_with_it_are_listed() -> None:
-    """Or all of them, where the path was that of its last request."""
-    many = row(request(path="/first"), request(path="/wanted", age=1), in_flight_count=40)
-    text = as_text(view(many, query=Query(path="want")))
-    assert text.splitlines()[-2:] == [
-        "      1.0s waiting   GET /wanted",
-        "          1 of 40 requests in flight",
-    ]
-    assert "GET /first" in as_text(view(many, query=Query(path="last")))
-
-
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2028\n\r\ud800"
 
 

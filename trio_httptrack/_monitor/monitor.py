@@ -193,11 +193,12 @@ class Monitor:
         chosen = Chosen(query, now, self._viewers)
         await self._in_portions(list(self._server.monitored), chosen.look_at)
         best = chosen.best()
+        path = "" if query is None else query.path
         rows: list[Row] = []
 
         def show(part: list[tuple[Key, Conn]]) -> None:
             now = trio.current_time()  # others had their turn
-            rows.extend(row_of(conn, os.getpid(), now) for _, conn in part)
+            rows.extend(row_of(conn, os.getpid(), now, path) for _, conn in part)
 
         await self._in_portions(best, show)
         sample = self._sample()

@@ -52,7 +52,7 @@ class Row(TypedDict):
     """Bytes, as the kernel counts them: TLS and headers included. None if it does not say."""
 
     in_flight: list[Request]
-    """The oldest first, 20 at most."""
+    """The oldest first, 20 at most; where the query has a path, those that have it before others."""
 
     in_flight_count: int
 
@@ -122,8 +122,11 @@ def phase_of(request: RequestInFlight) -> Literal["waiting", "streaming", "compl
     return "streaming" if request.response_begun else "waiting"
 
 
-def row_of(conn: Conn, worker: int, now: float) -> Row:
+def row_of(conn: Conn, worker: int, now: float, path: str = "") -> Row:
+    """A connection now; ``path`` is what was looked for."""
     requests = [] if conn.state is ConnState.NEW else list(conn.exchanges)
+    if path:
+        requests.sort(key=lambda request: path not in request.path)  # which is stable
     received, sent = traffic(conn._socket)
     return Row(
         worker=worker,

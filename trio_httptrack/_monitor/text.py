@@ -174,7 +174,7 @@ def table(view: View, width: int, listed: int = LISTED) -> tuple[Line, list[Line
     headings, *lines = columns(narrowed([ROW, *map(_row, rows)], width), RIGHT, gap=" ")
     below: list[Line] = []
     for row, line in zip(rows, lines, strict=True):
-        below += [line, *requests(row, width, listed, view["query"]["path"])]
+        below += [line, *requests(row, width, listed)]
     return headings, below
 
 
@@ -220,10 +220,9 @@ def _row(row: Row) -> list[Span]:
     return [Span(text, style) for text in texts]
 
 
-def requests(row: Row, width: int, listed: int, path: str) -> list[Line]:
-    """A connection's requests in flight, the oldest first; where a path is looked for, its own."""
-    found = [request for request in row["in_flight"] if path in request["path"]]
-    shown = (found or row["in_flight"])[:listed]
+def requests(row: Row, width: int, listed: int) -> list[Line]:
+    """A connection's requests in flight, the oldest first."""
+    shown = row["in_flight"][:listed]
     lines = [_request(request, width) for request in shown]
     count = row["in_flight_count"]
     if count > len(shown):
