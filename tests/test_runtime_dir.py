@@ -16,10 +16,11 @@ import httpx
 import pytest
 import trio
 from hypercorn.config import Config
+from trio.testing import MockClock
 
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import SettingError
-from trio_httptrack._monitor.asking import PATIENCE, Peers
+from trio_httptrack._monitor.asking import MAKING, PATIENCE, Peers
 from trio_httptrack._monitor.directory import DirectoryError, check_private, prepared, sockets
 from trio_httptrack._monitor.monitor import Monitor
 from trio_httptrack._monitor.query import Query
@@ -80,7 +81,7 @@ def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
     """Others' could be watched, or have sockets in it that are not our workers'."""
     path = tmp_path / "there"
     path.mkdir(mode=0o755)
-    with pytest.raises(DirectoryError, match=f"{path} is open to other users: chmod 700 {path}"):
+    with pytest.raises(DirectoryError, match=f"{path} is open to other users: use one"):
         prepared(str(path))
     path.chmod(0o700)
     assert prepared(str(path)) == path
@@ -231,6 +232,45 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
                     assert len(reports) == 2
 
 
+async def test_a_worker_that_has_begun_to_respond_is_waited_for(
+    directory: Path, mock_clock: MockClock
+) -> None:
+    """It runs, and others may look at so much that this report has to wait."""
+
+    async def pass_time(seconds: float) -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(seconds)
+
+    found: list[Any] = []
+
+    async def look(peers: Peers) -> None:
+        with peers.looking():
+            found.append(await peers.ask(None))
+            found.append(await peers.ask(None))
+
+    with closing(socket.socket(socket.AF_UNIX)) as busy:
+        busy.bind(str(directory / "4711-aaaaaaaa.sock"))
+        busy.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look, Peers(directory))
+            await pass_time(PATIENCE - 0.1)
+            asked, _ = busy.accept()
+            with asked:
+                asked.send(b" ")
+                await pass_time(MAKING - 0.1)
+                report = json.dumps(await Monitor(Server()).report(None)).encode()
+                await pass_time(0)
+                asked.send(report + b"\n")
+                await pass_time(0)
+                (reports, silent) = found.pop()
+                assert (len(reports), silent) == (1, [])
+                asked.send(b" ")
+                await pass_time(MAKING + 0.1)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        ((reports, (silent,)),) = found
+        assert (reports, silent["silent"]) == ([], MAKING + 0.1)
+
+
 async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> None:
     """Where even a connection would have to wait."""
     with closing(socket.socket(socket.AF_UNIX)) as stopped:
@@ -312,6 +352,13 @@ async def test_nothing_is_open_when_nobody_looks(directory: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def line(stream: trio.SocketStream) -> bytes:
+    received = b""
+    while not received.endswith(b"\n"):
+        received += await stream.receive_some()
+    return received
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -327,9 +374,9 @@ async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, quest
         path = str(sockets(directory)[0])
         async with await trio.open_unix_socket(path) as stream:
             await stream.send_all(question)
-            assert "error" in json.loads(await stream.receive_some())
+            assert "error" in json.loads(await line(stream))
             await stream.send_all(b'{"query": null, "max_age": 0}\n')
-            report = json.loads(await stream.receive_some())
+            report = json.loads(await line(stream))
             assert report["worker"]["name"] == monitor.name
 
 

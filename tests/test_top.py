@@ -388,15 +388,15 @@ async def test_a_response_without_an_end_is_not_read_for_ever(
 async def test_a_page_that_does_not_respond_is_not_waited_for(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Five seconds are enough."""
+    """Ten seconds are enough."""
     with trio.socket.socket() as listener:
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         host, port = listener.getsockname()
         async with opened(f"http://{host}:{port}/") as source:
-            with pytest.raises(SourceError, match="no response within 5 seconds"):
+            with pytest.raises(SourceError, match="no response within 10 seconds"):
                 await source.view(source.query)
-            assert trio.current_time() == 5
+            assert trio.current_time() == 10
 
 
 async def test_a_page_that_is_encrypted(
@@ -444,7 +444,7 @@ async def test_a_directory_that_others_may_enter_is_not_looked_at(runtime_dir: P
     async with serving(runtime_dir=str(runtime_dir)), opened(str(runtime_dir)) as source:
         assert len((await source.view(source.query))["workers"]) == 1
         os.chmod(runtime_dir, 0o755)
-        with pytest.raises(SourceError, match=f"is open to other users: chmod 700 {runtime_dir}"):
+        with pytest.raises(SourceError, match="is open to other users: use one"):
             await source.view(source.query)
         os.chmod(runtime_dir, 0o700)
         await source.view(source.query)

@@ -1,9 +1,9 @@
 """Asking the workers in a directory what they are doing.
 
-Whoever looks waits half a second at most. A worker that has not responded by then is not asked
-again before it has, however often somebody looks: so it is known for how long it has been silent,
-and a worker that was stopped for an hour finds one question and not a thousand. Nor does anybody
-wait for it a second time.
+A worker whose event loop runs begins to respond at once, and is waited for. Of one that does not,
+nobody waits for longer than half a second, and for the same silence nobody waits twice. It is not
+asked again before it has responded, however often somebody looks: so it is known for how long it
+has been silent, and a worker that was stopped for an hour finds one question and not a thousand.
 
 Nothing runs here while nobody looks. Connections to the workers are kept from the first viewer to
 the last.
@@ -26,7 +26,8 @@ from .directory import SUFFIX, forget, pid_of, sockets
 from .query import Query
 from .report import Report, Worker
 
-PATIENCE = 0.5  # seconds
+PATIENCE = 0.5  # seconds for a worker to begin its response
+MAKING = 5.0  # seconds more for its report, behind those that others look at
 LONGEST_RESPONSE = 2**26  # bytes
 
 
@@ -62,22 +63,26 @@ class Peer:
             silent=round(self._silence, 3),
         )
 
-    async def ask(self, question: bytes) -> Any:
+    async def ask(self, question: bytes, patience: trio.CancelScope) -> Any:
         """Its response. May be cancelled at any time.
+
+        Args:
+          question: a line of JSON.
+          patience: what is around this call; it gets more time when the response has begun.
 
         Raises:
           OSError: there is nobody any more.
           ValueError: the response is not one that we can read.
         """
         if self._sock is not None and self._asked not in (None, question):
-            await self._response()  # to what somebody else has asked, and did not wait for
+            await self._response(patience)  # to somebody else, who has not waited for it
         if self._asked is None:
             self._asked_at = trio.current_time()
         elif self._sock is not None:
-            return await self._response()
+            return await self._response(patience)
         self._asked = question
         self._send()
-        return await self._response()
+        return await self._response(patience)
 
     def _send(self) -> None:
         """Send the question, which never has to wait on a Unix socket that was just connected."""
@@ -96,7 +101,7 @@ class Peer:
             self._sock = sock
         self._sock.sendall(self._asked)
 
-    async def _response(self) -> Any:
+    async def _response(self, patience: trio.CancelScope) -> Any:
         """The response to what was asked. What has come of it is kept if this is cancelled."""
         while not self._unread.endswith(b"\n"):
             if self._sock is None:
@@ -109,6 +114,7 @@ class Peer:
             if not received or len(self._unread) > LONGEST_RESPONSE:
                 raise ConnectionResetError
             self._unread += received
+            patience.deadline = trio.current_time() + MAKING
         response, self._asked = bytes(self._unread), None
         self._unread.clear()
         return json.loads(response)
@@ -163,7 +169,7 @@ class Peers:
         async def ask(path: Path, peer: Peer) -> None:
             with trio.move_on_after(peer.patience) as patience:
                 try:
-                    response = await peer.ask(question)
+                    response = await peer.ask(question, patience)
                 except (OSError, ValueError) as error:
                     peer.close()
                     del self._peers[path]

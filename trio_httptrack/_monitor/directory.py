@@ -73,7 +73,9 @@ def check_private(path: Path) -> None:
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
         raise DirectoryError(f"{path} belongs to another user")
     if found.st_mode & 0o077:
-        raise DirectoryError(f"{path} is open to other users: chmod 700 {path}")
+        raise DirectoryError(
+            f"{path} is open to other users: use one that only its owner can enter"
+        )
 
 
 def socket_path(directory: Path, name: str) -> Path:

@@ -52,7 +52,7 @@ class Row(TypedDict):
     """Bytes, as the kernel counts them: TLS and headers included. None if it does not say."""
 
     in_flight: list[Request]
-    """The oldest first, 20 at most; where the query has a path, those that have it before others."""
+    """The oldest first, 20 at most; but first those that have the path of the query."""
 
     in_flight_count: int
 

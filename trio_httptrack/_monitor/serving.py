@@ -1,8 +1,8 @@
 """A worker's Unix socket, on which other workers, and ``httptrack top``, ask what it is doing.
 
 A question is a line of JSON, and so is what it gets: ``{"query": {...}, "max_age": 0.9}``, and a
-``Report``. Without a query the report lists no connections. A client may ask as often as it
-likes, one question at a time.
+``Report``, whose first byte comes at once. Without a query the report lists no connections. A
+client may ask as often as it likes, one question at a time.
 
 The socket is in a directory that nobody else can enter. And where the kernel tells who is at the
 other end, it must be the same user or root.
@@ -80,6 +80,7 @@ async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
                     unread += received
                     continue
                 unread = rest
+                await stream.send_all(b" ")  # JSON that begins: the loop runs, whatever is in turn
                 try:
                     query, max_age = understood(question)
                 except (ValueError, TypeError, KeyError) as error:

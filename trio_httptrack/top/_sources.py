@@ -29,7 +29,7 @@ from .._monitor.words import visible
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-PATIENCE = 5  # seconds for a page to respond, and longer than a page waits for its workers
+PATIENCE = 10  # seconds for a page to respond, and longer than a page waits for its workers
 SCHEMES = {"http": 80, "https": 443}
 
 
