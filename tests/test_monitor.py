@@ -511,6 +511,38 @@ async def test_reports_take_a_tenth_of_the_time_at_most(
     assert trio.current_time() == pytest.approx(9 * SHARE * 0.04 + 0.04, rel=0.01)
 
 
+async def test_time_in_which_it_was_stopped_counts_little(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would rest for hours when somebody had stopped it for some minutes."""
+    look_at = Chosen.look_at
+
+    def stopped(self: Chosen, conns: list[Conn]) -> None:
+        mock_clock.jump(600)
+        look_at(self, conns)
+
+    monitor = Monitor(Server(connection()))
+    with monkeypatch.context() as patched:
+        patched.setattr(Chosen, "look_at", stopped)
+        await monitor.report(Query())
+    began = trio.current_time()
+    mock_clock.autojump_threshold = 0
+    await monitor.report(Query())
+    assert trio.current_time() - began <= 1
+
+
+async def test_metrics_do_not_wait_for_viewers(mock_clock: MockClock) -> None:
+    """A scrape has a deadline, and costs little."""
+    monitor = Monitor(Server(connection()))
+    with monitor.charged():
+        mock_clock.jump(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(monitor.report, Query())
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await monitor.report(None))["worker"]["uptime"] == 10
+        nursery.cancel_scope.cancel()
+
+
 async def test_others_have_their_turn_while_a_report_is_made() -> None:
     """After each portion of connections."""
     monitor = Monitor(Server(*(connection() for _ in range(10 * PORTION))))

@@ -8,8 +8,9 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -20,12 +21,19 @@ from trio.testing import MockClock
 
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import SettingError
+from trio_httptrack._monitor import directory as directories
 from trio_httptrack._monitor.asking import MAKING, PATIENCE, Peers
-from trio_httptrack._monitor.directory import DirectoryError, check_private, prepared, sockets
+from trio_httptrack._monitor.directory import (
+    DirectoryError,
+    check_private,
+    prepared,
+    servers,
+    sockets,
+)
 from trio_httptrack._monitor.monitor import Monitor
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import Report, Worker
-from trio_httptrack._monitor.serving import listen, serve
+from trio_httptrack._monitor.serving import LOOK_EVERY, listen, serve
 from trio_httptrack.status import StatusApp
 
 from .hypercorn_process import HypercornProcess, hypercorn
@@ -42,9 +50,8 @@ def directory(tmp_path: Path) -> Path:
 async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
     """A worker that can be asked."""
     monitor = Monitor(Server(*conns))
-    sock = listen(directory, monitor.name)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, monitor, sock, directory)
+        await nursery.start(serve, monitor, str(directory))
         yield monitor
         nursery.cancel_scope.cancel()
 
@@ -143,6 +150,95 @@ async def test_what_a_killed_server_has_left_is_removed(
     assert base.is_dir()
 
 
+def test_what_another_worker_has_just_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is empty until that worker listens in it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    directory = prepared(None)
+    assert prepared(None) == directory
+    assert directory.is_dir()
+
+
+def test_a_runtime_directory_that_is_not_there_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a shell that has another user's environment."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "not" / "there"))
+    assert prepared(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
+
+
+async def test_all_servers_that_may_be_looked_at_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In either of the places; but neither through a link, nor where others could be."""
+    with TemporaryDirectory() as name:  # whose path is short
+        await find_servers(Path(name), monkeypatch)
+
+
+async def find_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(directories, "RUN_USER", tmp_path / "user")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    uid = os.geteuid()
+    bases = [tmp_path / f"trio-httptrack-{uid}", tmp_path / "user" / str(uid) / "trio-httptrack"]
+    bases[1].parent.mkdir(parents=True)
+    found = []
+    for base in bases:
+        for name in ("1", "open"):
+            prepared(str(base))
+            found.append(prepared(str(base / name)))
+    hidden = prepared(str(tmp_path / "elsewhere"))
+    (bases[0] / "link").symlink_to(hidden)
+    async with AsyncExitStack() as stack:
+        for directory in (*found, hidden):
+            await stack.enter_async_context(worker(directory))
+            if directory.name == "open":
+                directory.chmod(0o755)
+        assert servers() == sorted(base / "1" for base in bases)
+        bases[1].chmod(0o755)
+        assert servers() == [bases[0] / "1"]
+        bases[0].rename(tmp_path / "moved")
+        bases[0].symlink_to(tmp_path / "moved")
+        assert servers() == []
+
+
+async def test_a_directory_that_has_gone_is_made_again(
+    directory: Path, mock_clock: MockClock
+) -> None:
+    """A log-out may remove it, or somebody who tidies up."""
+    async with worker(directory) as monitor:
+        for name in ("moved", "moved too"):
+            take_away(directory, name)
+            mock_clock.jump(LOOK_EVERY)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            give_back(directory)
+            mock_clock.jump(LOOK_EVERY)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert [path.stem for path in sockets(directory)] == [monitor.name]
+            peers = Peers(directory)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(asked_of, peers)
+
+
+def take_away(directory: Path, name: str) -> None:
+    """And let nobody make another one, for now."""
+    directory.rename(directory.with_name(name))
+    directory.touch()
+
+
+def give_back(directory: Path) -> None:
+    directory.unlink()
+
+
+async def asked_of(peers: Peers) -> None:
+    with peers.looking():
+        reports, silent = await peers.ask(None)
+        assert (len(reports), silent) == (1, [])
+
+
 # Asking
 
 
@@ -184,10 +280,14 @@ async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
 
 
 async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
-    """By whoever looks next; and one that comes later is found."""
+    """By the next worker that looks, but by nobody from outside; and one that comes is found."""
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(directory / "4711-aaaaaaaa.sock"))
-    peers = Peers(directory)
+    outside = Peers(directory)
+    with outside.looking():
+        assert await ask(outside) == ([], [])
+        assert len(sockets(directory)) == 1
+    peers = Peers(directory, "4712-bbbbbbbb")
     with peers.looking():
         assert await ask(peers) == ([], [])
         assert sockets(directory) == []
@@ -215,21 +315,22 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
                     assert PATIENCE - 0.01 <= silent["silent"] <= passed + 0.01
                 assert passed < 2 * PATIENCE
                 asked, _ = stopped.accept()
-                with asked:
-                    questions = asked.recv(10_000).splitlines()
+                with trio.socket.from_stdlib_socket(asked) as sock:
+                    questions = (await sock.recv(10_000)).splitlines()
                     assert [json.loads(each)["query"]["page"] for each in questions] == [1]
                     # It goes on, and responds late: that is not what is asked now.
-                    monitor = Monitor(Server(connection()))
-                    late = json.dumps(await monitor.report(Query())).encode()
-                    asked.sendall(late[:100])
-                    await ask(peers, Query(page=9))
-                    asked.sendall(late[100:] + b"\n")
-                    _, (silent,) = await ask(peers, Query(page=9))
-                    assert json.loads(asked.recv(10_000))["query"]["page"] == 9
-                    asked.sendall(late + b"\n")
-                    reports, silent_ = await ask(peers, Query(page=9))
-                    assert silent_ == []
-                    assert len(reports) == 2
+                    late = json.dumps(await Monitor(Server(connection())).report(Query())).encode()
+                    await sock.send(late[:100])
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(ask_for_page_9, peers)
+                        await sock.send(late[100:] + b"\n")
+                        assert json.loads(await sock.recv(10_000))["query"]["page"] == 9
+                        await sock.send(late + b"\n")
+
+
+async def ask_for_page_9(peers: Peers) -> None:
+    reports, silent = await ask(peers, Query(page=9))
+    assert (len(reports), silent) == (2, [])
 
 
 async def test_a_worker_that_has_begun_to_respond_is_waited_for(
@@ -364,6 +465,9 @@ async def line(stream: trio.SocketStream) -> bytes:
     [
         *(b"\n", b"nothing\n", b"{}\n", b"[]\n", b"\xff\n"),
         b'{"query": {"sort": "x"}, "max_age": 0}\n',
+        b'{"query": {"sort": 5}, "max_age": 0}\n',
+        b'{"query": null, "max_age": ' + b"9" * 400 + b"}\n",
+        b"[" * 9000 + b"\n",
         b'{"query": {"speed": 1}, "max_age": 0}\n',
         b'{"query": null, "max_age": "x"}\n',
     ],
@@ -378,6 +482,75 @@ async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, quest
             await stream.send_all(b'{"query": null, "max_age": 0}\n')
             report = json.loads(await line(stream))
             assert report["worker"]["name"] == monitor.name
+
+
+async def test_a_report_that_fails_ends_nothing_but_itself(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has other things to do."""
+
+    async def fail(self: Monitor, query: Query | None, *, max_age: float = 0) -> Report:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("a bug")
+
+    async with worker(directory):
+        path = str(sockets(directory)[0])
+        async with await trio.open_unix_socket(path) as stream:
+            with monkeypatch.context() as broken:
+                broken.setattr(Monitor, "report", fail)
+                await stream.send_all(b'{"query": null, "max_age": 0}\n')
+                assert json.loads(await line(stream)) == {"error": "RuntimeError('a bug')"}
+            await stream.send_all(b'{"query": null, "max_age": 0}\n')
+            assert "worker" in json.loads(await line(stream))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_only_the_directorys_own_user_is_asked(directory: Path) -> None:
+    """Whose directory it is may lead root to a socket of somebody else."""
+    async with worker(directory):
+        os.chown(directory, 65534, -1)
+        peers = Peers(directory)
+        with peers.looking():
+            assert await ask(peers) == ([], [])
+        os.chown(directory, 0, -1)
+        with peers.looking():
+            assert len((await ask(peers))[0]) == 1
+
+
+async def test_what_was_asked_long_ago_is_asked_again(
+    directory: Path, mock_clock: MockClock
+) -> None:
+    """A worker that goes on has its report of then, which nobody wants to see now."""
+
+    async def respond(asked: socket.socket, uptime: float) -> None:
+        report = await Monitor(Server()).report(None)
+        report["worker"]["uptime"] = uptime
+        asked.send(json.dumps(report).encode() + b"\n")
+
+    found: list[Any] = []
+
+    async def look(peers: Peers) -> None:
+        found.append(await peers.ask(None))
+
+    with closing(socket.socket(socket.AF_UNIX)) as stopped:
+        stopped.bind(str(directory / "4711-aaaaaaaa.sock"))
+        stopped.listen()
+        peers = Peers(directory)
+        async with trio.open_nursery() as nursery:
+            with peers.looking():
+                nursery.start_soon(look, peers)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                asked, _ = stopped.accept()
+                mock_clock.jump(1000)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                with asked:
+                    await respond(asked, 1)
+                    nursery.start_soon(look, peers)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    await respond(asked, 1001)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert found[0][0] == []
+    assert [report["worker"]["uptime"] for report in found[1][0]] == [1001]
 
 
 async def test_a_question_without_an_end_is_not_waited_for(directory: Path) -> None:
@@ -445,7 +618,8 @@ async def test_without_a_place_for_a_directory_the_server_runs(
 ) -> None:
     """Such as in a container that can write nowhere; the log says why nobody can see it."""
     caplog.set_level("INFO")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "not" / "there"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not" / "there"))
     config = Config()
     config.bind = "127.0.0.1:0"
     async with (
@@ -564,17 +738,15 @@ async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
 
 
 async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
-    """Its socket is removed by whoever looks."""
-    async with workers(tmp_path, 0) as (_, directory), workers(tmp_path, 0) as (other, _):
+    """Its socket is removed by another worker, when somebody looks at that one's page."""
+    async with workers(tmp_path, 0) as (living, directory), workers(tmp_path, 0) as (other, _):
         await there(directory, 2)
         other.process.send_signal(signal.SIGKILL)
         await other.process.wait()
         assert len(sockets(directory)) == 2
-        peers = Peers(directory)
-        with peers.looking():
-            reports, silent = await ask(peers)
-            assert len(reports) == 1
-            assert silent == []
+        async with httpx.AsyncClient() as client:
+            seen = (await client.get(f"{living.url}/status")).json()
+        assert [each["silent"] for each in seen["workers"]] == [None]
         assert len(sockets(directory)) == 1
 
 

@@ -230,3 +230,12 @@ def test_an_address_without_room_keeps_its_beginning() -> None:
 def test_wide_characters_take_two_columns(text: str, width: int, expected: str) -> None:
     """And accents none."""
     assert cut(text, width) == expected
+
+
+def test_a_long_path_is_cut_in_one_go() -> None:
+    """Whoever chooses the path must not be able to keep the event loop busy with it."""
+    with_width_two = "\u65e5" * 200_000
+    assert cut(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
+    for width in range(8):
+        assert cells(cut("\u65e5\u672ce\u0301x", width)) <= width
+    assert cut("\u65e5\u672ce\u0301x", 6) == "\u65e5\u672ce\u0301x"

@@ -39,10 +39,8 @@ from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
-from .._monitor.asking import Peers
-from .._monitor.directory import DirectoryError, prepared
+from .._monitor.directory import DirectoryError
 from .._monitor.monitor import MONITOR, Monitor
-from .._monitor.serving import listen
 from .._monitor.serving import serve as serve_monitor
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
@@ -228,8 +226,7 @@ class Worker:
         """Let others on this machine ask what this worker is doing."""
         self._nursery.start_soon(self.monitor.run)
         try:
-            directory = prepared(self._runtime_dir)
-            sock = listen(directory, self.monitor.name)
+            await self._nursery.start(serve_monitor, self.monitor, self._runtime_dir)
         except (OSError, DirectoryError) as error:
             if self._runtime_dir is not None:
                 raise SettingError(f"runtime_dir: {error}") from None
@@ -238,9 +235,6 @@ class Worker:
                 "Set runtime_dir to a directory of its own",
                 error,
             )
-        else:
-            self.monitor.peers = Peers(directory, self.monitor.name)
-            self._nursery.start_soon(serve_monitor, self.monitor, sock, directory)
 
     def make_connection(
         self,
@@ -390,8 +384,8 @@ class Worker:
     async def log_blocked(self, seconds: float) -> None:
         """Log that nothing was served for a while."""
         await self.config.log.warning(
-            "The event loop was blocked for %.1f s, in which nothing was served. A handler must "
-            "not call what blocks: trio.to_thread.run_sync() can do it in a thread",
+            "The event loop was blocked for %.1f s, in which nothing was served: the process was "
+            "stopped, or a handler has called what blocks (use trio.to_thread.run_sync() for that)",
             seconds,
         )
 

@@ -2,7 +2,7 @@
 
 A worker whose event loop runs begins to respond at once, and is waited for. Of one that does not,
 nobody waits for longer than half a second, and for the same silence nobody waits twice. It is not
-asked again before it has responded, however often somebody looks: so it is known for how long it
+asked again before it has responded, for as long as somebody looks: so it is known for how long it
 has been silent, and a worker that was stopped for an hour finds one question and not a thousand.
 
 Nothing runs here while nobody looks. Connections to the workers are kept from the first viewer to
@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import trio
 
 from .directory import SUFFIX, forget, pid_of, sockets
 from .query import Query
 from .report import Report, Worker
+from .sockets import peer_uid
 
 PATIENCE = 0.5  # seconds for a worker to begin its response
+GLANCE = 0.02  # seconds for one that is silent already: its response may just have come
 MAKING = 5.0  # seconds more for its report, behind those that others look at
 LONGEST_RESPONSE = 2**26  # bytes
 
@@ -36,6 +38,7 @@ class Peer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._owner = path.parent.lstat().st_uid
         self._sock: socket.socket | None = None
         self._asked: bytes | None = None  # while it has not responded to this
         self._asked_at = 0.0
@@ -45,7 +48,7 @@ class Peer:
     def patience(self) -> float:
         """How long to wait for it, in seconds."""
         overdue = self._asked is not None and self._silence >= PATIENCE
-        return 0 if overdue else PATIENCE
+        return GLANCE if overdue else PATIENCE
 
     @property
     def _silence(self) -> float:
@@ -63,7 +66,7 @@ class Peer:
             silent=round(self._silence, 3),
         )
 
-    async def ask(self, question: bytes, patience: trio.CancelScope) -> Any:
+    async def ask(self, question: bytes, patience: trio.CancelScope) -> bytes:
         """Its response. May be cancelled at any time.
 
         Args:
@@ -72,10 +75,14 @@ class Peer:
 
         Raises:
           OSError: there is nobody any more.
-          ValueError: the response is not one that we can read.
         """
-        if self._sock is not None and self._asked not in (None, question):
-            await self._response(patience)  # to somebody else, who has not waited for it
+        too_old = self._silence > PATIENCE + MAKING
+        if (
+            self._sock is not None
+            and self._asked is not None
+            and (self._asked != question or too_old)
+        ):
+            await self._response(patience)  # to somebody who has not waited for it
         if self._asked is None:
             self._asked_at = trio.current_time()
         elif self._sock is not None:
@@ -99,9 +106,11 @@ class Peer:
                 sock.close()
                 raise
             self._sock = sock
+            if peer_uid(sock) not in (None, self._owner):
+                raise PermissionError("the socket is not that of the directory's user")
         self._sock.sendall(self._asked)
 
-    async def _response(self, patience: trio.CancelScope) -> Any:
+    async def _response(self, patience: trio.CancelScope) -> bytes:
         """The response to what was asked. What has come of it is kept if this is cancelled."""
         while not self._unread.endswith(b"\n"):
             if self._sock is None:
@@ -117,7 +126,7 @@ class Peer:
             patience.deadline = trio.current_time() + MAKING
         response, self._asked = bytes(self._unread), None
         self._unread.clear()
-        return json.loads(response)
+        return response
 
     def close(self) -> None:
         if self._sock is not None:
@@ -129,12 +138,20 @@ class Peers:
 
     Args:
       directory: where they are; None for nowhere.
-      own: the name of the worker that looks, which need not ask itself.
+      own: the name of the worker that looks, which need not ask itself; empty for who looks from
+        outside.
+      charged: is put around what it costs the one who looks.
     """
 
-    def __init__(self, directory: Path | None, own: str = "") -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: Path | None,
+        own: str = "",
+        charged: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.directory = directory
         self._own = own
+        self._charged = charged
         self._peers: dict[Path, Peer] = {}
         self._viewers = 0
         self._turn = trio.Lock()  # a connection has one question at a time
@@ -163,21 +180,19 @@ class Peers:
         """
         asked = {"query": None if query is None else asdict(query), "max_age": max_age}
         question = json.dumps(asked).encode() + b"\n"
-        reports: list[Report] = []
+        responses: list[bytes] = []
         silent: list[Worker] = []
 
         async def ask(path: Path, peer: Peer) -> None:
             with trio.move_on_after(peer.patience) as patience:
                 try:
-                    response = await peer.ask(question, patience)
-                except (OSError, ValueError) as error:
+                    responses.append(await peer.ask(question, patience))
+                except OSError as error:
                     peer.close()
                     del self._peers[path]
-                    if isinstance(error, ConnectionRefusedError):  # a dead worker has left it
+                    # A dead worker has left it. From outside nobody knows whose directory it is.
+                    if self._own and isinstance(error, ConnectionRefusedError):
                         forget(path)
-                    return
-                if Report.__annotations__.keys() <= response.keys():
-                    reports.append(response)  # else it is a worker of another version
             if patience.cancelled_caught:
                 silent.append(peer.silent())
 
@@ -185,14 +200,25 @@ class Peers:
             self._find()
             for path, peer in self._peers.items():
                 nursery.start_soon(ask, path, peer)
-        return reports, silent
+        with self._charged():
+            return [report for each in responses for report in understood(each)], silent
 
     def _find(self) -> None:
         """Look who is there."""
-        if self._directory is None:
+        if self.directory is None:
             return
-        there = [path for path in sockets(self._directory) if path.stem != self._own]
+        there = [path for path in sockets(self.directory) if path.stem != self._own]
         for path in set(self._peers).difference(there):
             self._peers.pop(path).close()
         for path in there:
-            self._peers.setdefault(path, Peer(path))
+            if path not in self._peers:
+                with suppress(OSError):  # it has just gone
+                    self._peers[path] = Peer(path)
+
+
+def understood(response: bytes) -> Iterator[Report]:
+    """The report that a response is; none if it is of a worker of another version."""
+    with suppress(ValueError, RecursionError):
+        report = json.loads(response)
+        if isinstance(report, dict) and Report.__annotations__.keys() <= report.keys():
+            yield cast(Report, report)

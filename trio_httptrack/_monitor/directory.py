@@ -1,11 +1,14 @@
 """Where the workers of one server find each other: a directory that is private to its user.
 
 Each worker listens on a Unix socket in it, ``PID-random.sock``. Unless ``runtime_dir`` says
-otherwise, a server has a directory of its own below ``$XDG_RUNTIME_DIR/trio-httptrack``, or below
-``/tmp/trio-httptrack-UID``. Its name is the ID of the process that the workers have in common.
+otherwise, a server has a directory of its own below ``$XDG_RUNTIME_DIR/trio-httptrack``, or, where
+that is not there, below ``/tmp/trio-httptrack-UID``. Its name is the ID of the process that the
+workers have in common.
 
 Others may write to ``/tmp``. So a directory counts only if it is ours, and closed to them: with
-that, nobody else can put a socket or a link into it, or take its place.
+that, nobody else can put a socket or a link into it, or take its place. Root may look at
+everybody's, and that may be hostile. So who looks from outside removes nothing, and sends nothing
+but a question, to nobody but the directory's own user.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import os
 import socket
 import stat
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import parent_process
 from pathlib import Path
 
 SUFFIX = ".sock"
+RUN_USER = Path("/run/user")  # where systemd has each user's XDG_RUNTIME_DIR
 LONGEST = 107  # bytes: the path of a Unix socket, on Linux
 
 
@@ -29,7 +34,7 @@ class DirectoryError(ValueError):
 def default_base() -> Path:
     """Where the directories of all servers of this user are."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    if runtime and os.path.isdir(runtime):
         return Path(runtime, "trio-httptrack")
     return Path(tempfile.gettempdir(), f"trio-httptrack-{os.geteuid()}")
 
@@ -52,7 +57,7 @@ def prepared(runtime_dir: str | None) -> Path:
     else:
         directory = default_directory()
         make_private(directory.parent)
-        remove_dead(directory.parent)
+        remove_dead(directory.parent, directory)
     make_private(directory)
     return directory
 
@@ -85,11 +90,16 @@ def socket_path(directory: Path, name: str) -> Path:
       DirectoryError: it would be too long.
     """
     path = directory / f"{name}{SUFFIX}"
+    check_length(path)
+    return path
+
+
+def check_length(path: Path) -> None:
+    """Raise a DirectoryError if it is too long for a Unix socket."""
     if len(os.fsencode(path)) > LONGEST:
         raise DirectoryError(
-            f"{directory} is too long for a Unix socket's path: choose a shorter one"
+            f"{path.parent} is too long for a Unix socket's path: choose a shorter one"
         )
-    return path
 
 
 def sockets(directory: Path) -> list[Path]:
@@ -97,6 +107,10 @@ def sockets(directory: Path) -> list[Path]:
     with suppress(FileNotFoundError):
         return sorted(directory.glob(f"*{SUFFIX}"))
     return []
+
+
+def is_there(path: Path) -> bool:
+    return path.exists()
 
 
 def forget(path: Path) -> None:
@@ -116,12 +130,13 @@ def is_dead(path: Path) -> bool:
     return False
 
 
-def remove_dead(base: Path) -> None:
+def remove_dead(base: Path, own: Path) -> None:
     """Remove what servers have left behind that were killed."""
     for directory in base.iterdir():
-        for path in filter(is_dead, sockets(directory)):
-            forget(path)
-        leave(directory)
+        if directory != own:  # which another worker may just have made
+            for path in filter(is_dead, sockets(directory)):
+                forget(path)
+            leave(directory)
 
 
 def leave(directory: Path) -> None:
@@ -137,11 +152,30 @@ def pid_of(path: Path) -> int:
 
 
 def servers() -> list[Path]:
-    """The directories of all servers that run now and that we may look at: root everybody's."""
-    bases = [default_base()]
-    if os.geteuid() == 0:
-        bases += Path(tempfile.gettempdir()).glob("trio-httptrack-*")
-        bases += Path("/run/user").glob("*/trio-httptrack")
-    found = {path for base in bases if base.is_dir() for path in base.iterdir()}
+    """The directories of all servers that run now and that we may look at: root everybody's.
+
+    A server that was started in another session of the same user may be in the other of the places.
+    """
+    user = "*" if os.geteuid() == 0 else str(os.geteuid())
+    bases = {
+        default_base(),
+        *Path(tempfile.gettempdir()).glob(f"trio-httptrack-{user}"),
+        *RUN_USER.glob(f"{user}/trio-httptrack"),
+    }
     # A server that was killed has left its sockets.
-    return sorted(path for path in found if not all(map(is_dead, sockets(path))))
+    return sorted(
+        path
+        for base in bases
+        for path in private_directories(base)
+        if not all(map(is_dead, sockets(path)))
+    )
+
+
+def private_directories(base: Path) -> Iterator[Path]:
+    """Those in a directory of servers. What is not private, or a link, is nobody's."""
+    with suppress(OSError, DirectoryError):
+        check_private(base)
+        for path in base.iterdir():
+            with suppress(OSError, DirectoryError):
+                check_private(path)
+                yield path

@@ -6,8 +6,8 @@ notice more exactly when the loop was blocked would take an instrument in each o
 
 A look at 10,000 connections takes milliseconds, in which a worker could serve requests. So a
 report goes through them in portions, between which others have their turn; one report is made at
-a time; viewers who look every second share what they can; and behind each report the monitor
-rests, so that all viewers together take a tenth of the worker's time at most.
+a time; viewers who look every second share what they can; and behind whatever it does for them the
+monitor rests, so that all viewers together take a tenth of the worker's time.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ BLOCKED = 1.0  # seconds, from which on it is logged
 
 PORTION = 250  # connections, in less than a millisecond
 SHARE = 10  # a tenth of the time
+LONGEST = 0.1  # seconds that count of one step: we may have been stopped in it
 
 
 class Server(Protocol):
@@ -91,7 +92,7 @@ class Monitor:
         self.name: str = f"{os.getpid()}-{os.urandom(4).hex()}"
         """Of its socket."""
 
-        self.peers: Peers = Peers(None)
+        self.peers: Peers = Peers(None, self.name, self.charged)
         """The other workers of the server."""
 
         self._viewers: Counter[Conn] = Counter()
@@ -101,7 +102,7 @@ class Monitor:
         self._lags: deque[float] = deque(maxlen=LAG_OVER)
         self._turn = trio.Lock()
         self._rested = self._started
-        self._recent: dict[Query | None, tuple[float, Report]] = {}
+        self._recent: dict[Query, tuple[float, Report]] = {}
 
     # Beside the connections
 
@@ -165,7 +166,8 @@ class Monitor:
         """
         own = await self.report(query, max_age=max_age)
         reports, silent = await self.peers.ask(query, max_age)
-        return view_of(query, [own, *reports], silent)
+        with self.charged():
+            return view_of(query, [own, *reports], silent)
 
     async def report(self, query: Query | None, *, max_age: float = 0) -> Report:
         """What there is to be seen. A checkpoint.
@@ -174,6 +176,8 @@ class Monitor:
           query: which connections are listed; None for none.
           max_age: how old a report may be that was made for somebody else, in seconds.
         """
+        if query is None:  # which is asked for metrics, and is soon made
+            return await self._make(None)
         async with self._turn:
             made, report = self._recent.get(query, (-math.inf, None))
             if report is None or trio.current_time() - made >= max_age:
@@ -225,11 +229,17 @@ class Monitor:
 
     async def _in_portions(self, items: list[T], handle: Callable[[list[T]], None]) -> None:
         for start in range(0, len(items), PORTION):
-            began = trio.current_time()
-            handle(items[start : start + PORTION])
-            took = trio.current_time() - began
-            self._rested = max(self._rested, began) + SHARE * took
+            with self.charged():
+                handle(items[start : start + PORTION])
             await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """To be put around each step of what is done for a viewer: the next report has to wait."""
+        began = trio.current_time()
+        yield
+        took = min(trio.current_time() - began, LONGEST)
+        self._rested = max(self._rested, began) + SHARE * took
 
     def _rates(self, now: Sample) -> dict[str, float] | None:
         """How often a second each thing has happened, lately."""

@@ -62,6 +62,10 @@ ORDERS: Mapping[str, Callable[[Conn, float], Key]] = {
 }
 
 
+# What is large is what one looks for, so who sorts by these wants to see it first.
+LARGEST_FIRST = frozenset({"stuck", "in_state", "age", "requests"})
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """What a viewer wants to see, as in ``?state=active&path=/slow&sort=-age&page=2``.
@@ -93,7 +97,7 @@ requests, path, or that with a -
     """``"client"`` for client addresses instead of connections."""
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
+        if not isinstance(self.sort, str) or self.order not in ORDERS:
             raise ValueError(f"sort must be one of {', '.join(ORDERS)}, or that with a -")
         if not (type(self.page) is int and 0 < self.page < 10**9):
             raise ValueError("page must be a number from 1")

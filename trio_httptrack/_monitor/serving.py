@@ -16,17 +16,18 @@ import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from .directory import forget, leave, socket_path
+from .directory import DirectoryError, forget, is_there, leave, prepared, socket_path
 from .monitor import Monitor
 from .query import Query
 from .sockets import is_own, peer_uid
 
 LONGEST_QUESTION = 2**14  # bytes
 BACKLOG = 64
+ATTEMPTS = 5
+LOOK_EVERY = 10  # seconds, to see whether our socket is still there
 
 
 def listen(directory: Path, name: str) -> socket.socket:
@@ -52,15 +53,55 @@ def listen(directory: Path, name: str) -> socket.socket:
     return sock
 
 
-async def serve(monitor: Monitor, sock: socket.socket, directory: Path) -> None:
-    """Respond to questions until cancelled; then the socket goes, and the directory, if empty."""
-    try:
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        await trio.serve_listeners(partial(respond, monitor), [listener])
-    finally:
-        sock.close()
-        forget(socket_path(directory, monitor.name))
-        leave(directory)
+def prepare(runtime_dir: str | None, name: str) -> tuple[Path, socket.socket]:
+    """The directory and the socket of a worker.
+
+    Raises:
+      DirectoryError, OSError: as ``prepared`` and ``listen``.
+    """
+    for _ in range(ATTEMPTS):
+        directory = prepared(runtime_dir)
+        with suppress(FileNotFoundError):  # another has just left the directory, and removed it
+            return directory, listen(directory, name)
+    return directory, listen(directory, name)
+
+
+async def serve(
+    monitor: Monitor,
+    runtime_dir: str | None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Respond to questions until cancelled; then the socket goes, and the directory, if empty.
+
+    Where somebody removes the directory, as a log-out does with ``$XDG_RUNTIME_DIR``, it is made
+    again as soon as that can be.
+
+    Raises:
+      DirectoryError, OSError: as ``prepare``, at the start.
+    """
+    directory, sock = prepare(runtime_dir, monitor.name)
+    task_status.started()
+    while True:
+        monitor.peers.directory = directory
+        path = socket_path(directory, monitor.name)
+        try:
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, partial(respond, monitor), [listener])
+                while is_there(path):  # noqa: ASYNC110  # a file has no Event
+                    await trio.sleep(LOOK_EVERY)
+                nursery.cancel_scope.cancel()
+        finally:
+            sock.close()
+            forget(path)
+            leave(directory)
+        again = None
+        while again is None:
+            with suppress(OSError, DirectoryError):
+                again = prepare(runtime_dir, monitor.name)
+            await trio.sleep(LOOK_EVERY if again is None else 0)
+        directory, sock = again
 
 
 async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
@@ -83,11 +124,12 @@ async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
                 await stream.send_all(b" ")  # JSON that begins: the loop runs, whatever is in turn
                 try:
                     query, max_age = understood(question)
-                except (ValueError, TypeError, KeyError) as error:
-                    answer: Any = {"error": str(error)}
-                else:
-                    answer = await monitor.report(query, max_age=max_age)
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
+                    report = await monitor.report(query, max_age=max_age)
+                    with monitor.charged():
+                        response = json.dumps(report, ensure_ascii=False).encode()
+                except Exception as error:  # it must end neither the worker nor its server
+                    response = json.dumps({"error": repr(error)}).encode()
+                await stream.send_all(response + b"\n")
 
 
 def understood(question: bytes) -> tuple[Query | None, float]:

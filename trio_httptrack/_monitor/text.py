@@ -17,11 +17,10 @@ from .._states import ConnState
 from .monitor import BLOCKED
 from .query import DEFAULTS, Query
 from .report import CLASSES, GAUGES, LISTED, Group, Request, Row, Worker
-from .view import View
-from .words import NOTHING, cells, cut, duration, lateness, rounded, size, visible
+from .view import View, whose
+from .words import NOTHING, SLOW, cells, cut, duration, lateness, rounded, size, visible
 
 WIDTH = 80  # columns
-SLOW = 10  # seconds: who has waited longer for a response to begin may wait in vain
 
 Style = Literal["", "strong", "weak", "trouble", "heading"]
 
@@ -112,10 +111,8 @@ def _worker(worker: Worker) -> list[Span]:
 def numbers(view: View) -> Line:
     """How many connections are in which state, as far as their workers respond."""
     states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
-    known = [worker for worker in view["workers"] if worker["silent"] is None]
-    missing = len(view["workers"]) - len(known)
-    of = f" of {len(known):,} of {len(view['workers']):,} workers" if missing else ""
-    return [Span(f"Connections{of}: {', '.join(states)}; {view['websockets']:,} WebSockets")]
+    numbers = f"{', '.join(states)}; {view['websockets']:,} WebSockets"
+    return [Span(f"Connections{whose(view)}: {numbers}")]
 
 
 def rates(view: View) -> list[Line]:

@@ -88,6 +88,13 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
     )
 
 
+def whose(view: View) -> str:
+    """Of how many workers the view is, where that is not all of them."""
+    known = sum(worker["silent"] is None for worker in view["workers"])
+    number = len(view["workers"])
+    return "" if known == number else f" of {known:,} of {number:,} workers"
+
+
 def total(names: Iterable[str], numbers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     counted: Counter[str] = Counter()
     for each in numbers:

@@ -11,6 +11,7 @@ import unicodedata
 from .._states import PATH_LENGTH
 
 NOTHING = "\N{EN DASH}"
+SLOW = 10  # seconds, after which somebody may wait in vain
 
 
 def size(number: int | None) -> str:
@@ -99,6 +100,10 @@ def cut(text: str, width: int) -> str:
     """
     if cells(text) <= width:
         return text
-    while text and cells(text) >= width:
-        text = text[:-1]
+    room = width - 1  # for what is before the ellipsis
+    for at, character in enumerate(text):
+        room -= _cells(character)
+        if room < 0:
+            text = text[:at]
+            break
     return f"{text}\N{HORIZONTAL ELLIPSIS}" if width > 0 else ""

@@ -14,7 +14,6 @@ from .._monitor.monitor import INTERVAL, Monitor
 from .._monitor.query import Query
 from .._monitor.text import as_text
 from .._monitor.view import View
-from .._states import PATH_LENGTH
 from ._access import Access
 from ._page import POLICY, page, update
 
@@ -73,25 +72,25 @@ class StatusApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._announce(scope, f"add ?token={self.token} to its address")
+            await self._announce(scope)
             await live(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
             await self._respond(scope, receive, send)
 
-    async def _announce(self, scope: Any, how: str) -> None:
+    async def _announce(self, scope: Any) -> None:
         """Log how the page is opened, once in each process."""
         monitor = monitor_of(scope)
         if self._access.by_token and not self._announced and monitor is not None:
             self._announced = True
-            await monitor.log(f"Status page: {how}")
+            await monitor.log(f"Status page: add ?token={self.token} to its address")
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = self._access.refusal(scope)
         monitor = monitor_of(scope)
         if refusal is not None:
-            await self._announce(scope, f"{address_of(scope)}?token={self.token}")
+            await self._announce(scope)
             await respond(send, 403, refusal)
         elif scope["method"] not in ("GET", "HEAD"):
             await respond(send, 405, "This page can only be read.", allow="GET, HEAD")
@@ -114,7 +113,9 @@ class StatusApp:
             await self._stream(monitor, query, scope, receive, send)
             return
         view = await monitor.view(query)
-        await respond(send, 200, self._rendered(view, kind), kind)
+        with monitor.charged():
+            body = self._rendered(view, kind)
+        await respond(send, 200, body, kind)
 
     def _rendered(self, view: View, kind: str) -> str:
         if kind == JSON:
@@ -133,7 +134,8 @@ class StatusApp:
             updated, body = self._updates.get(shared, (-math.inf, b""))
             if trio.current_time() - updated > MAX_AGE:
                 view = await monitor.view(query, max_age=MAX_AGE)
-                body = f"data: {update(view, self._link_token)}\n\n".encode()
+                with monitor.charged():
+                    body = f"data: {update(view, self._link_token)}\n\n".encode()
                 now = trio.current_time()
                 self._updates = {
                     other: known
@@ -170,14 +172,6 @@ class StatusApp:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 await trio.sleep(INTERVAL)
         await send({"type": "http.response.body"})
-
-
-def address_of(scope: Any) -> str:
-    """A request's URL without its query, by our own address: its host is the client's word."""
-    host, port = scope.get("server") or ("localhost", None)
-    host = f"[{host}]" if ":" in host else host
-    path = scope.get("raw_path", b"").decode("latin-1")[:PATH_LENGTH]
-    return f"{scope['scheme']}://{host}{'' if port is None else f':{port}'}{path}"
 
 
 def accepted(headers: Iterable[tuple[bytes, bytes]]) -> str:

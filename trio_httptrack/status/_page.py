@@ -17,10 +17,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from .._monitor.monitor import BLOCKED, LENGTH, RATES_OVER
-from .._monitor.query import LONGEST_FILTER, Query
+from .._monitor.query import LARGEST_FIRST, LONGEST_FILTER, Query
 from .._monitor.report import CLASSES, GAUGES, Group, Request, Row, Worker
-from .._monitor.view import View
-from .._monitor.words import NOTHING, duration, lateness, rounded, size, visible
+from .._monitor.view import View, whose
+from .._monitor.words import NOTHING, SLOW, duration, lateness, rounded, size, visible
 from .._states import ConnState
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -37,7 +37,6 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-LONG = 10  # seconds, after which what may be stuck stands out
 OLDEST = 3  # requests of a connection that are always shown; the others can be unfolded
 
 MEANINGS = {
@@ -67,8 +66,6 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "worker": {"": "Worker"},
     "id": {"id": "No."},
 }
-# What is large is what one looks for, so a first click puts it first.
-LARGEST_FIRST = {"stuck", "in_state", "age", "requests"}
 ORDERED = {
     "-stuck": "the oldest request first",
     "stuck": "the oldest request last",
@@ -247,11 +244,7 @@ class Page:
             if 1 <= number <= view["pages"]
         )
         many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
-        workers = view["workers"]
-        missing = sum(worker["silent"] is not None for worker in workers)
-        known = len(workers) - missing
-        whose = f" of {known:,} of {len(workers):,} workers" if missing else ""
-        return f"<p>{said} connections{whose}{only}. Sorted: {order}.</p> <p>{many}</p>"
+        return f"<p>{said} connections{whose(view)}{only}. Sorted: {order}.</p> <p>{many}</p>"
 
     def headings(self) -> str:
         if self.query.group:
@@ -346,7 +339,7 @@ def _row(row: Row) -> str:
         "worker": str(row["worker"]),
         "id": str(row["id"]),
     }
-    long = " long" if row["state"] == "new" and row["in_state"] >= LONG else ""
+    long = " long" if row["state"] == "new" and row["in_state"] >= SLOW else ""
     begin = f'<tr data-key="{row["worker"]}-{row["id"]}" class="{row["state"]}{long}">'
     return f"{begin}{_cells(cells)}</tr>"
 
@@ -365,7 +358,7 @@ def _requests(row: Row) -> str:
 
 def _request(request: Request) -> str:
     phase = request["phase"]
-    long = " long" if phase == "waiting" and request["age"] >= LONG else ""
+    long = " long" if phase == "waiting" and request["age"] >= SLOW else ""
     stream = "" if request["stream"] is None else f" <small>stream {request['stream']}</small>"
     what = f"<b>{escape(visible(request['method']))}</b> {_path(request['path'])}{stream}"
     return _line(f"{phase}{long}", duration(request["age"]), phase, what)

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from .._monitor.monitor import INTERVAL
-from .._monitor.query import LONGEST_FILTER, ORDERS, Query
+from .._monitor.query import LARGEST_FIRST, LONGEST_FILTER, ORDERS, Query
 from .._monitor.text import (
     Line,
     Span,
@@ -32,7 +32,6 @@ from ._terminal import Terminal, terminal
 LISTED = 5  # requests of a connection: one client must not fill the screen
 END = 10**9  # a line behind the last one
 STATES = ["", *map(str, ConnState)]
-GREATEST_FIRST = {"stuck", "in_state", "age", "requests"}  # what takes long is what one looks for
 
 FOOTER = "s sort  r reverse  f state  c client  / path  g group  spc pause  ? help  q quit"
 HELP = """
@@ -150,7 +149,7 @@ class Live:
         if key == "s":
             names = list(ORDERS)
             name = names[(names.index(query.order) + 1) % len(names)]
-            self._look_at(sort=f"-{name}" if name in GREATEST_FIRST else name)
+            self._look_at(sort=f"-{name}" if name in LARGEST_FIRST else name)
         elif key == "r":
             self._look_at(sort=query.order if query.descending else f"-{query.order}")
         elif key == "f":
