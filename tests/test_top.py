@@ -345,12 +345,52 @@ RESPONSES = {
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
     ),
     "is no status page of this": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+    "is no status page of": b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"[" * 5000,
+    "is no status page": b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"query": {}}',
     "illegal status line": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     "peer closed connection without sending complete": (
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi"
     ),
     "the connection was closed without a response": b"",
 }
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("http://[::1/status", "http://[::1/status: Invalid IPv6 URL"),
+        (f"http://{'a' * 70}/", f"http://{'a' * 70}/: label too long"),
+        ("a" * 5000, f"{'a' * 200}\N{HORIZONTAL ELLIPSIS}: File name too long"),
+        ("\x1b[2J", r"no worker listens in \x1b[2J"),
+    ],
+)
+async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: str) -> None:
+    """Without a traceback, and without escape sequences."""
+    with pytest.raises(SourceError) as error:
+        async with opened(target) as source:
+            await source.view(source.query)
+    assert str(error.value) == says
+
+
+async def test_a_path_that_is_not_ascii_is_asked_for_as_a_browser_does() -> None:
+    """In UTF-8, with percent signs."""
+    async with serving() as (server, status):
+        url = f"{server.urls[0]}/st\u00e4tus%20x?token={status.token}"
+        async with opened(url) as source:
+            (row,) = (await source.view(source.query))["rows"]
+    assert row["path"] == "/st\u00e4tus x"
+
+
+def test_who_reads_the_output_may_have_had_enough() -> None:
+    """As in ``httptrack top --json | head -1``."""
+    program = "from trio_httptrack.top import write; write('x' * 100_000)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("says", RESPONSES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -18,6 +19,8 @@ from .._monitor.text import WIDTH, as_text
 from ._sources import SourceError, opened
 
 __all__ = ["main"]
+
+NO_TERMINAL = "a live view needs a terminal; --once prints it as text"
 
 
 def main(program: str, arguments: list[str]) -> None:
@@ -55,12 +58,20 @@ async def once(target: str | None, as_json: bool) -> str:
 def write(text: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # as in a container without a locale
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it has had enough; and the interpreter flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(target: str | None) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise SourceError("a live view needs a terminal; --once prints it as text")
+        raise SourceError(NO_TERMINAL)
     from ._live import run
 
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:  # there is one, and it is not ours
+        raise SourceError(NO_TERMINAL) from None
     trio.run(run, target)

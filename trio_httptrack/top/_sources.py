@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import h11
 import trio
@@ -23,6 +23,7 @@ import trio
 from .._monitor.asking import LONGEST_RESPONSE, Peers
 from .._monitor.directory import DirectoryError, check_private, servers, sockets
 from .._monitor.query import NAMES, Query
+from .._monitor.text import as_text
 from .._monitor.view import View, view_of
 from .._monitor.words import visible
 
@@ -30,6 +31,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 PATIENCE = 10  # seconds for a page to respond, and longer than a page waits for its workers
+PATH = "/%:@!$&'()*+,;=~"  # what may be in a URL's path as it is
 SCHEMES = {"http": 80, "https": 443}
 
 
@@ -59,7 +61,7 @@ async def opened(target: str | None) -> AsyncIterator[Source]:
     Raises:
       SourceError: this cannot be looked at, now or later.
     """
-    if target is not None and urlsplit(target).scheme in SCHEMES:
+    if target is not None and target.startswith(("http:", "https:")):
         page = Page(target)
         try:
             yield page
@@ -82,19 +84,35 @@ def only_server() -> Path:
             "no server runs that this user may look at: "
             "name the page's URL, or the directory that the server has as runtime_dir"
         )
-    raise SourceError(f"several servers run; name one of {', '.join(map(str, found))}")
+    names = ", ".join(visible(str(each)) for each in found)
+    raise SourceError(f"several servers run; name one of {names}")
 
 
 def check(directory: Path) -> None:
     """Raise a SourceError unless there are workers in it, and nobody else can be."""
-    if not sockets(directory):
-        raise SourceError(f"no worker listens in {directory}")
+    name = visible(str(directory))
     try:
+        if not sockets(directory):
+            raise SourceError(f"no worker listens in {name}")
         check_private(directory)
     except DirectoryError as error:
-        raise SourceError(str(error)) from None
+        raise SourceError(visible(str(error))) from None
     except OSError as error:
-        raise SourceError(f"{directory}: {error.strerror}") from None
+        raise SourceError(f"{name}: {error.strerror}") from None
+
+
+# What is raised where something is shown that has another shape than a view.
+MISSHAPEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+
+
+def shown(view: object) -> View:
+    """A view that somebody else has made, if it is one.
+
+    Raises one of ``MISSHAPEN`` if it cannot be shown.
+    """
+    found = cast(View, view)
+    as_text(found)
+    return found
 
 
 class Directory:
@@ -103,7 +121,7 @@ class Directory:
     query: Query = Query()
 
     def __init__(self, directory: Path, peers: Peers) -> None:
-        self.name = str(directory)
+        self.name = visible(str(directory))
         self._directory = directory
         self._peers = peers
 
@@ -111,20 +129,23 @@ class Directory:
         check(self._directory)  # each time: it may have gone, and another be in its place
         reports, silent = await self._peers.ask(query)
         if not reports and not silent:  # all of them were killed
-            raise SourceError(f"no worker listens in {self._directory}")
-        return view_of(query, reports, silent)
+            raise SourceError(f"no worker listens in {self.name}")
+        try:
+            return shown(view_of(query, reports, silent))
+        except MISSHAPEN:
+            raise SourceError(f"the workers in {self.name} are of another version") from None
 
 
 class Page:
     """A status page, by one connection that is kept: what is looked at should not change by it."""
 
     def __init__(self, url: str) -> None:
-        self._url = urlsplit(url)
-        given = parse_qsl(self._url.query, keep_blank_values=True)
-        self._others = [(name, value) for name, value in given if name not in NAMES]
         self._stream: trio.abc.Stream | None = None
         self._http = h11.Connection(h11.CLIENT)
         try:
+            self._url = urlsplit(url)
+            given = parse_qsl(self._url.query, keep_blank_values=True)
+            self._others = [(name, value) for name, value in given if name not in NAMES]
             if not self._url.hostname:
                 raise ValueError("there is no host in it")
             self._host, self._port = self._url.hostname, self._url.port or SCHEMES[self._url.scheme]
@@ -137,7 +158,13 @@ class Page:
         with trio.move_on_after(PATIENCE):
             try:
                 return await self._view(query)
-            except (OSError, trio.BrokenResourceError, EOFError, h11.ProtocolError) as error:
+            except (
+                OSError,
+                UnicodeError,  # of a host's name
+                trio.BrokenResourceError,
+                EOFError,
+                h11.ProtocolError,
+            ) as error:
                 raise SourceError(f"{self.name}: {reason(error)}") from None
         raise SourceError(f"{self.name}: no response within {PATIENCE} seconds")
 
@@ -157,12 +184,11 @@ class Page:
         if status != 200:
             raise SourceError(f"{self.name} responds with {status}: {first_line(body)}")
         try:
-            view = json.loads(body)
-        except ValueError:
-            view = None
-        if not isinstance(view, dict) or not View.__annotations__.keys() <= view.keys():
-            raise SourceError(f"{self.name} is no status page of this version of trio-httptrack")
-        return cast(View, view)
+            return shown(json.loads(body))
+        except (*MISSHAPEN, RecursionError):
+            raise SourceError(
+                f"{self.name} is no status page of this version of trio-httptrack"
+            ) from None
 
     def _refusal(self) -> str:
         has = any(name == "token" for name, _ in self._others)
@@ -203,7 +229,7 @@ class Page:
         }
         request = h11.Request(
             method="GET",
-            target=f"{self._url.path or '/'}{query.link()}{others}",
+            target=f"{quote(self._url.path or '/', safe=PATH)}{query.link()}{others}",
             headers=list(headers.items()),
         )
         head = self._http.send(request)
