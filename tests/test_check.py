@@ -76,11 +76,16 @@ async def test_nothing_is_bound_written_or_run(folder: Path) -> None:
     ):
         unix_listener.bind(str(unix))
         binds = ["-b", "{}:{}".format(*listener.getsockname()), "-b", f"unix:{unix}"]
-        status, _, stderr = await check(*CONF, *binds, "--pid", "pid", "myapp:app", cwd=folder)
+        logs = ["--access-logfile", "access", "--error-logfile", "error"]
+        status, _, stderr = await check(
+            *CONF, *binds, *logs, "--pid", "pid", "myapp:app", cwd=folder
+        )
     assert (status, stderr) == (0, "")  # the lifespan would have failed
     assert unix.is_socket()
     assert not (folder / "pid").exists()
     assert not (folder / "runtime").exists()
+    assert not (folder / "access").exists()
+    assert not (folder / "error").exists()
 
 
 WRONG: dict[str, tuple[dict[str, str], str, str]] = {
@@ -287,7 +292,10 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a misspelt setting": (
         {"conf.py": f"{HOOK}grace_timeout = 3"},
         "-c file:conf.py -w 1 myapp:app",
-        "grace_timeout: there is no such setting; did you mean graceful_timeout?",
+        (
+            "grace_timeout: there is no such setting; did you mean graceful_timeout? "
+            "(A name of your own can begin with _)"
+        ),
     ),
     "a wrong setting": (
         {"conf.py": f"{HOOK}drain_idle_timeout = -1"},
@@ -302,7 +310,40 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a runtime directory that is not one": (
         {"conf.py": f"{HOOK}runtime_dir = 'myapp.py'"},
         "-c file:conf.py myapp:app",
-        "runtime_dir: myapp.py is not a directory",
+        "runtime_dir: {folder}/myapp.py is not a directory",
+    ),
+    "a runtime directory without a place": (
+        {"conf.py": f"{HOOK}runtime_dir = 'not/there'"},
+        "-c file:conf.py myapp:app",
+        "runtime_dir: [Errno 2] No such file or directory: '{folder}/not/there'",
+    ),
+    "a runtime directory that is too long": (
+        {"conf.py": f"{HOOK}runtime_dir = '{'long' * 25}'"},
+        "-c file:conf.py myapp:app",
+        (
+            f"runtime_dir: {{folder}}/{'long' * 25} is too long for a Unix socket's path: "
+            "choose a shorter one"
+        ),
+    ),
+    "a PID file without a place": (
+        {},
+        "-c file:conf.py --pid not/there myapp:app",
+        "pid_path: there is no directory for 'not/there'",
+    ),
+    "a Unix socket with too long a path": (
+        {},
+        f"-c file:conf.py -b unix:/{'long' * 30}/socket myapp:app",
+        f"bind: /{'long' * 30} is too long for a Unix socket's path: choose a shorter one",
+    ),
+    "an address twice": (
+        {},
+        "-c file:conf.py -b 127.0.0.1:8000 -b 127.0.0.1:8000 myapp:app",
+        "bind: '127.0.0.1:8000' is there twice",
+    ),
+    "no address": (
+        {"conf.py": f"{HOOK}bind = []"},
+        "-c file:conf.py myapp:app",
+        "bind is empty, and the server would listen nowhere",
     ),
     "a StatsD host without a port": (
         {},

@@ -186,7 +186,14 @@ def check_status(status: int, workers: str) -> None:
         assert status == 1
 
 
-FINE = 'server_name = "here"\nserver_names = [server_name]\npassword = "secret"\n'
+FINE = """
+server_name = "here"
+server_names = [server_name]
+password = "secret"
+keepalive = drain_timeout = 30
+access_log_path = "-"
+_grace_timeout = 30
+"""
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,10 @@ FINE = 'server_name = "here"\nserver_names = [server_name]\npassword = "secret"\
         # What is spelt like no setting, or like one that is there, too, is not misspelt.
         (
             f"{FINE}grace_timeout = 30\n",
-            "grace_timeout: there is no such setting; did you mean graceful_timeout?",
+            (
+                "grace_timeout: there is no such setting; did you mean graceful_timeout? "
+                "(A name of your own can begin with _)"
+            ),
         ),
     ],
 )

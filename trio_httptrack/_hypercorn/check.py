@@ -30,7 +30,7 @@ from hypercorn.config import Config
 from hypercorn.utils import load_application
 
 from .._local import ProcessLocal
-from .._monitor.directory import DirectoryError, check_private
+from .._monitor.directory import DirectoryError, check_length, check_private, socket_path
 from . import statsd
 from .conn_state import named, resolve
 from .install import exit_in_one_line, installed, refuse_copies
@@ -54,6 +54,7 @@ NOT_THE_USERS = (
     Path(hypercorn.config.__file__).parent,
     Path(sysconfig.get_path("stdlib")),
 )
+SOME_NAME = "4194304-0a1b2c3d"  # of a worker's socket, as long as any
 NOTHING_TRACKED = (
     "conn_state is missing, so nothing would be tracked: write conn_state = hook('myapp:tracker') "
     "into a Python config file, or use the ready-made one, -c python:trio_httptrack.config"
@@ -138,10 +139,8 @@ def _check(config: Config) -> None:
         raise SettingError(NOTHING_TRACKED)
     named(config.conn_state)  # type: ignore[attr-defined]
     _check_tls(config)
-    for name in ("bind", "insecure_bind"):
-        addresses = getattr(config, name)
-        for address in addresses if isinstance(addresses, (list, tuple)) else [addresses]:
-            _check_address(name, address)
+    _check_addresses(config)
+    _check_pid_path(config)
     tracking = _check_worker(config) if config.workers == 0 else _check_in_process(config)
     print(f"Tracking{tracking}")  # noqa: T201
 
@@ -161,6 +160,24 @@ def _check_tls(config: Config) -> None:
         config.create_ssl_context()
 
 
+def _check_addresses(config: Config) -> None:
+    found: set[str] = set()
+    for name in ("bind", "insecure_bind"):
+        addresses = getattr(config, name)
+        for address in addresses if isinstance(addresses, (list, tuple)) else [addresses]:
+            _check_address(name, address)
+            if address in found and not address.endswith(":0"):
+                raise SettingError(f"{name}: {address!r} is there twice")
+            found.add(address)
+    if not found:
+        raise SettingError("bind is empty, and the server would listen nowhere")
+
+
+def _check_pid_path(config: Config) -> None:
+    if config.pid_path is not None and not Path(config.pid_path).absolute().parent.is_dir():
+        raise SettingError(f"pid_path: there is no directory for {config.pid_path!r}")
+
+
 def _check_address(name: str, address: Any) -> None:
     """Refuse what Hypercorn's ``create_sockets()`` could not bind, on any day.
 
@@ -175,7 +192,12 @@ def _check_address(name: str, address: Any) -> None:
     if address.startswith("fd://"):
         if not address.removeprefix("fd://").isdecimal():
             raise wrong
-    elif not address.startswith("unix:"):
+    elif address.startswith("unix:"):
+        try:
+            check_length(Path(address.removeprefix("unix:")))
+        except DirectoryError as error:
+            raise SettingError(f"{name}: {error}") from None
+    else:
         # As Hypercorn reads it: what has no number behind its last colon is all host.
         bare = address.replace("[", "").replace("]", "")
         host, _, port = bare.rpartition(":") if ":" in bare else (bare, "", "8000")
@@ -196,10 +218,12 @@ def _check_runtime_dir(config: Config) -> None:
     """Refuse a directory that the start would refuse. One that is not there the start makes."""
     path = runtime_dir_of(config)
     if path is not None:
+        directory = Path(path).absolute()
         try:
-            check_private(Path(path))
-        except FileNotFoundError:
-            pass
+            socket_path(directory, SOME_NAME)
+            if directory.parent.is_dir() and not directory.exists():
+                return
+            check_private(directory)
         except (OSError, DirectoryError) as error:
             raise SettingError(f"runtime_dir: {error}") from None
 
@@ -275,6 +299,21 @@ def _check_worker(config: Any) -> str:
     _check_runtime_dir(config)
     if config.statsd_host is not None:
         statsd.check(config)
-    with _failing("the log cannot be opened"):
-        _ = config.log
+    _check_log(config)
     return described(config, tracker)
+
+
+def _check_log(config: Config) -> None:
+    """See that the log can be opened, and leave no file behind that was not there.
+
+    It would be that of the check's user, and the service might not be able to write to it.
+    """
+    files = [config.accesslog, config.errorlog]
+    made = [Path(each) for each in files if isinstance(each, str) and each != "-"]
+    made = [path for path in made if not path.exists()]
+    try:
+        with _failing("the log cannot be opened"):
+            _ = config.log
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)

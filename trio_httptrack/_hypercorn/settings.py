@@ -33,6 +33,7 @@ DEFAULTS: dict[str, float | bool | str | None] = {
     "websocket_ping_timeout": 20.0,
 }
 JITTER_STEPS = 16
+ALIKE = 0.88  # of 1: grace_timeout is meant to be graceful_timeout, drain_timeout may be one's own
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -167,9 +168,12 @@ def _refuse_misspelt(config: Config) -> None:
     for name, value in vars(config).items():
         if name.startswith("_") or callable(value) or is_setting(name):
             continue
-        for meant in get_close_matches(name, known, n=1, cutoff=0.8):
+        for meant in get_close_matches(name, known, n=1, cutoff=ALIKE):
             if meant not in vars(config):
-                raise SettingError(f"{name}: there is no such setting; did you mean {meant}?")
+                raise SettingError(
+                    f"{name}: there is no such setting; did you mean {meant}? "
+                    "(A name of your own can begin with _)"
+                )
 
 
 def _refuse_wrong_types(config: Config) -> None:
