@@ -333,6 +333,31 @@ async def test_viewers_of_the_same_share_the_work(
     assert len(made) in (5, 6)
 
 
+@pytest.mark.parametrize("step", ["page", "as_text", "update"])
+async def test_the_worker_rests_from_what_it_shows(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Nine times as long as that took: so viewers have a tenth of its time."""
+
+    def slow(*_: object) -> str:
+        autojump_clock.jump(0.05)  # as long as this takes
+        return "{}"
+
+    monkeypatch.setattr(f"trio_httptrack.status._app.{step}", slow)
+    accept = {"accept": "text/plain" if step == "as_text" else "text/html"}
+    async with mounted() as page:
+        for number in range(20):
+            query = f"?path={number}"
+            if step == "update":
+                viewer = Events(await page.server.connect())
+                await viewer.begin(query)
+                await viewer.next()
+                await viewer.stream.aclose()
+            else:
+                await page.client.get(f"/status{query}", headers=accept)
+        assert trio.current_time() == pytest.approx(19 * 0.5 + 0.05)
+
+
 async def test_the_first_update_is_not_older_than_the_page(autojump_clock: MockClock) -> None:
     """Though another viewer has had this second's already."""
     async with mounted() as page:
