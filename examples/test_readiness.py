@@ -7,7 +7,7 @@ from trio_httptrack.testing import memory_server
 
 
 @pytest.mark.trio
-async def test_a_kept_connection_sees_503_when_the_drain_begins(autojump_clock):
+async def test_a_keep_alive_connection_gets_503_when_the_drain_begins(autojump_clock):
     async with (
         memory_server(app) as server,
         httpx.AsyncClient(transport=server.httpx_transport()) as client,
@@ -30,6 +30,6 @@ async def test_a_stream_of_events_ends_when_the_drain_begins(autojump_clock):
         report = await server.shutdown()
         assert (report.finished, report.forced) == (1, 0)
         assert report.seconds < 1
-        answer = await client.receive_some()
-        assert answer.count(b"data: ") == 3
-        assert answer.endswith(b"retry: 100\n\n\r\n0\r\n\r\n")
+        response = await client.receive_some()
+        assert response.count(b"data: ") == 3
+        assert response.endswith(b"retry: 100\n\n\r\n0\r\n\r\n")

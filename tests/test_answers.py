@@ -204,7 +204,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
 
 @pytest.mark.parametrize("raises", [True, False])
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_a_handler_that_fails_between_head_and_body_answers_500(
+async def test_a_handler_that_fails_between_headers_and_body_responds_with_500(
     over: str, raises: bool, autojump_clock: MockClock
 ) -> None:
     """Its head was not sent yet, so the client is told; plain Hypercorn has said 200."""

@@ -158,7 +158,7 @@ async def test_read_timeout_ends_an_upload_that_stalls_over_http2(
 
 
 @pytest.mark.parametrize("requests", [0, 1])
-async def test_a_connection_ends_with_its_peer_and_not_with_a_timeout(
+async def test_a_connection_closes_with_its_peer_and_not_at_a_timeout(
     requests: int, autojump_clock: MockClock
 ) -> None:
     """NEW or IDLE, the connection ends with its peer and not with its timeout."""
@@ -269,7 +269,7 @@ async def test_cancelling_the_server_closes_every_connection_at_once(
     assert ends(recorder) == [(0, "aborted_by_app")] * 2
 
 
-async def test_a_handler_whose_peer_has_gone_is_told_by_its_next_receive_or_send(
+async def test_a_handler_learns_from_its_next_receive_or_send_that_its_peer_has_gone(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both are checkpoints however often they are called, and the OSError is not logged."""

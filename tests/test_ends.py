@@ -41,7 +41,7 @@ PROTOCOLS = ["http1", "tls", "h2", "h2c", "websocket", "websocket over h2"]
 
 @pytest.mark.parametrize("path", ["/big", "/endless", "/never-returns"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_shutdown_ends_within_its_grace_whatever_clients_and_handlers_do(
+async def test_a_shutdown_ends_within_the_grace_period_whatever_clients_and_handlers_do(
     protocol: str, path: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """Neither clients that do not read nor handlers that do not return hold it up."""
@@ -55,7 +55,7 @@ async def test_a_shutdown_ends_within_its_grace_whatever_clients_and_handlers_do
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_a_client_that_does_not_read_is_not_written_to_without_bounds(
+async def test_the_send_buffer_of_a_client_that_does_not_read_is_bounded(
     protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """However wide a client opens its windows, an endless answer stops when it stops reading."""
@@ -84,7 +84,7 @@ async def test_a_cancellation_closes_every_socket_at_once(
 
 
 @pytest.mark.parametrize("path", ["/sys-exit", "/ctrl-c"])
-async def test_ctrl_c_and_sys_exit_still_end_the_server(
+async def test_ctrl_c_and_sys_exit_still_stop_the_server(
     path: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """In a handler they travel out of the server, and no connection holds them up."""
@@ -129,7 +129,7 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
 
 
 @pytest.mark.parametrize("path", ["/deaf-until-gate", "websocket"])
-async def test_one_http_2_stream_keeps_no_other_waiting(
+async def test_one_http_2_stream_does_not_block_another(
     path: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """A handler that does not read closes its own window; other streams answer, and upload."""
@@ -190,7 +190,7 @@ async def test_every_connection_reports_exactly_one_terminal_state(
 
 @pytest.mark.parametrize("path", ["/always-sends", "/only-sends-nonsense"])
 @pytest.mark.parametrize("protocol", ["http1", "h2", "websocket"])
-async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
+async def test_every_send_and_every_receive_is_a_checkpoint(
     protocol: str, path: str, certificate: Path
 ) -> None:
     """An application that only sends, or only receives, before and after its peer's end.
@@ -208,7 +208,7 @@ async def test_no_send_and_no_receive_keeps_other_tasks_from_running(
             assert await http1(await server.connected()) == (200, b"hello")
 
 
-async def test_a_client_that_says_too_much_keeps_its_answer(
+async def test_a_client_that_sends_too_much_still_gets_its_response(
     certificate: Path, clock: MockClock | None
 ) -> None:
     """What follows a client's last request is not read, and does not cost it the answer."""

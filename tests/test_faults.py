@@ -735,7 +735,9 @@ for moment, manner, protocol in product(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_an_error_ends_its_own_connection_and_no_other(name: str, certificate: Path) -> None:
+async def test_an_error_closes_its_own_connection_and_no_other(
+    name: str, certificate: Path
+) -> None:
     """Whatever one client or handler does, nobody else notices and nothing is left of it."""
     async with arena(certificate) as server, await server.connect() as bystander:
         await bystander.send_all(request("/hold"))

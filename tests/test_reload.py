@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 knows no S
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_reload_under_load_loses_no_request(workers: int, certificate: Path) -> None:
+async def test_a_reload_under_load_loses_no_request_shorter_than_graceful_timeout(
+    workers: int, certificate: Path
+) -> None:
     """Neither do ten of them and a SIGTERM, and every WebSocket gets a close frame."""
     load, server = await run(certificate, workers=workers, reloads=10, tracked=True)
     assert not load.lost, load
