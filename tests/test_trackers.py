@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -26,10 +27,10 @@ if sys.version_info < (3, 11):
 NEW = ConnState.NEW
 
 
+@dataclass(eq=False)
 class Named:
-    def __init__(self, name: str, calls: list[str]) -> None:
-        self.name = name
-        self.calls = calls
+    name: str
+    calls: list[str]
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.calls.append(self.name)
