@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +15,16 @@ from trio_httptrack._hypercorn.worker import Worker
 from .pages import blocks as page_blocks
 from .pages import executed, pages
 from .support import CERT
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a Unix socket's, which has 107 bytes.
+
+    pytest's own path contains the names of the user, the worker and the test, and may not.
+    """
+    with TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -475,10 +475,8 @@ async def test_what_can_never_be_looked_at_is_said_at_once(target: str, says: st
 
 
 @pytest.fixture
-def runtime_dir() -> Iterator[Path]:
-    """Whose name is short enough for a socket's path, as that of ``tmp_path`` may not be."""
-    with TemporaryDirectory() as name:
-        yield Path(name, "run")
+def runtime_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
 async def test_a_directory_that_others_may_enter_is_not_looked_at(runtime_dir: Path) -> None:
