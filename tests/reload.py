@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import signal
 import statistics
 import sys
@@ -28,6 +29,7 @@ from .clients import GoAwayHttp2
 from .hypercorn_process import HypercornProcess, connect, get, hypercorn
 from .support import CERT, client_ssl, tls_client
 
+WEBSOCKETS = 4  # clients
 APP = "ways_in.reload_app"
 HEAD = "server", "reloads", "median", "requests", "lost", "retried", "WebSockets' close codes"
 
@@ -40,9 +42,11 @@ class Load:
     answered: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     refused: int = 0  # by HTTP/2, and asked again on another connection
+    opened: Counter[int] = field(default_factory=Counter)  # WebSockets, by their client's number
     closed: Counter[int] = field(default_factory=Counter)  # WebSockets, by code
     seconds: list[float] = field(default_factory=list)  # of each reload
     stopping: bool = False
+    _opened: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot, repr=False)
 
     def row(self) -> list[str]:
         """What it has come to, as :data:`HEAD` says."""
@@ -138,9 +142,13 @@ class Load:
 
     async def websocket(self) -> None:
         """Echoes until the server says goodbye; then anew."""
-        while not self.stopping:
+        for number in itertools.count():
+            if self.stopping:
+                break
             async with await connect(self.server.url) as stream, trio.open_nursery() as nursery:
                 websocket = await wrap_client_stream(nursery, stream, "localhost", "/")
+                self.opened[number] += 1
+                self._opened.unpark_all()
                 try:
                     while True:
                         await websocket.send_message("hello")
@@ -148,6 +156,11 @@ class Load:
                         await trio.sleep(0.01)
                 except ConnectionClosed as closed:
                     self.closed[closed.reason.code if closed.reason else 1006] += 1
+
+    async def websockets(self, clients: int, number: int) -> None:
+        """Wait until so many clients have opened their WebSocket of this number."""
+        while self.opened[number] < clients:
+            await self._opened.park()
 
     async def workers(self, count: int, *, other_than: Collection[bytes] = ()) -> set[bytes]:
         """Ask until so many workers have answered."""
@@ -183,19 +196,21 @@ async def run(
         load = Load(server)
         current = await load.workers(workers)
         async with trio.open_nursery() as nursery:
-            for client, count in (
+            for client, clients in (
                 (load.httpx_http1, 6),
                 (load.one_shot, 3),
                 (load.httpx_http2, 4),
                 (load.http2, 2),
-                (load.websocket, 4),
+                (load.websocket, WEBSOCKETS),
             ):
-                for _ in range(count * scale):
+                for _ in range(clients * scale):
                     nursery.start_soon(client)
-            for _ in range(reloads):
+            for number in range(reloads + 1):
+                if number:
+                    current = await load.reload(current)
+                # A client that needs longer than the pause would miss the close frame of a worker.
+                await load.websockets(WEBSOCKETS * scale, number)
                 await trio.sleep(0.3)
-                current = await load.reload(current)
-            await trio.sleep(0.3)
             load.stopping = True
             server.process.terminate()
     return load, server
