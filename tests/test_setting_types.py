@@ -142,7 +142,9 @@ def options() -> list[tuple[str, bool]]:
     ended = subprocess.run(
         [sys.executable, "-m", "hypercorn", "--help"], capture_output=True, text=True, check=True
     )
-    found = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w-]+)( [A-Z_]+)?", ended.stdout, re.MULTILINE)
+    # Python 3.13 writes the argument once, behind the last name.
+    option = r"^  (?:-\w(?: \w+)?, )?(--[\w-]+)(?:, --[\w-]+)*( [A-Z_]+)?"
+    found = re.findall(option, ended.stdout, re.MULTILINE)
     return [
         (name, bool(argument))
         for name, argument in found
