@@ -91,7 +91,7 @@ from wsproto.events import (
 )
 
 from trio_httptrack import install, tracked_server
-from trio_httptrack._hypercorn import install as internals
+from trio_httptrack._hypercorn import entry as internals
 
 from .support import OLD_HYPERCORN, client_ssl, respond
 

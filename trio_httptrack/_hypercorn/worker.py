@@ -31,12 +31,13 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
 
 from .._connection.connection import REFUSAL_TIMEOUT, Connection
-from .._connection.drain import ShutdownReport, drain
+from .._connection.drain import drain
 from .._connection.errors import ungrouped
 from .._connection.exchange import Exchange
 from .._connection.http2_headers import HeaderWriter
 from .._connection.kernel import Kernel, SystemKernel
 from .._connection.response_head import ResponseHeads
+from .._connection.shutdown_report import ShutdownReport
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
 from .._monitor.directory import DirectoryError

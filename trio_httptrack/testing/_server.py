@@ -20,9 +20,9 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, LifespanState
 from hypercorn.utils import LifespanFailureError
 
-from .._connection.drain import ShutdownReport
 from .._connection.errors import split
 from .._connection.kernel import Kernel
+from .._connection.shutdown_report import ShutdownReport
 from .._extra import needed
 from .._hypercorn.accept import Accepted, Start
 from .._hypercorn.lifespan import Lifespan
