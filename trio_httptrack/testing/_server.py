@@ -73,7 +73,7 @@ class MemoryServer(TrackedServer):
         super().__init__()
         self._config = config
         self._kernel = MemoryKernel()
-        self._listener = MemoryListener(self._kernel)
+        self._listener = MemoryListener()
         self._client_ports = count(40001)
 
     @cached_property
