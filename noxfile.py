@@ -37,6 +37,15 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session
+def portable(session: nox.Session) -> None:
+    """The tests on a Python that lacks what only Linux has, as on macOS and Windows."""
+    session.install(".[test]")
+    lacking = str(Path("tests/portable").absolute())
+    options = ["--doctest-ignore-import-errors", *session.posargs]
+    session.run("python", "-m", "pytest", *options, env={"PYTHONPATH": lacking})
+
+
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
     """The tests with every lower bound in pyproject.toml as the version."""

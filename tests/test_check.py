@@ -66,6 +66,7 @@ async def test_the_line_is_the_one_that_the_start_logs(
     assert f"[INFO] {stdout}" in server.stderr
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 async def test_nothing_is_bound_written_or_run(folder: Path) -> None:
     """The check runs beside the server, with the server's own arguments."""
     unix = folder / "socket"

@@ -1773,6 +1773,7 @@ async def test_a_keep_alive_is_as_long_as_it_says(
     assert idle + interval * count == pytest.approx(seconds, abs=1)
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 async def test_a_unix_socket_has_no_keep_alive(
     connections: list[Connection], tmp_path: Path
 ) -> None:

@@ -148,13 +148,13 @@ async def test_any_buffer_can_be_sent() -> None:
 async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
     """It is closed by its server, and again by who accepted it."""
     kernel = MemoryKernel()
-    async with MemoryListener(kernel) as listener, trio.open_nursery() as nursery:
+    async with MemoryListener() as listener, trio.open_nursery() as nursery:
         server, client = socket_pair()
         nursery.start_soon(listener.offer, ServerEnd(server))
         accepted = await listener.accept()
         assert accepted.socket is server
         client.send(b"request")
-        assert kernel.read(server.fileno(), 100) == b"request"
+        assert kernel.read(kernel.add(server), 100) == b"request"
         server.close()
         await accepted.aclose()
         assert server.fileno() == -1
@@ -163,7 +163,7 @@ async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
 
 async def test_a_closed_listener_refuses() -> None:
     """As an operating system does where nobody listens."""
-    listener = MemoryListener(MemoryKernel())
+    listener = MemoryListener()
     await listener.aclose()
     with pytest.raises(ConnectionRefusedError):
         await listener.offer(ServerEnd(socket_pair()[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from ast import literal_eval
 from importlib.metadata import version
@@ -36,7 +37,18 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+# What the server of these pages shares with others, it shares as POSIX does.
+POSIX = pytest.mark.skipif(
+    not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets, or locks of files"
+)
+SHARING = {"prometheus.rst", "top.md"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[POSIX] * (page.name in SHARING)) for page in PAGES],
+    ids=name,
+)
 async def test_every_code_block_does_what_its_page_says(
     page: Path, tmp_path: Path, environ: dict[str, str]
 ) -> None:

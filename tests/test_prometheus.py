@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,6 +45,10 @@ NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
     b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+sharing = pytest.mark.skipif(
+    find_spec("fcntl") is None, reason="processes share their numbers under its locks"
 )
 
 
@@ -230,6 +235,7 @@ async def test_the_open_websockets_are_counted(autojump_clock: MockClock) -> Non
         assert (await websockets())["websockets"] == 0
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 async def test_a_worker_that_does_not_respond_has_the_websockets_that_it_had(
     tmp_path: Path,
 ) -> None:
@@ -289,6 +295,7 @@ def shown(process: Process, *transitions: str) -> dict[str, float]:
     }
 
 
+@sharing
 def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
     """Whichever is asked."""
     with process(tmp_path) as one, process(tmp_path) as two:
@@ -312,6 +319,7 @@ def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
         assert two.scrape()["httptrack_connection_duration_seconds_count"] == 1
 
 
+@sharing
 def test_the_numbers_are_there_when_they_are_read(tmp_path: Path) -> None:
     """In the same turn of the event loop, after a run, and where Trio does not run at all."""
     with process(tmp_path) as one, process(tmp_path) as two:
@@ -324,6 +332,7 @@ def test_the_numbers_are_there_when_they_are_read(tmp_path: Path) -> None:
         assert shown(one, "d", "NEW")["connections{new}"] == 3
 
 
+@sharing
 def test_any_sequence_adds_up_over_the_processes(tmp_path: Path) -> None:
     """Possible or not, of connections met at whatever state."""
     random = Random(7)
@@ -343,6 +352,7 @@ def test_any_sequence_adds_up_over_the_processes(tmp_path: Path) -> None:
         assert shown(one) == shown(two) == +expected
 
 
+@sharing
 def test_a_dead_process_has_no_connections(tmp_path: Path) -> None:
     """Its share of the gauges is gone with the next scrape; what it has counted stays."""
     with process(tmp_path) as one, process(tmp_path) as two:
@@ -359,6 +369,7 @@ def test_a_dead_process_has_no_connections(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.glob("*lock*")] == [f"httptrack_lock_{one.pid}"]
 
 
+@sharing
 def test_a_process_that_gets_a_dead_ones_number_begins_with_no_connections(tmp_path: Path) -> None:
     """Also if nobody has scraped in between; the counters go on."""
     with process(tmp_path) as one:
@@ -375,6 +386,7 @@ def test_a_process_that_gets_a_dead_ones_number_begins_with_no_connections(tmp_p
             }
 
 
+@sharing
 def test_the_gauges_of_a_process_without_a_tracker_stay(tmp_path: Path) -> None:
     """Nobody can know whether it lives, so that is left to whoever has started it."""
     with process(tmp_path) as one, process(tmp_path) as two:
@@ -398,6 +410,7 @@ def failed(program: str, **environment: str) -> str:
     return ended.stderr.splitlines()[-1]
 
 
+@sharing
 @pytest.mark.parametrize("name", ["PrometheusTracker", "MetricsApp"])
 @pytest.mark.parametrize("directory", ["/nowhere", ""])
 def test_a_directory_that_is_not_there_is_refused_by_name(name: str, directory: str) -> None:
@@ -418,6 +431,7 @@ def test_a_directory_that_is_named_too_late_is_refused(tmp_path: Path) -> None:
     ).startswith("RuntimeError: PROMETHEUS_MULTIPROC_DIR was changed after prometheus_client")
 
 
+@sharing
 def test_a_write_that_fails_is_made_up_for(tmp_path: Path) -> None:
     """Trio removes an instrument that raises; the next transition installs it again."""
     program = """
@@ -442,6 +456,7 @@ trio.run(main)
     assert failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "2.0"
 
 
+@sharing
 def test_a_worker_that_is_just_starting_does_not_fail_the_scrape_of_another(tmp_path: Path) -> None:
     """Its file is there a moment before its content."""
     (tmp_path / "counter_4711.db").touch()
@@ -465,6 +480,7 @@ raise SystemExit(str(b'connections{state="new"} 1.0' in sent[1]["body"]))
     assert failed(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "True"
 
 
+@sharing
 def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:
     """Their files are the same; each would overwrite the other's numbers."""
     assert failed(
@@ -478,6 +494,7 @@ def test_two_trackers_in_a_process_are_refused(tmp_path: Path) -> None:
     )
 
 
+@sharing
 def test_a_process_of_the_same_number_is_refused(tmp_path: Path) -> None:
     """Such as one in another container, on the same volume; it does not wait for ever."""
     program = f"""
@@ -492,10 +509,12 @@ PrometheusTracker()
     assert said.endswith(": give each container a PROMETHEUS_MULTIPROC_DIR of its own")
 
 
+@sharing
 def test_a_lock_that_a_scrape_takes_away_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or nobody would ever see that its process has died."""
+    fcntl = pytest.importorskip("fcntl")
     path = tmp_path / "lock"
     flock = fcntl.flock
 

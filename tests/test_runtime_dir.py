@@ -40,6 +40,9 @@ from .hypercorn_process import HypercornProcess, hypercorn
 from .test_monitor import Server, connection, ids
 from .test_status import connect_as
 
+if not hasattr(socket, "AF_UNIX"):
+    pytest.skip("workers find each other by Unix sockets", allow_module_level=True)
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("termios", reason="a live view needs a POSIX terminal")
+
 import fcntl
 import json
 import os
@@ -21,7 +25,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 import trio
 from hypercorn.config import Config
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import ssl
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import (
@@ -23,7 +23,8 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
-from trio_httptrack._connection.kernel import MAX_ENDS, MAX_EVENTS, READABLE, Kernel, SystemKernel
+from trio_httptrack._connection.kernel import Kernel
+from trio_httptrack._connection.portable import PortableKernel
 from trio_httptrack._connection.transport import (
     MAX_PARTS,
     MAX_RECEIVE,
@@ -35,7 +36,14 @@ from trio_httptrack.testing._network import MemoryKernel, MemorySocket, MemorySt
 
 from .support import CA, CERT, reset
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
+KERNELS: list[Any] = [PortableKernel]
+if hasattr(select, "epoll"):
+    from trio_httptrack._connection.epoll import MAX_ENDS, MAX_EVENTS, EpollKernel
+
+    KERNELS = [EpollKernel, PortableKernel]
+
+linux = pytest.mark.skipif(len(KERNELS) == 1, reason="what only epoll does")
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 TLS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -81,7 +89,7 @@ class Client:
                 if isinstance(self.stream, MemoryStream):
                     self._kept += self.stream.socket.recv(2**20)
                 else:
-                    self._kept += os.read(self.stream.socket.fileno(), 2**20)
+                    self._kept += self.stream.socket._sock.recv(2**20)
 
     def reset(self) -> None:
         reset(self.stream)
@@ -173,18 +181,19 @@ def server_ssl() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def tcp_pair(*, tls: bool) -> AsyncIterator[tuple[Client, Transport]]:
+async def tcp_pair(
+    make_kernel: Callable[[], Any] = KERNELS[0], *, tls: bool
+) -> AsyncIterator[tuple[Client, Transport]]:
     """A client's end, and the transport of the server's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = await trio.open_tcp_stream(*listener.getsockname())
         server = listener.accept()[0]
     server.setblocking(False)
-    with closing(SystemKernel()) as kernel:
+    with closing(make_kernel()) as kernel:
         transport = Transport(server, kernel, server_ssl() if tls else None)
         async with client, running(kernel, transport):
             yield Client(client), transport
-        assert kernel._callbacks == {}
-        assert kernel._waited == set()
+        assert not any(each for each in vars(kernel).values() if isinstance(each, (dict, set)))
 
 
 @asynccontextmanager
@@ -193,7 +202,6 @@ async def memory_pair(*, tls: bool) -> AsyncIterator[tuple[Client, Transport]]:
     ours, theirs = MemorySocket(("127.0.0.1", 80)), MemorySocket(("127.0.0.1", 40001))
     kernel = MemoryKernel()
     ours.connect(theirs)
-    ours.open(kernel)
     transport = Transport(ours, kernel, server_ssl() if tls else None)
     async with MemoryStream(theirs) as client, running(kernel, transport):
         yield Client(client), transport
@@ -222,17 +230,20 @@ async def established(connect: Any, version: str | None) -> AsyncIterator[tuple[
         yield client, transport
 
 
+# On which a kernel knows all of what happens to a connection, whether or not somebody reads.
+knowing = pytest.mark.parametrize("connect", [pytest.param(tcp_pair, marks=linux), memory_pair])
+
 Pair = Callable[[], AbstractAsyncContextManager[tuple[Any, Transport]]]
 Connect = Callable[..., AbstractAsyncContextManager[tuple[Client, Transport]]]
 
 
-@pytest.fixture(params=[pytest.param("epoll", marks=linux), "trio", "memory", "memory-trio"])
-def connect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Connect:
+@pytest.fixture(
+    params=[*(partial(tcp_pair, kernel) for kernel in KERNELS), memory_pair],
+    ids=[*(kernel.__name__ for kernel in KERNELS), "memory"],
+)
+def connect(request: pytest.FixtureRequest) -> Connect:
     """Makes connections whose server waits for the worker's epoll, or as on other systems."""
-    of_memory = request.param.startswith("memory")
-    if request.param.endswith("trio"):
-        monkeypatch.setattr(MemoryKernel if of_memory else SystemKernel, "tells", False)
-    return memory_pair if of_memory else tcp_pair
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=[None, "1.2", "1.3"], ids=["plain", "TLSv1.2", "TLSv1.3"])
@@ -347,13 +358,10 @@ async def test_a_socket_that_a_child_still_has_is_forgotten_all_the_same() -> No
             os.close(inherited)
 
 
-@pytest.mark.parametrize("tells", [pytest.param(True, marks=linux), False])
-async def test_what_lies_behind_an_urgent_byte_is_read(
-    tells: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@kernels
+async def test_what_lies_behind_an_urgent_byte_is_read(kernel: Any) -> None:
     """A read stops before it, and nothing new has come when the next one begins."""
-    monkeypatch.setattr(SystemKernel, "tells", tells)
-    async with tcp_pair(tls=False) as (client, transport):
+    async with tcp_pair(kernel, tls=False) as (client, transport):
         await become_known(transport)
         await client.stream.socket.send(b"before")
         await client.stream.socket.send(b"!", socket.MSG_OOB)
@@ -366,15 +374,13 @@ async def test_what_lies_behind_an_urgent_byte_is_read(
     assert received == b"beforebehind"
 
 
-@pytest.mark.parametrize("tells", [pytest.param(True, marks=linux), False])
-async def test_what_lies_behind_a_passed_descriptor_is_read(
-    tells: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@kernels
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+async def test_what_lies_behind_a_passed_descriptor_is_read(kernel: Any) -> None:
     """A read from a Unix socket stops there, too."""
-    monkeypatch.setattr(SystemKernel, "tells", tells)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    with closing(SystemKernel()) as kernel, theirs:
+    with closing(kernel()) as kernel, theirs:
         async with running(kernel, Transport(ours, kernel, None)) as transport:
             await become_known(transport)
             socket.send_fds(theirs, [b"one"], [theirs.fileno()])
@@ -661,6 +667,7 @@ async def test_who_closes_in_the_same_step_as_something_comes_is_heard(pair: Pai
         transport.close()
 
 
+@knowing
 async def test_what_is_unsent_is_what_has_not_reached_the_peer(connect: Connect) -> None:
     """So nothing is once it has read everything."""
     async with connect(tls=False) as (client, transport):
@@ -918,7 +925,7 @@ async def test_a_record_that_cannot_be_decrypted_is_told_to_the_client(
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the command openssl")
 async def test_a_renegotiation_is_refused_at_once() -> None:
     """Not with the next response: the client waits for it, and may wait for that only."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, closing(SystemKernel()) as kernel:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing(KERNELS[0]()) as kernel:
         address = "{}:{}".format(*listener.getsockname())
         command = ["openssl", "s_client", "-tls1_2", "-connect", address]
         quiet = partial(trio.run_process, stdin=b"R\n", capture_stdout=True, capture_stderr=True)
@@ -978,10 +985,55 @@ async def test_only_a_part_of_a_large_write_is_encrypted_before_it_is_written(
 
 # The peer's end, while nobody reads
 
-telling = pytest.mark.parametrize("connect", [pytest.param(tcp_pair, marks=linux), memory_pair])
+
+@pytest.mark.parametrize("was_reset", [False, True])
+async def test_a_peers_end_is_seen_by_who_does_not_read(pair: Pair, was_reset: bool) -> None:
+    """Whether it has ended its side or was reset; and who reads then finds the same."""
+    told = list[bool]()
+    async with pair() as (client, transport):
+        with transport.watch(told.append):
+            await wait_all_tasks_blocked()
+            assert told == []
+            if was_reset:
+                client.reset()
+            else:
+                await client.raw.send_eof()
+            with trio.fail_after(5):
+                while not told:
+                    await trio.lowlevel.checkpoint()
+        assert told[-1] == was_reset
+        if was_reset:
+            with pytest.raises(trio.BrokenResourceError):
+                await transport.receive()
+        else:
+            assert await transport.receive() == b""
 
 
-@telling
+async def test_nothing_watches_a_socket_that_was_closed() -> None:
+    """Not even where what it has received was not read."""
+    async with tcp_pair(PortableKernel, tls=False) as (client, transport):
+        with transport.watch(lambda _: None):
+            await client.send_all(b"unread")
+            await wait_all_tasks_blocked()
+            before = trio.lowlevel.current_statistics().tasks_living
+            transport.close()
+            await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == before - 1
+
+
+@pytest.mark.parametrize("connect", [partial(tcp_pair, PortableKernel)])
+async def test_what_nobody_reads_keeps_no_task_busy(pair: Pair) -> None:
+    """Trio would report it for as long as it is there."""
+    async with pair() as (client, transport):
+        with transport.watch(lambda _: None), trio.fail_after(5):
+            await client.send_all(b"unread")
+            await wait_all_tasks_blocked()
+            assert await transport.receive() == b"unread"
+            await client.raw.send_eof()
+            await wait_all_tasks_blocked()
+
+
+@knowing
 @pytest.mark.parametrize("was_reset", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("known", [False, True])
@@ -1014,7 +1066,7 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
         assert told[-1] == was_reset
 
 
-@telling
+@knowing
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: str) -> None:
     """The kernel does not tell such an end from a reset, whoever was the first."""
@@ -1034,7 +1086,7 @@ async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: s
                 await trio.lowlevel.checkpoint()
 
 
-@telling
+@knowing
 async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()
@@ -1057,11 +1109,11 @@ async def test_many_ends_hold_up_nobody_else() -> None:
     """A request is served before ends that came first, and they leave time for others."""
     count, step = 3 * MAX_EVENTS, 0
     ends, served = list[int](), list[int]()
-    with closing(SystemKernel()) as kernel, ExitStack() as stack:
+    with closing(EpollKernel()) as kernel, ExitStack() as stack:
 
         def connect(callback: Callable[[int], None]) -> socket.socket:
             ours, theirs = socket.socketpair()
-            kernel.register(stack.enter_context(ours).fileno(), callback, READABLE)
+            kernel.register(stack.enter_context(ours).fileno(), callback)
             return stack.enter_context(theirs)
 
         for _ in range(count):
@@ -1083,7 +1135,7 @@ async def test_many_ends_hold_up_nobody_else() -> None:
 async def test_what_happens_to_a_socket_that_was_closed_is_not_called_back(first: str) -> None:
     """Nor what has happened in the same moment: its number may be another's by then."""
     called = list[int]()
-    with closing(SystemKernel()) as kernel, ExitStack() as stack:
+    with closing(EpollKernel()) as kernel, ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(4)]
         numbers = [stack.enter_context(one).fileno() for one, _ in pairs]
 
@@ -1093,7 +1145,7 @@ async def test_what_happens_to_a_socket_that_was_closed_is_not_called_back(first
                 kernel.forget(each)
 
         for number, (_, peer) in zip(numbers, pairs, strict=True):
-            kernel.register(number, partial(close_all, number), READABLE)
+            kernel.register(number, partial(close_all, number))
             stack.enter_context(peer)
             if first == "a request" and number == numbers[0]:
                 peer.send(b"request")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import math
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -37,7 +39,7 @@ from trio_httptrack import (
     tracked_server,
     wrap,
 )
-from trio_httptrack._hypercorn import install as internals
+from trio_httptrack._hypercorn import entry as internals
 from trio_httptrack._hypercorn import worker
 from trio_httptrack._hypercorn.conn_state import resolve
 
@@ -490,7 +492,7 @@ async def test_a_config_without_conn_state_is_hypercorns_own_business(
     assert await get(url) == b"hello"
 
 
-MODULES = (hypercorn.trio, hypercorn.trio.run, hypercorn.asyncio, hypercorn.asyncio.run)
+MODULES = (hypercorn.trio, hypercorn.trio.run)
 
 
 async def test_install_is_idempotent() -> None:
@@ -512,9 +514,9 @@ class AnotherTCPServer:
 @pytest.fixture
 def uninstalled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if ``install()`` had not been called yet."""
+    monkeypatch.setattr(Config, "set_statsd_logger_class", Config.set_statsd_logger_class)
     for module in MODULES:
-        kind = "asyncio_" if "asyncio" in module.__name__ else ""
-        monkeypatch.setattr(module, "worker_serve", vars(internals)[f"hypercorn_{kind}serve"])
+        monkeypatch.setattr(module, "worker_serve", vars(internals)["hypercorn_serve"])
 
 
 @limited
@@ -552,14 +554,23 @@ async def test_install_refuses_a_hypercorn_that_it_does_not_know(
     assert [vars(module)["worker_serve"] for module in MODULES] == before
 
 
-@limited
-@pytest.mark.usefixtures("uninstalled")
-async def test_hypercorns_own_asyncio_serve_refuses_a_tracked_config() -> None:
+def test_hypercorns_own_asyncio_serve_refuses_a_tracked_config() -> None:
     """It would serve untracked."""
     config = local()
     wrap(config, StatsTracker())
     with pytest.raises(ValueError, match="only Hypercorn's trio worker is tracked"):
-        vars(hypercorn.asyncio)["worker_serve"](hello, config)
+        asyncio.run(hypercorn.asyncio.serve(hello, config))
+
+
+def test_who_does_not_use_asyncio_does_not_import_it() -> None:
+    """Nor Hypercorn's worker for it, only to refuse that."""
+    program = "import sys; from trio_httptrack import install; install(); print(*sys.modules)"
+    path = os.pathsep.join(each for each in sys.path if not each.endswith("portable"))
+    environ = {**os.environ, "PYTHONPATH": path}  # what lacks the rest of Linux needs it
+    ended = subprocess.check_output([sys.executable, "-c", program], env=environ, text=True)
+    imported = ended.split()
+    assert "hypercorn.trio.run" in imported
+    assert "asyncio" not in imported
 
 
 # One's own code: tracked_server()

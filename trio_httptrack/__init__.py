@@ -1,6 +1,6 @@
 """Connection states for Hypercorn's trio worker: graceful shutdown, statistics, logs."""
 
-from ._connection.drain import ShutdownReport
+from ._connection.shutdown_report import ShutdownReport
 from ._conns import ConnTracker
 from ._hijacks import HijackTracker
 from ._hypercorn.hooks import hook, wrap

@@ -7,7 +7,6 @@ refuses, and says what to write instead.
 
 from __future__ import annotations
 
-from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 
@@ -33,6 +32,8 @@ class ProcessLocal:
     __slots__ = ()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
+        from multiprocessing.context import get_spawning_popen  # which few processes need
+
         # Whoever only pickles does not expect that it may end the process.
         error = TypeError if get_spawning_popen() is None else CannotTravel
         raise error(

@@ -8,14 +8,12 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.utils import wrap_app
 
-from ._connection.drain import ShutdownReport
 from ._connection.errors import ungrouped
+from ._connection.shutdown_report import ShutdownReport
 from ._conns import ConnTracker
 from ._hypercorn.conn_state import resolve
 from ._hypercorn.settings import check_config
-from ._hypercorn.worker import serve
 from ._states import Conn, ConnState
 from ._stats import Stats, StatsTracker
 from ._trackers import Tracker, compose
@@ -124,6 +122,8 @@ async def tracked_server(
         config = Config()
         config.bind = "127.0.0.1:0"
     check_config(config)
+    from ._hypercorn.worker import serve  # who uses the trackers alone does not pay for it
+
     server = TrackedServer()
     async with serving(server, serve, app, config, tracker):
         yield server
@@ -138,6 +138,8 @@ async def serving(
     tracker: Tracker | None,
 ) -> AsyncIterator[None]:
     """Run ``serve``, which is the worker's or stands in for it, while the block runs."""
+    from hypercorn.utils import wrap_app
+
     conn_state = getattr(config, "conn_state", None)
     given = () if tracker is None else (resolve(compose(tracker)),)
     tracked = compose(resolve(conn_state), *given, server._stats_tracker, server.conn_tracker)

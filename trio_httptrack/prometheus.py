@@ -11,7 +11,6 @@ know: where it is free, what was that worker's share of the gauges is taken out 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +25,13 @@ from ._extra import needed
 from ._monitor.monitor import Monitor
 from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # as on Windows
+    LOCKS = False
+else:
+    LOCKS = True
 
 with needed("trio_httptrack.prometheus", extra="prometheus"):
     from prometheus_client import (
@@ -310,6 +316,11 @@ def _shared_directory() -> Path | None:
         )
     if name is None:
         return None
+    if not LOCKS:
+        raise RuntimeError(
+            "this system does not have the file locks (fcntl) by which workers share their "
+            "numbers: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
+        )
     directory = Path(name)
     if not name or not directory.is_dir():
         raise NotADirectoryError(

@@ -1,13 +1,13 @@
 """The bytes of one accepted connection, by the shortest way: a plain socket and TLS alike.
 
-Both are system calls on the socket's descriptor. Reading waits until the kernel has reported
-that there is something. Writing tries first, for there is nearly always room, and is no
-checkpoint if everything went out. TLS stands between the two and the caller and does no I/O:
-it turns bytes into records, and records into bytes.
+Both are system calls on the socket, which the kernel knows by a number. Reading waits until the
+kernel has reported that there is something. Writing tries first, for there is nearly always room,
+and is no checkpoint if everything went out. TLS stands between the two and the caller and does no
+I/O: it turns bytes into records, and records into bytes.
 
 Invariants:
 
-* The descriptor is used only while ``_fileno`` is not negative. The number of a closed one
+* The number is used only while ``_fileno`` is not negative. The number of a closed one
   may be another connection's in the same scheduler step.
 * What has been encrypted is written completely and in that order, for TLS numbers its records.
   Nobody's bytes come between those of one ``send``.
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import trio
 
-from .kernel import ENDED, READABLE, RESET, URGENT, Kernel
+from .kernel import ENDED, RESET, URGENT, Kernel
 from .pace import Pace, Rate
 
 MAX_RECEIVE = 2**16
@@ -92,7 +92,7 @@ class Transport:
         self._min_rate = min_rate
         self._ssl_context = ssl_context
         self._tls: Tls | None = None  # once there is a handshake
-        self._fileno = socket.fileno()
+        self._fileno = kernel.add(socket)
         self._readable = True  # perhaps: the first request mostly comes with its connection
         # Whether a read may stop before the last byte: at TCP's urgent mark, or behind a
         # message that carries descriptors through a Unix socket. The kernel does not report
@@ -209,12 +209,9 @@ class Transport:
             if not self._readable:
                 if self._expired:
                     raise Expired
-                if self._kernel.tells:
-                    self._register()
-                    self._reader = trio.lowlevel.current_task()
-                    await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
-                else:
-                    await self._kernel.wait_readable(self._fileno)
+                self._register()
+                self._reader = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
             if self._fileno < 0:
                 raise trio.ClosedResourceError
             try:
@@ -236,8 +233,8 @@ class Transport:
     def _register(self) -> None:
         # By who waits first, and not at the start: a connection whose only request is there
         # with it is never registered.
-        if not self._registered and self._kernel.tells and self._fileno >= 0:
-            self._kernel.register(self._fileno, self._notice, READABLE)
+        if not self._registered and self._fileno >= 0:
+            self._kernel.register(self._fileno, self._notice)
             self._registered = True
 
     def _notice(self, events: int) -> None:
@@ -267,7 +264,7 @@ class Transport:
         the bytes may have come while another task was running.
         """
         self._expired = True
-        self._kernel.wake(self._fileno)  # a reader without epoll, or a handshake that writes
+        self._kernel.wake(self._fileno)  # a handshake that writes
         self._wake_reader()
 
     def look_again(self) -> None:
@@ -298,16 +295,12 @@ class Transport:
         Without a task. For a connection that nobody has read from, nor will.
         """
         self._end_writing()
-        if not self._kernel.tells:
-            self._read_away()
-            ended()
-            return
 
         def notice(_: int) -> None:
             if self._read_away():
                 ended()
 
-        self._kernel.register(self._fileno, notice, READABLE)
+        self._kernel.register(self._fileno, notice)
 
     def _read_away(self) -> bool:
         """Read what is there; return whether that was the end."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.middleware import TrioWSGIMiddleware
 from hypercorn.typing import AppWrapper
 
 from .._connection.errors import PeerGone
@@ -18,12 +18,18 @@ def as_asgi(wrapper: AppWrapper) -> App:
     """The application that Hypercorn has wrapped."""
     if type(wrapper) is ASGIWrapper:
         app: Any = wrapper.app
-        return whole_bodies(app) if isinstance(app, TrioWSGIMiddleware) else app
+        return whole_bodies(app) if is_wsgi(app) else app
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
         await wrapper(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
 
     return whole_bodies(call)
+
+
+def is_wsgi(app: Any) -> bool:
+    # Who has made one has imported it, and asyncio with it, which nobody else needs.
+    middleware = sys.modules.get("hypercorn.middleware")
+    return middleware is not None and isinstance(app, middleware.TrioWSGIMiddleware)
 
 
 def whole_bodies(app: App) -> App:

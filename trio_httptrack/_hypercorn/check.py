@@ -33,7 +33,7 @@ from .._local import ProcessLocal
 from .._monitor.directory import DirectoryError, check_length, check_private, socket_path
 from . import statsd
 from .conn_state import named, resolve
-from .install import exit_in_one_line, installed, refuse_copies
+from .entry import exit_in_one_line, installed, refuse_copies
 from .settings import SettingError, runtime_dir_of, settings_of
 from .worker import described
 

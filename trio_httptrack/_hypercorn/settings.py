@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from inspect import isroutine
 from typing import Any
 
@@ -168,6 +167,8 @@ def _refuse_misspelt(config: Config) -> None:
     for name, value in vars(config).items():
         if name.startswith("_") or callable(value) or is_setting(name):
             continue
+        from difflib import get_close_matches  # which a Config without mistakes does not need
+
         for meant in get_close_matches(name, known, n=1, cutoff=ALIKE):
             if meant not in vars(config):
                 raise SettingError(

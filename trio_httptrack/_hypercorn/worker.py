@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import select
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from inspect import signature
 from itertools import count
 from operator import add, methodcaller
 from types import CodeType, FunctionType
-from typing import Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import trio
 from hypercorn.config import Config, Sockets
@@ -31,15 +32,17 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
 
 from .._connection.connection import REFUSAL_TIMEOUT, Connection
-from .._connection.drain import ShutdownReport, drain
+from .._connection.drain import drain
 from .._connection.errors import ungrouped
 from .._connection.exchange import Exchange
 from .._connection.http2_headers import HeaderWriter
-from .._connection.kernel import Kernel, SystemKernel
+from .._connection.kernel import Kernel
+from .._connection.portable import PortableKernel
 from .._connection.response_head import ResponseHeads
+from .._connection.shutdown_report import ShutdownReport
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
-from .._monitor.directory import DirectoryError
+from .._monitor.directory import DirectoryError, NoDirectory
 from .._monitor.monitor import MONITOR, Monitor
 from .._monitor.serving import serve as serve_monitor
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
@@ -53,11 +56,15 @@ from .response_headers import with_cached_headers
 from .settings import SettingError, runtime_dir_of, settings_of
 from .statsd import Statsd
 
+if TYPE_CHECKING:
+    from .._connection.epoll import EpollKernel
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
 SUPPORTED = "0.17.3 to 0.18"
+ADVICE = "Set runtime_dir to a directory of its own"
 
 
 def check_seam() -> None:
@@ -231,9 +238,9 @@ class Worker:
             if self._runtime_dir is not None:
                 raise SettingError(f"runtime_dir: {error}") from None
             await self.config.log.info(
-                "Neither other workers nor httptrack top can see this worker: %s. "
-                "Set runtime_dir to a directory of its own",
+                "Neither other workers nor httptrack top can see this worker: %s%s",
                 error,
+                "" if isinstance(error, NoDirectory) else f". {ADVICE}",
             )
 
     def make_connection(
@@ -410,6 +417,15 @@ async def run(
     return worker.report
 
 
+def system_kernel() -> EpollKernel | PortableKernel:
+    """Return the fastest way to the sockets that this system has."""
+    if hasattr(select, "epoll"):
+        from .._connection.epoll import EpollKernel  # which cannot be imported elsewhere
+
+        return EpollKernel()
+    return PortableKernel()
+
+
 async def serve(
     app: AppWrapper, config: Config, tracker: Composed, **kwargs: Any
 ) -> ShutdownReport:
@@ -417,7 +433,7 @@ async def serve(
 
     When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
     """
-    with closing(SystemKernel()) as kernel:
+    with closing(system_kernel()) as kernel:
         report = await run(partial(Worker, config, tracker, kernel), app, **kwargs)
     stats = [part.stats() for part in tracker.trackers if isinstance(part, StatsTracker)]
     if stats:

@@ -31,8 +31,22 @@ class DirectoryError(ValueError):
     """A directory that cannot be used to find workers in."""
 
 
+class NoDirectory(DirectoryError):
+    """No directory can be used: the system has no Unix sockets, as Python on Windows."""
+
+
+def need_unix_sockets() -> None:
+    if not hasattr(socket, "AF_UNIX"):
+        raise NoDirectory("Python has no Unix sockets on this system")
+
+
 def default_base() -> Path:
-    """Where the directories of all servers of this user are."""
+    """Return where the directories of all servers of this user are.
+
+    Raises:
+      NoDirectory: nowhere.
+    """
+    need_unix_sockets()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime):
         return Path(runtime, "trio-httptrack")
@@ -52,6 +66,7 @@ def prepared(runtime_dir: str | None) -> Path:
       DirectoryError: it is somebody else's, or open to others, or no directory.
       OSError: it cannot be made.
     """
+    need_unix_sockets()
     if runtime_dir is not None:
         directory = Path(runtime_dir).absolute()
     else:
@@ -72,6 +87,7 @@ def check_private(path: Path) -> None:
 
     Its user is ours; root may look at everybody's.
     """
+    need_unix_sockets()
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise DirectoryError(f"{path} is not a directory")
@@ -155,7 +171,11 @@ def servers() -> list[Path]:
     """The directories of all servers that run now and that we may look at: root everybody's.
 
     A server that was started in another session of the same user may be in the other of the places.
+
+    Raises:
+      NoDirectory: none can be looked at.
     """
+    need_unix_sockets()
     user = "*" if os.geteuid() == 0 else str(os.geteuid())
     bases = {
         default_base(),

@@ -37,7 +37,7 @@ def is_own(uid: int) -> bool:
 def peer_uid(sock: object) -> int | None:
     """The user at the other end of a Unix socket; None if it is none, or nobody can tell."""
     if (
-        sys.platform != "linux"
+        not hasattr(socket, "SO_PEERCRED")
         or not isinstance(sock, (socket.socket, trio.socket.SocketType))
         or sock.family != socket.AF_UNIX
     ):

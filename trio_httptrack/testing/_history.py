@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 import trio
 
-from .._connection.drain import ShutdownReport
 from .._connection.errors import TRAVELLING, split
+from .._connection.shutdown_report import ShutdownReport
 from .._states import Conn, ConnState, RequestInFlight
 from ._recording import RecordingTracker, Transition, joined
 

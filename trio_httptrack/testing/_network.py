@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import trio
 
-from .._connection.kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, RESET
+from .._connection.kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP
 from .._states import Conn
 
 T = TypeVar("T")
@@ -53,10 +53,10 @@ class MemorySocket:
     def connect(self, peer: MemorySocket) -> None:
         self._peer, peer._peer = peer, self
 
-    def open(self, kernel: MemoryKernel) -> None:
+    def open(self, kernel: MemoryKernel, fileno: int) -> None:
         """Get a file descriptor, as a server's end does when it is accepted."""
         self._kernel = kernel
-        self._fileno = kernel.add(self)
+        self._fileno = fileno
 
     def fileno(self) -> int:
         return self._fileno
@@ -174,18 +174,17 @@ def _error(number: int) -> OSError:
 class MemoryKernel:
     """What a worker asks of the operating system, for memory sockets."""
 
-    tells = True
-
     def __init__(self) -> None:
         self._filenos = count()
         self._sockets: dict[int, MemorySocket] = {}
-        self._registered: dict[int, tuple[Callable[[int], None], int]] = {}
+        self._registered: dict[int, Callable[[int], None]] = {}
         self._noticed: dict[int, None] = {}  # in this order
         self._happened = trio.Event()
 
-    def add(self, socket: MemorySocket) -> int:
+    def add(self, socket: MemorySocket, /) -> int:
         fileno = next(self._filenos)
         self._sockets[fileno] = socket
+        socket.open(self, fileno)
         return fileno
 
     def remove(self, fileno: int) -> None:
@@ -203,18 +202,12 @@ class MemoryKernel:
     def in_flight(self, fileno: int, /) -> int:
         return 0
 
-    def register(self, fileno: int, callback: Callable[[int], None], events: int) -> None:
-        self._registered[fileno] = callback, events | RESET
+    def register(self, fileno: int, callback: Callable[[int], None]) -> None:
+        self._registered[fileno] = callback
         self.notice(fileno)
 
-    async def wait_readable(self, fileno: int) -> None:
-        await self._wait(fileno, lambda socket: socket.events > 0)
-
     async def wait_writable(self, fileno: int) -> None:
-        await self._wait(fileno, lambda socket: socket.writable)
-
-    async def _wait(self, fileno: int, possible: Callable[[MemorySocket], bool]) -> None:
-        if possible(self._sockets[fileno]):
+        if self._sockets[fileno].writable:
             await trio.lowlevel.checkpoint()
         else:
             await self._sockets[fileno].changed.park()
@@ -240,10 +233,9 @@ class MemoryKernel:
             self._happened = trio.Event()
             noticed, self._noticed = self._noticed, {}
             for fileno in noticed:
-                if fileno in self._registered:  # else one of those before has closed it
-                    callback, wanted = self._registered[fileno]
-                    if events := self._sockets[fileno].events & wanted:
-                        callback(events)
+                # One of those before may have closed it.
+                if fileno in self._registered and (events := self._sockets[fileno].events):
+                    self._registered[fileno](events)
 
 
 class MemoryStream(trio.abc.HalfCloseableStream):
@@ -344,8 +336,7 @@ class ServerEnd(trio.abc.AsyncResource):
 class MemoryListener(trio.abc.Listener[ServerEnd]):
     """Where a server accepts the connections that clients offer, each when it comes to it."""
 
-    def __init__(self, kernel: MemoryKernel) -> None:
-        self._kernel = kernel
+    def __init__(self) -> None:
         self._offer, self._accept = trio.open_memory_channel[ServerEnd](0)
 
     async def offer(self, end: ServerEnd) -> None:
@@ -360,9 +351,7 @@ class MemoryListener(trio.abc.Listener[ServerEnd]):
             raise _error(errno.ECONNREFUSED) from None
 
     async def accept(self) -> ServerEnd:
-        end = await self._accept.receive()
-        end.socket.open(self._kernel)
-        return end
+        return await self._accept.receive()
 
     async def aclose(self) -> None:
         self._accept.close()

@@ -20,9 +20,9 @@ from hypercorn.config import Config
 from hypercorn.typing import AppWrapper, LifespanState
 from hypercorn.utils import LifespanFailureError
 
-from .._connection.drain import ShutdownReport
 from .._connection.errors import split
 from .._connection.kernel import Kernel
+from .._connection.shutdown_report import ShutdownReport
 from .._extra import needed
 from .._hypercorn.accept import Accepted, Start
 from .._hypercorn.lifespan import Lifespan
@@ -73,7 +73,7 @@ class MemoryServer(TrackedServer):
         super().__init__()
         self._config = config
         self._kernel = MemoryKernel()
-        self._listener = MemoryListener(self._kernel)
+        self._listener = MemoryListener()
         self._client_ports = count(40001)
 
     @cached_property

@@ -21,7 +21,7 @@ import h11
 import trio
 
 from .._monitor.asking import LONGEST_RESPONSE, Peers
-from .._monitor.directory import DirectoryError, check_private, servers, sockets
+from .._monitor.directory import DirectoryError, NoDirectory, check_private, servers, sockets
 from .._monitor.query import NAMES, Query
 from .._monitor.text import as_text
 from .._monitor.view import View, view_of
@@ -76,7 +76,10 @@ async def opened(target: str | None) -> AsyncIterator[Source]:
 
 
 def only_server() -> Path:
-    found = servers()
+    try:
+        found = servers()
+    except NoDirectory as error:
+        raise SourceError(f"{error}: name the page's URL") from None
     if len(found) == 1:
         return found[0]
     if not found:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import termios
-import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import groupby
@@ -22,6 +20,15 @@ import trio
 from .._extra import needed
 from .._monitor.text import Line, Style, fitting
 from .._monitor.words import cells
+
+try:
+    import termios
+    import tty
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "a live view needs a POSIX terminal, which this system does not have; "
+        "--once prints it as text"
+    ) from None
 
 with needed("a live view", "top"):
     from rich.console import Console
