@@ -19,70 +19,42 @@ from trio_httptrack._monitor.view import View
 from trio_httptrack._monitor.words import NOTHING
 from trio_httptrack.status._page import POLICY, page, update
 
+from . import views
+
 TOKEN = "0123456789abcdef"
 ANYTHING = "/<script>alert(1)</script>&\"'\u202e\n"
 SHOWN = "/&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#x27;\\u202e\\n"
 
 
 def a_request(**changes: Any) -> Request:
-    request = Request(method="GET", path="/slow", age=1.5, stream=None, phase="waiting")
-    return {**request, **changes}  # type: ignore[typeddict-item]
+    return views.request(**{"age": 1.5, **changes})
 
 
 def a_row(*requests: Request, **changes: Any) -> Row:
-    row = Row(
-        worker=11,
-        id=7,
-        client="192.0.2.7:4711",
-        protocol="http/1.1",
-        tls=False,
-        state="active" if requests else "idle",
-        in_state=2.0,
-        age=75.0,
-        requests=3,
-        path="/last",
-        received=845,
-        sent=12_345,
-        in_flight=list(requests),
-        in_flight_count=len(requests),
-    )
-    return {**row, **changes}  # type: ignore[typeddict-item]
+    usual = {"worker": 11, "id": 7, "client": "192.0.2.7:4711", "in_state": 2.0, "age": 75.0}
+    usual |= {"path": "/last", "received": 845, "sent": 12_345}
+    return views.row(*requests, **{**usual, **changes})
 
 
 def a_worker(pid: int = 11, **changes: Any) -> Worker:
-    worker = Worker(
-        pid=pid,
-        name=f"{pid}-0a1b2c3d",
-        uptime=3900.0,
-        connections=12,
-        lag=0.0042,
-        draining=False,
-        silent=None,
-    )
-    return {**worker, **changes}  # type: ignore[typeddict-item]
+    usual = {"name": f"{pid}-0a1b2c3d", "connections": 12, "lag": 0.0042}
+    return views.worker(pid, **{**usual, **changes})
 
 
 def a_view(*rows: Row, query: str = "", **changes: Any) -> View:
-    view = View(
-        host="web-1",
-        time="2030-01-02T03:04:05Z",
-        workers=[a_worker()],
-        connections=dict.fromkeys(GAUGES, 3),
-        websockets=5,
-        totals=dict.fromkeys(COUNTERS, 1234),
-        per_second=dict.fromkeys(COUNTERS, 0.0),
-        history={state: [1, 2, 3] for state in GAUGES},
-        query=vars_of(Query.parse(query.encode())),
-        matching=len(rows),
-        pages=1,
-        rows=list(rows),
-        groups=[],
-    )
-    return {**view, **changes}  # type: ignore[typeddict-item]
-
-
-def vars_of(query: Query) -> dict[str, Any]:
-    return {name: getattr(query, name) for name in query.__slots__}
+    usual = {
+        "host": "web-1",
+        "time": "2030-01-02T03:04:05Z",
+        "workers": [a_worker()],
+        "connections": dict.fromkeys(GAUGES, 3),
+        "websockets": 5,
+        "totals": dict.fromkeys(COUNTERS, 1234),
+        "per_second": dict.fromkeys(COUNTERS, 0.0),
+        "history": {state: [1, 2, 3] for state in GAUGES},
+        "matching": len(rows),
+        "pages": 1,
+    }
+    return views.view(*rows, query=Query.parse(query.encode()), **{**usual, **changes})
 
 
 def part(view: View, name: str) -> str:

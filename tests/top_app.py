@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from trio_httptrack import StatsTracker
+from trio_httptrack._asgi import live
 
 tracker = StatsTracker()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
-        while True:
-            event = await receive()
-            await send({"type": f"{event['type']}.complete"})
-            if event["type"] == "lifespan.shutdown":
-                return
+        await live(receive, send)
+        return
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})

@@ -16,7 +16,7 @@ import heapq
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -31,6 +31,7 @@ from .query import LAST_PAGE, ROWS, Key, Query, in_flight, is_websocket
 from .report import CLASSES, COUNTERS, GAUGES, Group, Report, Row, Worker, row_of
 from .view import View, view_of
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 MONITOR = "httptrack.monitor"
@@ -184,12 +185,7 @@ class Monitor:
                 await trio.sleep_until(self._rested)
                 report = await self._make(query)
                 now = trio.current_time()
-                self._recent = {
-                    other: known
-                    for other, known in self._recent.items()
-                    if now - known[0] < INTERVAL
-                }
-                self._recent[query] = now, report
+                self._recent = {**young(self._recent, now), query: (now, report)}
             return report
 
     async def _make(self, query: Query | None) -> Report:
@@ -265,6 +261,11 @@ class Monitor:
                 at += 1
             lines.append(samples[at].gauges if time - samples[at].time <= GAP else unknown)
         return dict(zip(GAUGES, map(list, zip(*lines, strict=True)), strict=True))
+
+
+def young(kept: Mapping[K, tuple[float, T]], now: float) -> dict[K, tuple[float, T]]:
+    """What somebody may still be shown, of what was made at these times."""
+    return {key: made for key, made in kept.items() if now - made[0] < INTERVAL}
 
 
 class Chosen:

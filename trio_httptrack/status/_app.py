@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from .._asgi import conn_of, live, monitor_of, refuse_websocket
-from .._monitor.monitor import INTERVAL, Monitor
+from .._monitor.monitor import INTERVAL, Monitor, young
 from .._monitor.query import Query
 from .._monitor.text import as_text
 from .._monitor.view import View
@@ -137,12 +137,7 @@ class StatusApp:
                 with monitor.charged():
                     body = f"data: {update(view, self._link_token)}\n\n".encode()
                 now = trio.current_time()
-                self._updates = {
-                    other: known
-                    for other, known in self._updates.items()
-                    if now - known[0] < INTERVAL
-                }
-                self._updates[shared] = now, body
+                self._updates = {**young(self._updates, now), shared: (now, body)}
             return body
 
     async def _stream(
