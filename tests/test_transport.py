@@ -8,12 +8,13 @@ import shutil
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
     asynccontextmanager,
     closing,
+    contextmanager,
     suppress,
 )
 from functools import cache, partial
@@ -986,12 +987,21 @@ async def test_only_a_part_of_a_large_write_is_encrypted_before_it_is_written(
 # The peer's end, while nobody reads
 
 
+@contextmanager
+def watching(transport: Transport, hung_up: Callable[[bool], None]) -> Iterator[None]:
+    transport.watch(hung_up)
+    try:
+        yield
+    finally:
+        transport.unwatch()
+
+
 @pytest.mark.parametrize("was_reset", [False, True])
 async def test_a_peers_end_is_seen_by_who_does_not_read(pair: Pair, was_reset: bool) -> None:
     """Whether it has ended its side or was reset; and who reads then finds the same."""
     told = list[bool]()
     async with pair() as (client, transport):
-        with transport.watch(told.append):
+        with watching(transport, told.append):
             await wait_all_tasks_blocked()
             assert told == []
             if was_reset:
@@ -1012,7 +1022,7 @@ async def test_a_peers_end_is_seen_by_who_does_not_read(pair: Pair, was_reset: b
 async def test_nothing_watches_a_socket_that_was_closed() -> None:
     """Not even where what it has received was not read."""
     async with tcp_pair(PortableKernel, tls=False) as (client, transport):
-        with transport.watch(lambda _: None):
+        with watching(transport, lambda _: None):
             await client.send_all(b"unread")
             await wait_all_tasks_blocked()
             before = trio.lowlevel.current_statistics().tasks_living
@@ -1025,7 +1035,7 @@ async def test_nothing_watches_a_socket_that_was_closed() -> None:
 async def test_what_nobody_reads_keeps_no_task_busy(pair: Pair) -> None:
     """Trio would report it for as long as it is there."""
     async with pair() as (client, transport):
-        with transport.watch(lambda _: None), trio.fail_after(5):
+        with watching(transport, lambda _: None), trio.fail_after(5):
             await client.send_all(b"unread")
             await wait_all_tasks_blocked()
             assert await transport.receive() == b"unread"
@@ -1056,7 +1066,7 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
         if before:
             await end()
             await wait_all_tasks_blocked()
-        with transport.watch(told.append):
+        with watching(transport, told.append):
             await wait_all_tasks_blocked()
             if not before:
                 assert told == []
@@ -1072,7 +1082,7 @@ async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: s
     """The kernel does not tell such an end from a reset, whoever was the first."""
     told = list[bool]()
     async with pair() as (client, transport):
-        with transport.watch(told.append):
+        with watching(transport, told.append):
             if first == "server":
                 await transport.finish()
                 await wait_all_tasks_blocked()
@@ -1091,12 +1101,12 @@ async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()
     async with pair() as (client, transport):
-        with transport.watch(told.append):
+        with watching(transport, told.append):
             pass
         await client.send_eof()
         await wait_all_tasks_blocked()
         assert told == []
-        with transport.watch(told.append):
+        with watching(transport, told.append):
             transport.close()
     assert told in ([], [False])  # it may have been seen before it was closed
 

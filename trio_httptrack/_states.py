@@ -8,14 +8,16 @@ follows a terminal state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
 from typing import Any, Protocol
 
 import trio
+
+from ._scoped import ScopedBlock
 
 _ids = count(1)
 
@@ -295,10 +297,9 @@ class Conn:
         else:
             self._mark_draining()
 
-    @contextmanager
     def cancel_on_disconnect(
         self, scope: Mapping[str, Any], seconds: float = 0
-    ) -> Iterator[trio.CancelScope]:
+    ) -> AbstractContextManager[trio.CancelScope]:
         """Cancel the block when the client of this request has gone.
 
         Much as ``trio.move_on_after`` does when the time is up. For a handler, or a
@@ -332,12 +333,11 @@ class Conn:
         """
         controls = self._controls
         request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
-        with trio.CancelScope() as cancel_scope:
+
+        def enter(cancel_scope: trio.CancelScope) -> None:
             request.cancel_when_gone(cancel_scope, seconds)
-            try:
-                yield cancel_scope
-            finally:
-                request.forget(cancel_scope)
+
+        return ScopedBlock(enter, request.forget)
 
     @property
     def draining(self) -> trio.Event:

@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
 
+from .._scoped import ScopedBlock
 from .._states import (
     ACTIVE,
     CLOSED,
@@ -380,8 +381,7 @@ class Connection:
             with self.parked(end=False):  # the client may still vanish
                 await trio.sleep_forever()
 
-    @contextmanager
-    def parked(self, *, end: bool) -> Iterator[None]:
+    def parked(self, *, end: bool) -> ScopedBlock:
         """To be put around every wait of the reader that is not for bytes.
 
         A reset is noticed all the same, and ends the wait.
@@ -390,12 +390,18 @@ class Connection:
           end: whether a mere end of the client's side is noticed, too. Not where what came before
             it has still to be handed over: the reader will find it behind that.
         """
-        told = self._peer_hung_up if end else self._peer_reset
-        with trio.CancelScope() as self._parked, self._transport.watch(told):
+
+        def enter(scope: trio.CancelScope) -> None:
+            self._parked = scope
+            self._transport.watch(self._peer_hung_up if end else self._peer_reset)
             if self.phase is GONE:
-                self._parked.cancel()
-            yield
-        self._parked = None
+                scope.cancel()
+
+        def leave(_: trio.CancelScope) -> None:
+            self._transport.unwatch()
+            self._parked = None
+
+        return ScopedBlock(enter, leave)
 
     def _peer_reset(self, reset: bool) -> None:
         if reset:

@@ -122,7 +122,7 @@ class Connection(http2_stream.Connection, Protocol):
     async def write(self, parts: Parts) -> None:
         """Write, in order. Not a checkpoint unless it has to wait."""
 
-    def parked(self, *, end: bool) -> AbstractContextManager[None]:
+    def parked(self, *, end: bool) -> AbstractContextManager[object]:
         """To be put around every wait of the reader that is not for bytes."""
 
     def begin_request(self) -> bool:

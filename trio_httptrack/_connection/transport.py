@@ -18,8 +18,8 @@ Invariants:
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from socket import AF_INET, AF_INET6, SHUT_WR
 from typing import Any, Protocol
 
@@ -275,19 +275,17 @@ class Transport:
         """Let the reader wait again: the deadline does not matter any more."""
         self._expired = False
 
-    @contextmanager
-    def watch(self, hung_up: Callable[[bool], None]) -> Iterator[None]:
-        """While the block runs and nobody reads, call ``hung_up(reset)`` at the peer's end.
+    def watch(self, hung_up: Callable[[bool], None]) -> None:
+        """Until :meth:`unwatch`, while nobody reads, call ``hung_up(reset)`` at the peer's end.
 
         ``reset`` is true if the peer does not read any more either.
         """
         self._hung_up = hung_up
         self._tell_watcher()
         self._register()
-        try:
-            yield
-        finally:
-            self._hung_up = None
+
+    def unwatch(self) -> None:
+        self._hung_up = None
 
     def discard(self, ended: Callable[[], object]) -> None:
         """End our side, throw away what the peer still sends, and call ``ended`` at its end.
