@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from trio_httptrack._connection.connection import Connection
 from trio_httptrack._hypercorn.worker import Worker
 
+from .pages import EXECUTED, pages
 from .pages import blocks as page_blocks
-from .pages import executed, pages
 from .support import CERT
 
 
@@ -55,12 +55,23 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     return made
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process for each core for the whole suite, none beside our own for a part of it."""
+    return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How much of the documentation has been run."""
+    properties = [
+        each
+        for report in terminalreporter.stats.get("passed", ())
+        for each in report.user_properties
+    ]
+    executed = sum(number for name, number in properties if name == EXECUTED)
     if executed:
         blocks = [block for page in pages() for block in page_blocks(page)]
         others = Counter(block.elsewhere for block in blocks if block.elsewhere is not None)
         terminalreporter.write_line(
-            f"code blocks of README and docs: {len(executed)} of {len(blocks)} executed, "
+            f"code blocks of README and docs: {executed} of {len(blocks)} executed, "
             + ", ".join(f"{number} by {who}" for who, number in others.items())
         )

@@ -26,7 +26,6 @@ from ..hypercorn_process import (
     hypercorn,
     read_all,
 )
-from ..pages import blocks, executed
 from ..support import app
 from .caddy import PAGE, Caddy, caddy, caddyfile, environ, on_page, replaced
 from .http3_load import Http3Client, Reloaded, reload_under_load
@@ -88,7 +87,6 @@ async def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     assert proxy.errors == []
     assert server.returncode == 0
     assert server.stderr.count("Running on") == 2
-    executed.extend(block for block in blocks(PAGE) if block.elsewhere == "nox -s integration")
 
 
 async def test_a_client_cannot_forge_its_address(tmp_path: Path) -> None:
