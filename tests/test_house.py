@@ -17,7 +17,17 @@ import pytest
 import trio_httptrack.testing
 
 PACKAGE = Path(trio_httptrack.__file__).parent
-CORE = {"_states", "_trackers", "_conns", "_stats", "_hijacks", "_limits", "_logs", "_local"}
+CORE = {
+    "_states",
+    "_scoped",
+    "_trackers",
+    "_conns",
+    "_stats",
+    "_hijacks",
+    "_limits",
+    "_logs",
+    "_local",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -358,13 +358,16 @@ RESPONSES = {
 }
 
 
+LONG = f"{'a' * 200}\N{HORIZONTAL ELLIPSIS}"
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("http://[::1/status", "http://[::1/status: Invalid IPv6 URL"),
-        (f"http://{'a' * 70}/", f"http://{'a' * 70}/: label too long"),
-        ("a" * 5000, f"{'a' * 200}\N{HORIZONTAL ELLIPSIS}: File name too long"),
-        ("\x1b[2J", r"no worker listens in \x1b[2J"),
+        ("http://[::1/status", r"http://\[::1/status: Invalid IPv6 URL"),
+        (f"http://{'a' * 70}/", rf"http://{'a' * 70}/: .*label too long"),
+        ("a" * 5000, f"{LONG}: File name too long|no worker listens in {LONG}"),  # since 3.14
+        ("\x1b[2J", r"no worker listens in \\x1b\[2J"),
     ],
 )
 async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: str) -> None:
@@ -372,7 +375,7 @@ async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: st
     with pytest.raises(SourceError) as error:
         async with opened(target) as source:
             await source.view(source.query)
-    assert str(error.value) == says
+    assert re.fullmatch(says, str(error.value))
 
 
 async def test_a_path_that_is_not_ascii_is_asked_for_as_a_browser_does() -> None:

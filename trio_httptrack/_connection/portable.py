@@ -20,7 +20,7 @@ import trio
 
 from .kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, WaitsInTrio
 
-INTERVAL = 0.25  # seconds between two looks for a reset behind the peer's end
+INTERVAL = 0.25  # seconds, at most, between two looks for a reset behind the peer's end
 
 
 class Watched:
@@ -30,7 +30,7 @@ class Watched:
 
     def __init__(self, callback: Callable[[int], None]) -> None:
         self.callback = callback
-        self.read = trio.Event()  # since the last callback
+        self.read = trio.Event()  # since the last look, or forgotten
         self.error: OSError | None = None
 
 
@@ -102,7 +102,9 @@ class PortableKernel(WaitsInTrio):
         else:
             return
         while watched.error is None:
-            await trio.sleep(INTERVAL)
+            watched.read = trio.Event()
+            with trio.move_on_after(INTERVAL):
+                await watched.read.wait()
             if self._watched.get(fileno) is not watched:
                 return
             if (events := self._events(fileno, watched)) & EPOLLHUP:
