@@ -1113,11 +1113,11 @@ class Model:
             part = bytes([self.filler % 256]) * value
             body.given += part
             body.outbox.add(part)
-            output.has_some(body)
+            output.schedule(body)
         elif what == "end" and usable:
             body.ends = True
             body.outbox.end = TRAILERS if value else b""
-            output.has_some(body)
+            output.schedule(body)
         elif what == "close" and not body.was_sent:
             body.closed = True
             body.outbox.close()
@@ -1125,7 +1125,7 @@ class Model:
             self.windows[number] += value
             self.most[number] = max(self.most[number], self.windows[number])
             body.outbox.window += value
-            output.has_some(body)
+            output.schedule(body)
         elif what == "control":
             self.controls += 1
             output.add(frame(PING, ACK, 0, bytes(value)))
@@ -1231,7 +1231,7 @@ def test_turns_are_fair(sizes: list[int], rooms: list[int]) -> None:
                 if size:
                     body.outbox.add(bytes(size))
                 body.outbox.end = b""
-                output.has_some(body)
+                output.schedule(body)
             output.flush()
             for room in [*rooms, 2**30]:
                 pipe.give(room)
@@ -1251,7 +1251,7 @@ async def test_streams_that_were_reset_do_not_hold_up_one_behind_them() -> None:
     bodies = [Body(2 * number + 1, 100) for number in range(10_000)]
     for body in bodies:
         body.outbox.add(b"hello")
-        output.has_some(body)
+        output.schedule(body)
         output.flush()
     for body in bodies[:-1]:
         body.outbox.close()
@@ -1337,7 +1337,7 @@ async def test_nothing_stays_of_requests_that_are_over(
         http2 = connections[0]._http2
         assert http2 is not None
         output = http2.output
-        assert [*http2._streams, *http2._queue, *http2._left] == []
+        assert [*http2._streams, *http2._queue, *http2._closed_early] == []
         assert [*output._turns, *output._out_of_window, *output._ending, *output._control] == []
         assert output.empty
 

@@ -28,16 +28,16 @@ from trio_httptrack._connection.http2_frames import (
     StreamFailure,
 )
 from trio_httptrack._connection.http2_headers import (
-    LONGEST_REMEMBERED,
-    MAX_REMEMBERED,
-    OF_CONNECTIONS,
+    MAX_CACHED_BLOCK,
+    MAX_CACHED_BLOCKS,
+    CONNECTION_HEADERS,
     HeaderReader,
     HeaderWriter,
     Request,
     kind_of,
     request_of,
 )
-from trio_httptrack._connection.response_head import COMMON, LONGEST_LINE, MOST_LINES
+from trio_httptrack._connection.response_head import COMMON, MAX_CACHED_LINE, MAX_CACHED_LINES
 from trio_httptrack._connection.settings import Headers
 from trio_httptrack.testing import memory_server
 
@@ -166,7 +166,7 @@ def test_the_servers_own_headers_change_with_the_second() -> None:
     assert decoded(second) == [(b":status", b"200"), (b"vary", b"a"), (b"date", b"two")]
 
 
-@given(st.sampled_from(sorted(OF_CONNECTIONS)), st.booleans(), values)
+@given(st.sampled_from(sorted(CONNECTION_HEADERS)), st.booleans(), values)
 def test_headers_of_a_connection_are_left_out(name: bytes, title: bool, value: bytes) -> None:
     """HTTP/2 has none of them (RFC 9113, 8.2.2)."""
     header = (name.title() if title else name, value)
@@ -229,22 +229,24 @@ def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
     writer = HeaderWriter(lambda protocol: OWN)
     secret = [b"set-cookie", b"Authorization", b"x-request-id", b"location", b"etag", b"cookie"]
     writer.response(200, [(name, b"secret") for name in secret])
-    writer.response(200, [(b"vary", b"v" * LONGEST_LINE), (b"content-type", b"t" * LONGEST_LINE)])
+    writer.response(
+        200, [(b"vary", b"v" * MAX_CACHED_LINE), (b"content-type", b"t" * MAX_CACHED_LINE)]
+    )
     for form in FORMS[1:3]:
         writer.response(200, [form(b"vary", b"a")])
-    assert not writer._known
+    assert not writer._cache
     writer.response(200, [(b"Vary", b"a")])
-    assert list(writer._known) == [(b"Vary", b"a")]
+    assert list(writer._cache) == [(b"Vary", b"a")]
 
 
 def test_what_the_writer_remembers_is_bounded() -> None:
     """However many values an application makes up."""
     writer = HeaderWriter(lambda protocol: OWN)
     name = min(COMMON)
-    for number in range(2 * MOST_LINES + 1):
+    for number in range(2 * MAX_CACHED_LINES + 1):
         writer.response(200, [(name, b"%d" % number)])
-        assert len(writer._known) <= MOST_LINES
-    assert len(writer._known) == 1
+        assert len(writer._cache) <= MAX_CACHED_LINES
+    assert len(writer._cache) == 1
 
 
 # Reading
@@ -389,13 +391,13 @@ def test_a_block_that_is_malformed_changes_the_table_as_well() -> None:
 def test_what_the_reader_remembers_is_bounded() -> None:
     """In blocks, and in bytes of each; and nothing that would be another request the next time."""
     reader = HeaderReader(MAX_SIZE)
-    for number in range(2 * MAX_REMEMBERED):
+    for number in range(2 * MAX_CACHED_BLOCKS):
         reader.request(PREFIX + encoded(b"x", b"%d" % number))
-    assert len(reader._known) == MAX_REMEMBERED
+    assert len(reader._cache) == MAX_CACHED_BLOCKS
     reader.request(PREFIX + literal(b"a", b"1"))
-    assert not reader._known
-    reader.request(PREFIX + encoded(b"x", b"a" * LONGEST_REMEMBERED))
-    assert not reader._known
+    assert not reader._cache
+    reader.request(PREFIX + encoded(b"x", b"a" * MAX_CACHED_BLOCK))
+    assert not reader._cache
 
 
 async def test_an_application_cannot_change_what_is_remembered(autojump_clock: MockClock) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from trio_httptrack._connection.response_head import (
     CHUNKED,
     COMMON,
-    LONGEST_LINE,
-    MOST_LINES,
+    MAX_CACHED_LINE,
+    MAX_CACHED_LINES,
     UNTIL_CLOSE,
     ResponseHeads,
     checked,
@@ -350,13 +350,13 @@ def test_what_is_remembered_is_bounded() -> None:
     """A client that can choose a value cannot fill the memory, with many or with long ones."""
     heads = ResponseHeads(lambda protocol: OWN)
     most = 0
-    for number in range(3 * MOST_LINES):
+    for number in range(3 * MAX_CACHED_LINES):
         render(headers=[(b"content-length", b"%d" % number)], heads=heads)
-        most = max(most, len(heads._known))
-    assert most == MOST_LINES
-    for length in range(LONGEST_LINE, 2 * LONGEST_LINE):
+        most = max(most, len(heads._cache))
+    assert most == MAX_CACHED_LINES
+    for length in range(MAX_CACHED_LINE, 2 * MAX_CACHED_LINE):
         render(headers=[(b"vary", b"x" * length)], heads=heads)
-    assert all(len(line) <= LONGEST_LINE for line, _, _ in heads._known.values())
+    assert all(len(line) <= MAX_CACHED_LINE for line, _, _ in heads._cache.values())
 
 
 def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
@@ -366,12 +366,12 @@ def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
     for name, _ in product(others, range(3)):
         render(headers=[(name, b"1")], heads=heads)
         render(headers=[(name.upper(), b"1")], heads=heads)
-    assert not heads._known
+    assert not heads._cache
     for name in sorted(COMMON - {b"transfer-encoding"}):
         render(headers=[(name, b"1")], heads=heads)
         render(headers=[(name.upper(), b"1")], heads=heads)
     known = COMMON - {b"transfer-encoding"}
-    assert set(heads._known) == {(n, b"1") for name in known for n in (name, name.upper())}
+    assert set(heads._cache) == {(n, b"1") for name in known for n in (name, name.upper())}
 
 
 def test_the_servers_own_headers_follow_its_settings() -> None:

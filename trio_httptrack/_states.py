@@ -103,7 +103,7 @@ class RequestInFlight:
 class Awaited(Protocol):
     """A request whose client may leave before its response is complete."""
 
-    def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
+    def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         """Cancel it so many seconds after the client has gone; soon, if it has already."""
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
@@ -333,7 +333,7 @@ class Conn:
         controls = self._controls
         request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
         with trio.CancelScope() as cancel_scope:
-            request.cancel_when_gone(cancel_scope, seconds)
+            request.cancel_on_disconnect(cancel_scope, seconds)
             try:
                 yield cancel_scope
             finally:
@@ -448,7 +448,7 @@ class _Unserved:
         self._conn = conn
         self._forgotten = False
 
-    def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
+    def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         def cancel(_: Conn) -> None:
             if not self._forgotten:
                 cancel_in(cancel_scope, seconds)

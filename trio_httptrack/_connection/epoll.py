@@ -20,10 +20,10 @@ from socket import socket
 
 import trio
 
-from .kernel import ENDED, READABLE, WaitsInTrio
+from .kernel import HANG_UP, READABLE, WaitsInTrio
 
 MAX_EVENTS = 256  # of one scheduler step
-MAX_ENDS = 32  # of them, and in one batch
+MAX_HANG_UPS = 32  # of them, and in one batch
 
 
 class EpollKernel(WaitsInTrio):
@@ -45,7 +45,7 @@ class EpollKernel(WaitsInTrio):
         super().__init__()
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
-        self._ended: OrderedDict[int, int] = OrderedDict()  # events not called back yet
+        self._hang_ups: OrderedDict[int, int] = OrderedDict()  # events not called back yet
 
     def register(self, fileno: int, callback: Callable[[int], None]) -> None:
         self._epoll.register(fileno, READABLE)  # which fails where the system has no memory
@@ -54,7 +54,7 @@ class EpollKernel(WaitsInTrio):
     def forget(self, fileno: int) -> None:
         self.wake(fileno)
         self._waited.discard(fileno)
-        self._ended.pop(fileno, None)
+        self._hang_ups.pop(fileno, None)
         # Closing the socket does not remove it from the epoll while a forked child has it,
         # too: its events would be reported to the next socket of this number.
         if self._callbacks.pop(fileno, None) is not None:
@@ -76,10 +76,10 @@ class EpollKernel(WaitsInTrio):
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._poll()
-            while self._ended:
+            while self._hang_ups:
                 began = time.perf_counter()
-                self._call_back_ended()
-                if self._ended:
+                self._report_hang_ups()
+                if self._hang_ups:
                     # Their tasks run in the next step, and in any order with this one.
                     for _ in range(2):
                         await trio.lowlevel.checkpoint()
@@ -91,15 +91,15 @@ class EpollKernel(WaitsInTrio):
             callback = self._callbacks.get(fileno)
             if callback is None:
                 pass  # one of those before has closed it
-            elif events & ENDED:
-                self._ended[fileno] = events  # and all of its end that was reported before
+            elif events & HANG_UP:
+                self._hang_ups[fileno] = events  # and all of its end that was reported before
             else:
                 callback(events)
 
-    def _call_back_ended(self) -> None:
-        for _ in range(MAX_ENDS):
-            if self._ended:  # a callback may have closed others
-                fileno, events = self._ended.popitem(last=False)
+    def _report_hang_ups(self) -> None:
+        for _ in range(MAX_HANG_UPS):
+            if self._hang_ups:  # a callback may have closed others
+                fileno, events = self._hang_ups.popitem(last=False)
                 self._callbacks[fileno](events)
 
     async def _serve_others(self, seconds: float) -> None:

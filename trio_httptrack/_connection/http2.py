@@ -113,7 +113,7 @@ class Connection(http2_stream.Connection, Protocol):
     def handlers(self) -> int:
         """How many exchanges have an application that runs."""
 
-    async def receive(self, *, owed: bool = False) -> bytes:
+    async def receive(self, *, mid_request: bool = False) -> bytes:
         """The next bytes; none at the peer's end, or if the connection was closed."""
 
     def write_now(self, parts: Parts) -> Parts | None:
@@ -122,13 +122,13 @@ class Connection(http2_stream.Connection, Protocol):
     async def write(self, parts: Parts) -> None:
         """Write, in order. Not a checkpoint unless it has to wait."""
 
-    def parked(self, *, end: bool) -> AbstractContextManager[None]:
+    def parked(self, *, eof: bool) -> AbstractContextManager[None]:
         """To be put around every wait of the reader that is not for bytes."""
 
     def begin_request(self) -> bool:
         """A request's head has been read. Returns whether it is to be handled."""
 
-    def rest(self) -> None:
+    def become_idle(self) -> None:
         """Every request has its response."""
 
     def drain(self) -> None:
@@ -149,31 +149,31 @@ class Http2:
     """Reads frames, and knows the streams."""
 
     __slots__ = (
-        "_block",
+        "_closed_early",
+        "_consumed",
         "_context",
         "_draining",
-        "_highest",
+        "_header_block",
+        "_header_prefix",
+        "_highest_id",
         "_in_flight",
-        "_last",
-        "_left",
+        "_last_promised_id",
+        "_last_stream_id",
         "_max_pushes",
-        "_opened",
         "_overhead",
         "_overhead_since",
-        "_partial",
+        "_partial_frame",
         "_payload",
-        "_preface",
-        "_prefix",
-        "_promised",
+        "_preface_received",
         "_push_enabled",
         "_queue",
         "_reader",
-        "_settled",
-        "_skipped",
+        "_settings_received",
+        "_skipped_ids",
+        "_stream_opened",
         "_stream_window",
         "_streams",
-        "_taken",
-        "_unowed",
+        "_untimed_read",
         "_watch",
         "_window",
         "connection",
@@ -187,29 +187,35 @@ class Http2:
         self.header_writer = connection.header_writer
         self._reader = HeaderReader(connection.settings.h2_max_header_list_size)
         self._streams: dict[int, Stream] = {}
-        self._in_flight = 0  # streams whose response is owed
+        self._in_flight = 0  # streams whose response is pending
         self._queue: deque[Stream] = deque()  # requests whose handlers have to wait for their turn
-        self._left: dict[int, None] = {}  # streams that we have ended before their clients did
-        self._highest = 0  # the last stream that the client has opened
-        self._promised = 0  # and we
-        self._preface = False  # it has come
-        self._settled = False  # and the client's settings behind it
-        self._partial = b""  # a frame whose end has not come
-        self._block: tuple[int, int, list[bytes]] | None = None  # a header block, likewise
-        self._prefix = NO_TABLE  # until our first header block is queued
-        self._skipped: deque[tuple[int, int]] = deque(maxlen=16)  # never opened, and never will be
+        self._closed_early: dict[
+            int, None
+        ] = {}  # streams that we have ended before their clients did
+        self._highest_id = 0  # the last stream that the client has opened
+        self._last_promised_id = 0  # and we
+        self._preface_received = False  # it has come
+        self._settings_received = False  # and the client's settings behind it
+        self._partial_frame = b""  # a frame whose end has not come
+        self._header_block: tuple[int, int, list[bytes]] | None = None  # a header block, likewise
+        self._header_prefix = NO_TABLE  # until our first header block is queued
+        self._skipped_ids: deque[tuple[int, int]] = deque(
+            maxlen=16
+        )  # never opened, and never will be
         self._push_enabled = True
         self._max_pushes = MAX_STREAM_ID
         self._stream_window = DEFAULT_WINDOW  # that the client gives each new stream
         self._window = DEFAULT_WINDOW  # that we give the client for all streams
-        self._taken = 0  # bytes to give back to it
-        self._unowed: trio.CancelScope | None = None  # a read whose client owes nothing
+        self._consumed = 0  # bytes to give back to it
+        self._untimed_read: trio.CancelScope | None = None  # a read whose client owes nothing
         self._overhead = self._payload = 0  # bytes
         self._overhead_since = trio.current_time()
         self._watch: trio.CancelScope | None = None  # until one of its clients may be too slow
         self._draining = False
-        self._opened = trio.Event()  # another stream, in a drain
-        self._last: int | None = None  # the last stream that is served, once that is certain
+        self._stream_opened = trio.Event()  # another stream, in a drain
+        self._last_stream_id: int | None = (
+            None  # the last stream that is served, once that is certain
+        )
 
     async def initiate(self, headers: Headers | None = None, settings: bytes = b"") -> None:
         """Send what a server sends first.
@@ -239,7 +245,7 @@ class Http2:
             except (ValueError, ConnectionFailure):
                 self.connection.close()  # they are not settings
                 return
-            self._highest = 1
+            self._highest_id = 1
             stream = Stream(self, 1, trusted_request(headers), self._stream_window)
             stream.end_input()
             self._start(stream)
@@ -261,7 +267,7 @@ class Http2:
             if output.congested or not self._reads_headers:
                 connection.close_if_overdue()
             while output.congested and connection.phase.reads:
-                with connection.parked(end=True):
+                with connection.parked(eof=True):
                     await output.wait_for_change()
                 connection.close_if_overdue()
             data = await (self._read_in_time() if read_timeout else connection.receive())
@@ -273,26 +279,26 @@ class Http2:
     async def _read_in_time(self) -> bytes:
         """Read, with a timeout while the client has begun a request, and could go on with it."""
         while True:
-            owed = self._owed
+            mid_request = self._mid_request
             with trio.CancelScope() as scope:
-                self._unowed = None if owed else scope
-                return await self.connection.receive(owed=owed)
+                self._untimed_read = None if mid_request else scope
+                return await self.connection.receive(mid_request=mid_request)
 
     def window_opened(self) -> None:
-        if self._unowed is not None:
-            self._unowed.cancel()
+        if self._untimed_read is not None:
+            self._untimed_read.cancel()
 
     @property
     def _reads_headers(self) -> bool:
         """Whether a part of a request's headers has come, and not all."""
-        partial = self._partial
-        return self._block is not None or (len(partial) > 3 and partial[3] == HEADERS)
+        partial = self._partial_frame
+        return self._header_block is not None or (len(partial) > 3 and partial[3] == HEADERS)
 
     @property
-    def _owed(self) -> bool:
+    def _mid_request(self) -> bool:
         """Whether the client has begun a request, and could go on with it."""
         streams = self._streams.values()
-        return self._reads_headers or any(stream.owes_request for stream in streams)
+        return self._reads_headers or any(stream.request_pending for stream in streams)
 
     def _close_streams(self) -> None:
         for stream in tuple(self._streams.values()):
@@ -308,7 +314,7 @@ class Http2:
             reason = "enhance_your_calm"
             await connection.log_flood(str(failure))
         self.send_goaway(failure.code, str(failure))
-        with connection.parked(end=True), trio.move_on_after(GOAWAY_TIMEOUT):
+        with connection.parked(eof=True), trio.move_on_after(GOAWAY_TIMEOUT):
             while not self.output.empty:
                 await self.output.wait_for_change()
         if self.output.empty:
@@ -320,18 +326,18 @@ class Http2:
     # Frames
 
     def _receive(self, data: bytes) -> None:
-        if self._partial:
-            data = self._partial + data
+        if self._partial_frame:
+            data = self._partial_frame + data
         start, end = 0, len(data)
-        if not self._preface:
+        if not self._preface_received:
             if not data.startswith(PREFACE[:end]):
                 raise ConnectionFailure(PROTOCOL_ERROR, "no preface")
             if end >= len(PREFACE):
-                self._preface = True
+                self._preface_received = True
                 start = len(PREFACE)
         connection = self.connection
         max_size = connection.settings.h2_max_frame_size
-        while self._preface and end - start >= HEADER_SIZE and connection.phase.reads:
+        while self._preface_received and end - start >= HEADER_SIZE and connection.phase.reads:
             high, low, kind, flags, stream_id = HEADER.unpack_from(data, start)
             length = high << 16 | low
             if length > max_size:
@@ -342,9 +348,9 @@ class Http2:
             start = begin + length
             payload = data[begin:start]
             stream_id &= MAX_STREAM_ID
-            if (self._block is not None) != (kind == CONTINUATION):
+            if (self._header_block is not None) != (kind == CONTINUATION):
                 raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION where none must be, or none")
-            if not self._settled and kind != SETTINGS:
+            if not self._settings_received and kind != SETTINGS:
                 raise ConnectionFailure(PROTOCOL_ERROR, "the first frame is not SETTINGS")
             try:
                 if kind == HEADERS:
@@ -359,19 +365,19 @@ class Http2:
                         HANDLERS[kind](self, flags, stream_id, payload)
             except StreamFailure as failure:
                 self._reset(stream_id, failure.code)
-        self._partial = data[start:]
+        self._partial_frame = data[start:]
 
     def _count_overhead(self, size: int) -> None:
         """Count bytes that carry nothing."""
         self._overhead += size
         limit = self.connection.settings.h2_max_overhead
-        if self._overhead > limit + 8 * (self._payload + self.output.carried):
+        if self._overhead > limit + 8 * (self._payload + self.output.body_bytes):
             now = trio.current_time()
             if now - self._overhead_since <= OVERHEAD_PERIOD:
                 raise ConnectionFailure(
                     ENHANCE_YOUR_CALM, "too many frames that carry nothing, or resets"
                 )
-            self._overhead, self._payload, self.output.carried = size, 0, 0
+            self._overhead, self._payload, self.output.body_bytes = size, 0, 0
             self._overhead_since = now
 
     def _reset(self, stream_id: int, code: int) -> None:
@@ -379,25 +385,25 @@ class Http2:
         self.output.add(reset_frame(stream_id, code))
         stream = self._streams.get(stream_id)
         if stream is None:
-            self._remember(stream_id)
+            self._remember_closed(stream_id)
         else:
             self._drop(stream)
         self._count_overhead(RESET_COST)
 
     def _drop(self, stream: Stream) -> None:
-        self.rest(stream)
+        self.response_done(stream)
         self.forget(stream)
         stream.close()
 
-    def _remember(self, stream_id: int) -> None:
+    def _remember_closed(self, stream_id: int) -> None:
         """The client may not know yet that we have ended a stream of its."""
-        self._left[stream_id] = None
-        if len(self._left) > MAX_REMEMBERED * self.connection.settings.h2_max_streams:
-            del self._left[next(iter(self._left))]
+        self._closed_early[stream_id] = None
+        if len(self._closed_early) > MAX_REMEMBERED * self.connection.settings.h2_max_streams:
+            del self._closed_early[next(iter(self._closed_early))]
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether there has not been such a stream."""
-        return stream_id > (self._highest if stream_id % 2 else self._promised)
+        return stream_id > (self._highest_id if stream_id % 2 else self._last_promised_id)
 
     def _find(self, stream_id: int, what: str) -> Stream | None:
         """A frame's stream; None if it is over, and the frame is of no use."""
@@ -417,14 +423,14 @@ class Http2:
         self._window -= length
         if self._window < 0:
             raise ConnectionFailure(FLOW_CONTROL_ERROR, "more DATA than the window has room for")
-        self._taken += length
-        if self._taken >= WINDOW_STEP:
-            self.output.add(window_frame(0, self._taken))
-            self._window += self._taken
-            self._taken = 0
+        self._consumed += length
+        if self._consumed >= WINDOW_STEP:
+            self.output.add(window_frame(0, self._consumed))
+            self._window += self._consumed
+            self._consumed = 0
         end = bool(flags & END_STREAM)
         if stream is None:
-            if stream_id not in self._left:
+            if stream_id not in self._closed_early:
                 raise ConnectionFailure(STREAM_CLOSED, "DATA for a stream that was closed")
             self._count_overhead(HEADER_SIZE)  # the rest is bounded by its window
             return
@@ -446,11 +452,11 @@ class Http2:
         if flags & END_HEADERS:
             self._receive_block(flags, stream_id, block)
         else:
-            self._block = flags, stream_id, [block]
+            self._header_block = flags, stream_id, [block]
 
     def _receive_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        assert self._block is not None
-        first_flags, first_id, parts = self._block
+        assert self._header_block is not None
+        first_flags, first_id, parts = self._header_block
         if stream_id != first_id:
             raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION of another stream's headers")
         parts.append(payload)
@@ -458,16 +464,16 @@ class Http2:
         if len(parts) > MAX_CONTINUATIONS or sum(map(len, parts)) > size:
             raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
         if flags & END_HEADERS:
-            self._block = None
+            self._header_block = None
             self._receive_block(first_flags, stream_id, b"".join(parts))
 
     def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
         """A header block is complete."""
         end = bool(flags & END_STREAM)
-        if stream_id > self._highest:
-            if stream_id > self._highest + 2:
-                self._skipped.append((self._highest, stream_id))
-            self._highest = stream_id
+        if stream_id > self._highest_id:
+            if stream_id > self._highest_id + 2:
+                self._skipped_ids.append((self._highest_id, stream_id))
+            self._highest_id = stream_id
             self._open(stream_id, block, end=end)
             return
         stream = self._streams.get(stream_id)
@@ -478,19 +484,19 @@ class Http2:
         self._reader.skip(block)
         if stream is not None:
             raise StreamFailure(STREAM_CLOSED if stream.input_ended else PROTOCOL_ERROR)
-        if any(before < stream_id < after for before, after in self._skipped):
+        if any(before < stream_id < after for before, after in self._skipped_ids):
             raise ConnectionFailure(PROTOCOL_ERROR, "a new stream behind a later one")
-        if stream_id not in self._left:
+        if stream_id not in self._closed_early:
             raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
         self._count_overhead(HEADER_SIZE + len(block))
 
     def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
         connection = self.connection
         request = self._reader.request(block)
-        if self._last is not None or self._full:
+        if self._last_stream_id is not None or self._at_stream_limit:
             raise StreamFailure(REFUSED_STREAM)
         if self._draining:
-            self._opened.set()
+            self._stream_opened.set()
         stream = Stream(self, stream_id, request, self._stream_window)
         if end:
             stream.end_input()
@@ -500,10 +506,13 @@ class Http2:
             connection.drain()
 
     @property
-    def _full(self) -> bool:
+    def _at_stream_limit(self) -> bool:
         """Whether the client has as many streams as it may have. Pushes are ours."""
-        streams, most = self._streams, self.connection.settings.h2_max_streams
-        return len(streams) >= most and sum(stream_id % 2 for stream_id in streams) >= most
+        streams, max_streams = self._streams, self.connection.settings.h2_max_streams
+        return (
+            len(streams) >= max_streams
+            and sum(stream_id % 2 for stream_id in streams) >= max_streams
+        )
 
     def _start(self, stream: Stream) -> None:
         """Run a stream's handler, when its turn comes."""
@@ -511,18 +520,18 @@ class Http2:
             return
         self._streams[stream.id] = stream
         self._in_flight += 1
-        most = self.connection.settings.h2_max_streams
-        if self.connection.handlers < most:
+        max_streams = self.connection.settings.h2_max_streams
+        if self.connection.handlers < max_streams:
             stream.run()
             return
         self._queue.append(stream)
-        if len(self._queue) > MAX_QUEUED * most:
+        if len(self._queue) > MAX_QUEUED * max_streams:
             raise ConnectionFailure(ENHANCE_YOUR_CALM, "requests reset faster than handlers end")
 
-    def handler_ended(self) -> None:
+    def handler_done(self) -> None:
         """There may be one more handler."""
-        connection, most = self.connection, self.connection.settings.h2_max_streams
-        while self._queue and connection.phase.reads and connection.handlers < most:
+        connection, max_streams = self.connection, self.connection.settings.h2_max_streams
+        while self._queue and connection.phase.reads and connection.handlers < max_streams:
             stream = self._queue.popleft()
             if not stream.closed:
                 # Not with the context variables of the handler that has just ended.
@@ -546,7 +555,7 @@ class Http2:
             with self._watch:
                 await trio.sleep_forever()
             now, reason = trio.current_time(), None
-            await self.connection.look_again()
+            await self.connection.read_pending()
             for stream in tuple(self._streams.values()):
                 if stream.due <= now:
                     reason = stream.slow_reason
@@ -580,7 +589,7 @@ class Http2:
             raise ConnectionFailure(FRAME_SIZE_ERROR, "RST_STREAM of a wrong length")
         if stream is not None:
             self._drop(stream)
-        self._left.pop(stream_id, None)
+        self._closed_early.pop(stream_id, None)
 
     def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -589,7 +598,7 @@ class Http2:
             if payload:
                 raise ConnectionFailure(FRAME_SIZE_ERROR, "an acknowledgement that has settings")
             return
-        self._settled = True
+        self._settings_received = True
         self._apply(payload)
         self.output.add(frame(SETTINGS, ACK, 0))
 
@@ -634,7 +643,7 @@ class Http2:
             raise ConnectionFailure(FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
         (code,) = NUMBER.unpack_from(payload, NUMBER.size)
         if self._draining and code == NO_ERROR and self._in_flight:
-            self._last = self._highest  # as both know
+            self._last_stream_id = self._highest_id  # as both know
         else:
             self.connection.close(orderly=not self._streams)
 
@@ -662,7 +671,7 @@ class Http2:
         return header_frames(stream_id, self._prefixed(block), self.output.max_frame_size, end=end)
 
     def _prefixed(self, block: bytes) -> bytes:
-        prefix, self._prefix = self._prefix, b""
+        prefix, self._header_prefix = self._header_prefix, b""
         return prefix + block
 
     def flush(self) -> None:
@@ -680,36 +689,36 @@ class Http2:
             or not parent.id % 2
             or pushes >= self._max_pushes
             or self.connection.handlers >= self.connection.settings.h2_max_streams
-            or self._promised + 2 > MAX_STREAM_ID
+            or self._last_promised_id + 2 > MAX_STREAM_ID
         ):
             return
         own = self.connection.settings.server_headers("h2")
-        self._promised += 2
-        block = NUMBER.pack(self._promised) + self._prefixed(header_block([*fields, *own]))
+        self._last_promised_id += 2
+        block = NUMBER.pack(self._last_promised_id) + self._prefixed(header_block([*fields, *own]))
         size = self.output.max_frame_size
         self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
         request = trusted_request([*fields, *own])
-        stream = Stream(self, self._promised, request, self._stream_window)
+        stream = Stream(self, self._last_promised_id, request, self._stream_window)
         stream.end_input()
         self._start(stream)
         self.flush()
 
-    def rest(self, stream: Stream) -> None:
-        """A stream's response is not owed any more."""
+    def response_done(self, stream: Stream) -> None:
+        """A stream's response is done."""
         if stream.in_flight:
             stream.in_flight = False
             self._in_flight -= 1
             if not self._in_flight:
-                self.connection.rest()
+                self.connection.become_idle()
                 if self._draining:
-                    self._go_away()
+                    self._refuse_new_streams()
 
     def forget(self, stream: Stream) -> None:
         """A stream is over."""
         self.output.forget(stream)
         self._streams.pop(stream.id, None)
         if not stream.input_ended:
-            self._remember(stream.id)
+            self._remember_closed(stream.id)
 
     # The end
 
@@ -732,24 +741,26 @@ class Http2:
         connection = self.connection
         await trio.sleep(connection.settings.drain_idle_timeout)
         if connection.conn.state is ACTIVE:
-            await self._opened.wait()
-            if self._last is None:  # else it has been sent meanwhile
+            await self._stream_opened.wait()
+            if self._last_stream_id is None:  # else it has been sent meanwhile
                 self.output.add(goaway_frame(MAX_STREAM_ID, NO_ERROR))
                 self.output.flush()
                 await trio.sleep(connection.settings.drain_idle_timeout)
-        self._go_away()
+        self._refuse_new_streams()
 
-    def _go_away(self) -> None:
+    def _refuse_new_streams(self) -> None:
         """Refuse what comes from now on, and end the connection if it rests."""
-        if self._last is None:
-            self._last = self._highest
+        if self._last_stream_id is None:
+            self._last_stream_id = self._highest_id
             self.send_goaway()
         if self.connection.conn.state is IDLE:
             self.connection.spawn(self._finish)
 
     def send_goaway(self, code: int = NO_ERROR, message: str = "") -> None:
         """Tell the client which requests were handled, and why no others are."""
-        last = self._highest if self._last is None else self._last  # which must not rise
+        last = (
+            self._highest_id if self._last_stream_id is None else self._last_stream_id
+        )  # which must not rise
         self.output.add(goaway_frame(last, code, message))
         self.output.flush()
 

@@ -29,7 +29,7 @@ NO_TABLE = b"\x20"
 later: the encoder uses no table."""
 
 ENTRY_SIZE = 32  # bytes that each entry counts for beside its own (RFC 7541, 4.1)
-LONGEST_INTEGER = 28  # bits behind the first byte's: more than any length or index can be
+MAX_INTEGER_BITS = 28  # bits behind the first byte's: more than any length or index can be
 
 STATIC: list[tuple[bytes, bytes]] = [(name, value) for name, value in HeaderTable.STATIC_TABLE]
 
@@ -87,9 +87,9 @@ class Decoder:
                 self._resize(size)
                 continue
             else:
-                most = 0x3F if first & 0x40 else 0x0F
-                index = first & most
-                if index == most:
+                limit = 0x3F if first & 0x40 else 0x0F
+                index = first & limit
+                if index == limit:
                     index, position = _integer_at(block, position, index)
                 if index:
                     name = self._entry(index)[0][0]
@@ -144,7 +144,7 @@ def _integer_at(block: bytes, position: int, value: int) -> tuple[int, int]:
         if not byte & 0x80:
             return value, position
         shift += 7
-        if shift > LONGEST_INTEGER:
+        if shift > MAX_INTEGER_BITS:
             raise ValueError("an integer that is too long")
 
 
@@ -163,11 +163,11 @@ def _string_at(block: bytes, position: int) -> tuple[bytes, int]:
 
 def _integer(value: int, bits: int, first: int) -> bytes:
     """An integer as RFC 7541, 5.1, has it, behind the pattern of its first byte."""
-    most = (1 << bits) - 1
-    if value < most:
+    limit = (1 << bits) - 1
+    if value < limit:
         return bytes([first | value])
-    encoded = bytearray([first | most])
-    value -= most
+    encoded = bytearray([first | limit])
+    value -= limit
     while value >= 128:
         encoded.append(value & 127 | 128)
         value >>= 7

@@ -24,11 +24,11 @@ from .http2_compression import (
     header_block,
 )
 from .http2_frames import PROTOCOL_ERROR, StreamFailure
-from .response_head import MOST_LINES, may_be_remembered, valid
+from .response_head import MAX_CACHED_LINES, is_cacheable, valid
 from .settings import Headers
 
-MAX_REMEMBERED = 64  # blocks of a connection
-LONGEST_REMEMBERED = 512  # bytes of a block
+MAX_CACHED_BLOCKS = 64  # blocks of a connection
+MAX_CACHED_BLOCK = 512  # bytes of a block
 
 # RFC 9113, 8.2.1: tokens, in lower case; values without what would end them, at either side.
 NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
@@ -38,7 +38,7 @@ SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986, 3.1
 PATH = re.compile(rb"[!-\"$-~]+")  # no fragment, and nothing that HTTP/1 could not send on
 
 PSEUDO_NAMES = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
-OF_CONNECTIONS = frozenset(  # RFC 9113, 8.2.2
+CONNECTION_HEADERS = frozenset(  # RFC 9113, 8.2.2
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 
@@ -54,7 +54,7 @@ def kind_of(name: bytes, value: bytes) -> int:
         return PSEUDO if name in PSEUDO_NAMES else MALFORMED
     if (
         not NAME.fullmatch(name)
-        or name in OF_CONNECTIONS
+        or name in CONNECTION_HEADERS
         or (name == b"te" and value != b"trailers")
     ):
         return MALFORMED
@@ -93,11 +93,11 @@ class Request:
 class HeaderReader:
     """Reads the header blocks of one connection, each exactly once and in their order."""
 
-    __slots__ = ("_decoder", "_known")
+    __slots__ = ("_cache", "_decoder")
 
     def __init__(self, max_size: int) -> None:
         self._decoder = Decoder(max_size, kind_of, STATIC_ENTRIES)
-        self._known: dict[bytes, Request] = {}  # as long as the table stays as it is
+        self._cache: dict[bytes, Request] = {}  # as long as the table stays as it is
 
     def request(self, block: bytes) -> Request:
         """The request that a header block makes.
@@ -106,16 +106,16 @@ class HeaderReader:
           ConnectionFailure: it cannot be decoded, so none behind it can be.
           StreamFailure: it is no request.
         """
-        known = self._known.get(block)
+        known = self._cache.get(block)
         if known is None:
             version = self._decoder.version
             known = request_of(self._decode(block))
             if (
                 version == self._decoder.version  # else it would be another one the next time
-                and len(block) <= LONGEST_REMEMBERED
-                and len(self._known) < MAX_REMEMBERED
+                and len(block) <= MAX_CACHED_BLOCK
+                and len(self._cache) < MAX_CACHED_BLOCKS
             ):
-                self._known[block] = known
+                self._cache[block] = known
         return known
 
     def check_trailers(self, block: bytes) -> None:
@@ -140,7 +140,7 @@ class HeaderReader:
         version = self._decoder.version
         entries = self._decoder.decode(block)
         if self._decoder.version != version:
-            self._known.clear()
+            self._cache.clear()
         return entries
 
 
@@ -224,7 +224,7 @@ class HeaderWriter:
         self.sent: list[int] = [0] * 10
         """How many responses there were, by the first digit of their status codes."""
 
-        self._known: dict[Any, tuple[bytes, int | None]] = {}
+        self._cache: dict[Any, tuple[bytes, int | None]] = {}
         self._own: Headers | None = None
         self._own_block = b""
 
@@ -245,7 +245,7 @@ class HeaderWriter:
             self._own = own
         if status < 200 or status in (204, 205):  # RFC 9110, 8.6
             headers = [each for each in headers if _name(each) != b"content-length"]
-        known = self._known
+        known = self._cache
         parts = [_STATUSES[status]]
         length: int | None = None
         replaced = False
@@ -253,7 +253,7 @@ class HeaderWriter:
             try:
                 part, value = known[header]
             except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
-                part, value = self._learn(header)
+                part, value = self._parse_and_cache(header)
                 replaced = replaced or _name(header) in REPLACEABLE
             if value is not None:
                 if length not in (None, value):
@@ -268,18 +268,18 @@ class HeaderWriter:
         self.sent[status // 100] += 1
         return b"".join(parts), length
 
-    def _learn(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
+    def _parse_and_cache(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
         name, value = valid(header)
         name, length = name.lower(), None
         if name == b"content-length":
             if not NUMBER.fullmatch(value):
                 raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
             length = int(value)
-        part = b"" if name in OF_CONNECTIONS else encoded(name, value), length
-        if may_be_remembered(header, part[0]):
-            if len(self._known) >= MOST_LINES:
-                self._known.clear()
-            self._known[header] = part
+        part = b"" if name in CONNECTION_HEADERS else encoded(name, value), length
+        if is_cacheable(header, part[0]):
+            if len(self._cache) >= MAX_CACHED_LINES:
+                self._cache.clear()
+            self._cache[header] = part
         return part
 
 

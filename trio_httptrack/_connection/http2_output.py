@@ -33,7 +33,7 @@ from .pace import Pace, Rate
 from .transport import Parts
 
 WRITE_SIZE = 2**16  # bytes of bodies in one write
-JOINED = 2**14  # bytes that are copied into one piece rather than written from where they are
+JOIN_LIMIT = 2**14  # bytes that are copied into one piece rather than written from where they are
 CONGESTED = 2**14  # bytes of frames that belong to no body
 
 # Bytes of one stream's body: where its handler waits, and where it goes on.
@@ -90,7 +90,7 @@ class Outbox:
             self._drained = False
         self.size += len(body)
 
-    def take(self, size: int, parts: list[bytes | memoryview]) -> None:
+    def move(self, size: int, parts: list[bytes | memoryview]) -> None:
         """Move so much of the body into ``parts``."""
         assert self._parts is not None
         if self.pace is not None:
@@ -141,11 +141,11 @@ class Output:
         "_control_size",
         "_ending",
         "_out_of_window",
-        "_rest",
         "_sender",
         "_sending",
         "_turns",
-        "carried",
+        "_unsent",
+        "body_bytes",
         "max_frame_size",
         "window",
     )
@@ -157,13 +157,13 @@ class Output:
         self._turns: deque[Body] = deque()
         self._out_of_window: dict[Body, None] = {}  # the connection's
         self._ending: list[Body] = []  # what is written ends them
-        self._rest: Parts | None = None  # what there was no room for
+        self._unsent: Parts | None = None  # what there was no room for
         self._sending = False
         self._sender: trio.lowlevel.Task | None = None  # while it waits for work
         self._changed: trio.Event | None = None
         self.window = DEFAULT_WINDOW
         self.max_frame_size = DEFAULT_FRAME_SIZE
-        self.carried = 0  # bytes of bodies
+        self.body_bytes = 0  # bytes of bodies
 
     def add(self, frame: bytes, *, ends: Body | None = None) -> None:
         """Queue a frame that belongs to no body. It may be the last of its stream."""
@@ -182,12 +182,12 @@ class Output:
             return False
         box.window -= length
         self.window -= length
-        self.carried += length
+        self.body_bytes += length
         end = frame_header(length, DATA, END_STREAM, stream.id)
         self.add(b"".join((headers, end, body, stream.tail())), ends=stream)
         return True
 
-    def has_some(self, stream: Body) -> None:
+    def schedule(self, stream: Body) -> None:
         """A stream has something to send, or a window for it again."""
         box = stream.outbox
         if not box.queued and (box.size or box.end is not None):
@@ -208,7 +208,7 @@ class Output:
     @property
     def empty(self) -> bool:
         """Whether everything that can be written is. Bodies may wait for a window."""
-        return not (self._control or self._turns or self._rest is not None or self._sending)
+        return not (self._control or self._turns or self._unsent is not None or self._sending)
 
     @property
     def congested(self) -> bool:
@@ -228,8 +228,8 @@ class Output:
         parts = self._next()
         if not parts:
             return
-        self._rest = self._connection.write_now(parts)
-        if self._rest is None:
+        self._unsent = self._connection.write_now(parts)
+        if self._unsent is None:
             self._written()
         else:
             self._sending = True
@@ -248,7 +248,7 @@ class Output:
         while True:
             self._sending = True
             # What is left may be empty and still have to be written: TLS has encrypted it already.
-            parts, self._rest = self._rest, None
+            parts, self._unsent = self._unsent, None
             if parts is None:
                 parts = self._next() or None
             if parts is not None:
@@ -257,7 +257,7 @@ class Output:
                 await trio.lowlevel.checkpoint()
             else:
                 self._sending = False
-                self._tell()
+                self._notify()
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
 
@@ -269,9 +269,9 @@ class Output:
         ending, self._ending = self._ending, []
         for stream in ending:
             stream.sent()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -286,7 +286,7 @@ class Output:
         while self._turns and size < limit:
             stream = self._turns.popleft()
             size += self._frame(stream, parts)
-        if len(parts) > 1 and size <= JOINED:
+        if len(parts) > 1 and size <= JOIN_LIMIT:
             return [b"".join(parts)]
         return parts
 
@@ -312,8 +312,8 @@ class Output:
             flags = END_STREAM if ends and not box.end else 0
             parts.append(frame_header(length, DATA, flags, stream.id))
             if length:
-                box.take(length, parts)
-                self.carried += length
+                box.move(length, parts)
+                self.body_bytes += length
         if ends:
             if rest := (box.end or b"") + stream.tail():
                 parts.append(rest)

@@ -50,7 +50,7 @@ from .http2_frames import (
 from .http2_headers import HeaderWriter, Request
 from .http2_output import Outbox, Output
 from .pace import SLOW_REQUEST, SLOW_RESPONSE, Pace
-from .response_head import NO_CONTENT, left_of
+from .response_head import NO_CONTENT, remaining_length
 from .settings import Headers
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
@@ -92,7 +92,7 @@ class Http2(Protocol):
     def window_opened(self) -> None:
         """A client that has had to wait for a handler can go on."""
 
-    def rest(self, stream: Stream) -> None:
+    def response_done(self, stream: Stream) -> None:
         """A stream's response is not owed any more."""
 
     def forget(self, stream: Stream) -> None:
@@ -105,10 +105,10 @@ class Http2Exchange(HttpExchange):
     __slots__ = ()
 
     def _next(self) -> Event | None:
-        if self._whole is not None:
+        if self._whole_body is not None:
             return super()._next()
         stream: Stream = self._stream
-        return stream.take()
+        return stream.next_event()
 
     def _send_extension(self, type_: str, event: Event) -> Awaitable[None]:
         stream: Stream = self._stream
@@ -116,7 +116,7 @@ class Http2Exchange(HttpExchange):
             return self._push(stream, event)
         if type_ == "http.response.early_hint" and self._state is REQUEST:
             links = [(b"link", bytes(link).strip()) for link in event["links"]]
-            return stream.inform(103, links)
+            return stream.send_interim(103, links)
         if type_ == "http.response.trailers" and self._state in (REQUEST, TRAILERS):
             return self._send_trailers(stream, event)
         raise UnexpectedMessage(type_, self._state)
@@ -148,16 +148,16 @@ class Stream:
     __slots__ = (
         "_abandoned",
         "_changed",
-        "_ended",
+        "_consumed",
+        "_end_delivered",
+        "_end_queued",
         "_http2",
         "_input",
         "_input_window",
-        "_left",
-        "_owed",
         "_released",
         "_request",
-        "_taken",
-        "_told",
+        "_request_left",
+        "_response_left",
         "_trailers",
         "closed",
         "exchange",
@@ -184,12 +184,12 @@ class Stream:
         self._request = request
         self._input: bytes | bytearray = b""
         self._input_window = DEFAULT_WINDOW
-        self._left = request.length  # of the body, where its length was announced
-        self._owed: int | None = None  # of the response's, likewise
-        self._taken = 0  # bytes to give back to the window
-        self._told = False  # that the request is complete
+        self._request_left = request.length  # of the body, where its length was announced
+        self._response_left: int | None = None  # of the response's, likewise
+        self._consumed = 0  # bytes to give back to the window
+        self._end_delivered = False  # that the request is complete
         self._changed: trio.Event | None = None  # what a WebSocket waits for
-        self._ended = False  # the end of the response is queued, or was written
+        self._end_queued = False  # the end of the response is queued, or was written
         self._abandoned = False  # by a reset
         self._released = False  # its WebSocket is over, whatever the client still sends
         self._trailers: Headers | None = None
@@ -207,11 +207,11 @@ class Stream:
         self._input_window -= length
         if self._input_window < 0:
             raise StreamFailure(FLOW_CONTROL_ERROR)
-        if self._left is not None:
-            self._left -= len(body)
-            if self._left < 0 or (end and self._left):
+        if self._request_left is not None:
+            self._request_left -= len(body)
+            if self._request_left < 0 or (end and self._request_left):
                 raise StreamFailure(PROTOCOL_ERROR)
-        self._give_back(length - len(body))  # its padding
+        self._return_window(length - len(body))  # its padding
         if self._input:
             if type(self._input) is bytes:
                 self._input = bytearray(self._input)
@@ -225,7 +225,7 @@ class Stream:
                 self.pace = None
             elif self._input_window <= 0:
                 self.pace.pause(trio.current_time())
-        self._has_come()
+        self._on_input()
 
     def end_input(self) -> None:
         """The request is complete: its head was all, or trailers have come, which nobody reads."""
@@ -240,53 +240,53 @@ class Stream:
         self.outbox.window += increment
         if self.outbox.window > MAX_WINDOW:
             raise StreamFailure(FLOW_CONTROL_ERROR)
-        self._http2.output.has_some(self)
+        self._http2.output.schedule(self)
         if isinstance(self.exchange, WebSocket):
-            self.exchange.hear()
+            self.exchange.note_activity()
 
     def close(self) -> None:
         """It was reset, or its connection has ended: nothing more comes or goes."""
         self.closed = True
         self.pace = None
         self.outbox.close()
-        self._has_come()
+        self._on_input()
         if self.exchange is not None:
             self.exchange.disconnect()
-            self.exchange.lose_client()
+            self.exchange.client_disconnected()
             self.exchange = None  # which knows us: break the cycle
 
     @property
-    def owes_request(self) -> bool:
+    def request_pending(self) -> bool:
         """Whether the rest of the request is for the client to send, not for us to read."""
         owes = not self.input_ended and self._input_window > 0
         return owes and isinstance(self.exchange, HttpExchange)
 
-    def _has_come(self) -> None:
+    def _on_input(self) -> None:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
         if isinstance(self.exchange, HttpExchange):
             self.exchange.notify()
 
-    def _give_back(self, length: int) -> None:
-        self._taken += length
-        if self._taken >= WINDOW_STEP and not (self.input_ended or self.closed):
-            self._http2.output.add(window_frame(self.id, self._taken))
+    def _return_window(self, length: int) -> None:
+        self._consumed += length
+        if self._consumed >= WINDOW_STEP and not (self.input_ended or self.closed):
+            self._http2.output.add(window_frame(self.id, self._consumed))
             self._http2.output.flush_later()
-            self._input_window += self._taken
-            self._taken = 0
+            self._input_window += self._consumed
+            self._consumed = 0
             if self.pace is not None:
                 self.pace.resume(trio.current_time())
                 self._http2.watch(self.pace.due)
             self._http2.window_opened()
 
-    def take(self) -> Event | None:
+    def next_event(self) -> Event | None:
         """What has come of the body, for its handler."""
-        if not self._input and (self._told or not self.input_ended):
+        if not self._input and (self._end_delivered or not self.input_ended):
             return None
         body, self._input = bytes(self._input), b""
-        self._give_back(len(body))
-        self._told = self.input_ended
+        self._return_window(len(body))
+        self._end_delivered = self.input_ended
         return {"type": "http.request", "body": body, "more_body": not self.input_ended}
 
     # The handler
@@ -306,7 +306,7 @@ class Stream:
         extensions["http.response.early_hint"] = {}
         body = None
         if self.input_ended and not self._input:
-            body, self._told = b"", True
+            body, self._end_delivered = b"", True
         queue_size = connection.settings.max_queue_size  # of no use here: the window is the limit
         exchange = Http2Exchange(connection, self, scope, queue_size, self.started, body=body)
         self.exchange = exchange
@@ -320,7 +320,7 @@ class Stream:
             connection.spawn(exchange.respond_with_error, 404)
             return
         if request.expects_100 and body is None:
-            self._inform(100, [])
+            self._send_interim(100, [])
         connection.start(exchange)
 
     def _run_websocket(self, scope: Scope) -> None:
@@ -349,11 +349,11 @@ class Stream:
             if self._input:
                 data, self._input = bytes(self._input), b""
                 await websocket.feed(data)
-                self._give_back(len(data))
+                self._return_window(len(data))
             elif self.input_ended:  # which stands for the end of a connection (RFC 8441, 5)
                 websocket.disconnect()
                 await self.release()
-                websocket.lose_client()
+                websocket.client_disconnected()
             else:
                 self._changed = trio.Event()
                 await self._changed.wait()
@@ -366,7 +366,7 @@ class Stream:
         http2 = self._http2
         block, length = http2.header_writer.response(status, headers)
         if status not in NO_CONTENT and self._request.method != "HEAD":
-            self._owed = length
+            self._response_left = length
         self._check_length(len(body), more_body)
         end = not (body or more_body)
         frames = http2.headers(self.id, block, end=end)
@@ -376,16 +376,16 @@ class Stream:
             http2.output.add(frames)
             await self._write_body(body, more_body)
             return
-        self._ended = True
+        self._end_queued = True
         http2.flush()
 
     def _check_length(self, size: int, more_body: bool) -> None:
         """Hold the body against its Content-Length, if there is one (RFC 9113, 8.1.1)."""
-        if self._owed is not None:
-            self._owed = left_of(self._owed, size, more_body)
+        if self._response_left is not None:
+            self._response_left = remaining_length(self._response_left, size, more_body)
 
     async def write_body(self, body: bytes, more_body: bool) -> None:
-        if not (self.closed or self._ended):
+        if not (self.closed or self._end_queued):
             self._check_length(len(body), more_body)
             await self._write_body(body, more_body)
 
@@ -394,50 +394,50 @@ class Stream:
             self.outbox.add(body)
         if not more_body:
             trailers = self._trailers
-            self._end(
+            self._queue_end(
                 b""
                 if trailers is None
                 else self._http2.headers(self.id, header_block(trailers), end=True)
             )
-        self._http2.output.has_some(self)
+        self._http2.output.schedule(self)
         self._http2.flush()
         pace = self.outbox.pace
         if pace is not None and self.outbox.size:
             self._http2.watch(pace.due)
         await self.outbox.wait_for_room()
 
-    def _end(self, frames: bytes) -> None:
-        self._ended = True
+    def _queue_end(self, frames: bytes) -> None:
+        self._end_queued = True
         self.outbox.end = frames
 
     def add_trailers(self, headers: Headers) -> None:
         """They are sent when the response ends: HTTP/2 has one section of them."""
         self._trailers = (self._trailers or []) + headers
 
-    async def inform(self, status: int, headers: Headers) -> None:
-        self._inform(status, headers)
+    async def send_interim(self, status: int, headers: Headers) -> None:
+        self._send_interim(status, headers)
 
-    def _inform(self, status: int, headers: Headers) -> None:
-        if not (self.closed or self._ended):
+    def _send_interim(self, status: int, headers: Headers) -> None:
+        if not (self.closed or self._end_queued):
             block, _ = self._http2.header_writer.response(status, headers)
             self._http2.output.add(self._http2.headers(self.id, block, end=False))
             self._http2.flush()
 
     async def abandon(self) -> None:
         """Reset it behind what was written, so that the client knows that this is not all."""
-        if not (self.closed or self._ended):
+        if not (self.closed or self._end_queued):
             self._abandoned = True
-            self._end(reset_frame(self.id, INTERNAL_ERROR))
-            self._http2.output.has_some(self)
+            self._queue_end(reset_frame(self.id, INTERNAL_ERROR))
+            self._http2.output.schedule(self)
             self._http2.flush()
 
-    def note_reason(self, reason: str) -> None:
+    def set_close_reason(self, reason: str) -> None:
         """The connection goes on."""
 
     def probe(self) -> None:
         """A stream that has ended was reset, or its connection is gone."""
 
-    def cut_off(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """Give up this stream. The connection goes on."""
         if not self.closed:
             self._http2.reset(self, CANCEL)
@@ -468,7 +468,7 @@ class Stream:
         )
 
     def push(self, path: bytes, headers: Headers) -> None:
-        if self.closed or self._ended or self.exchange is None:
+        if self.closed or self._end_queued or self.exchange is None:
             return
         scope = self.exchange.scope
         fields = [(b":method", b"GET"), (b":path", path), (b":scheme", scope["scheme"].encode())]
@@ -476,7 +476,7 @@ class Stream:
         self._http2.push(self, fields + headers)
 
     async def accept(self, status: int, headers: Headers) -> None:
-        await self.inform(status, headers)
+        await self.send_interim(status, headers)
 
     async def write_data(self, data: bytes) -> None:
         await self.write_body(data, True)
@@ -489,8 +489,8 @@ class Stream:
         if discard and self.outbox.size:  # for which there may never be a window
             self._http2.reset(self, CANCEL)
             return
-        self._has_come()
-        if not self._ended:
+        self._on_input()
+        if not self._end_queued:
             await self.write_body(b"", False)
         elif not (self.in_flight or self.closed):
             self._finish()
@@ -509,8 +509,8 @@ class Stream:
     def sent(self) -> None:
         if not self.closed:
             if self.exchange is not None:
-                self.exchange.finished()
-            self._http2.rest(self)
+                self.exchange.response_written()
+            self._http2.response_done(self)
             if self._released or not isinstance(self.exchange, WebSocket):
                 self._finish()
 

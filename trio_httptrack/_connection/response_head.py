@@ -49,8 +49,8 @@ Line = tuple[bytes, int, Any]
 
 NO_CONTENT = frozenset({204, 205, 304})
 
-MOST_LINES = 1000
-LONGEST_LINE = 200
+MAX_CACHED_LINES = 1000
+MAX_CACHED_LINE = 200
 
 
 def tokens(value: bytes) -> list[bytes]:
@@ -58,7 +58,7 @@ def tokens(value: bytes) -> list[bytes]:
     return [token for each in value.lower().split(b",") if (token := each.strip())]
 
 
-def left_of(length: int, size: int, more_body: bool) -> int:
+def remaining_length(length: int, size: int, more_body: bool) -> int:
     """How much of a body of this length is left behind so many bytes.
 
     Raises:
@@ -72,13 +72,13 @@ def left_of(length: int, size: int, more_body: bool) -> int:
     return left
 
 
-def may_be_remembered(header: tuple[bytes, bytes], line: bytes) -> bool:
+def is_cacheable(header: tuple[bytes, bytes], line: bytes) -> bool:
     """Whether a header line is usual, and its header a key.
 
     A client that can choose a header's value must not be able to fill the memory.
     """
     return (
-        len(line) <= LONGEST_LINE
+        len(line) <= MAX_CACHED_LINE
         and type(header) is tuple
         and type(header[0]) is type(header[1]) is bytes
         and header[0].lower() in COMMON
@@ -132,7 +132,7 @@ class ResponseHeads:
 
     def __init__(self, server_headers: Callable[[str], Headers]) -> None:
         self._server_headers = server_headers
-        self._known: dict[Any, Line] = {}
+        self._cache: dict[Any, Line] = {}
         self._status_lines = {
             status: b"HTTP/1.1 %d \r\n" % status for status in (200, 201, 204, 302, 304, 404)
         }
@@ -190,14 +190,14 @@ class ResponseHeads:
         """
         if not 200 <= status < 1000:
             raise h11.LocalProtocolError(f"a response's status is from 200 to 999, not {status}")
-        known = self._known
+        known = self._cache
         lines = [self._status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
         special: list[Line] | None = None
         for header in headers:
             try:
                 line = known[header]
             except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
-                line = self._learn(header)
+                line = self._parse_and_cache(header)
             lines.append(line[0])
             if line[1]:
                 if special is None:
@@ -222,17 +222,19 @@ class ResponseHeads:
                 lines.append(b"\r\n")
                 self.sent[status // 100] += 1
                 return b"".join(lines), 0, False
-        return self._unusual(status, lines, special or [], http11, to_head, last, client_closes)
+        return self._render_general(
+            status, lines, special or [], http11, to_head, last, client_closes
+        )
 
-    def _learn(self, header: tuple[bytes, bytes]) -> Line:
+    def _parse_and_cache(self, header: tuple[bytes, bytes]) -> Line:
         line = checked(header)
-        if may_be_remembered(header, line[0]):
-            if len(self._known) >= MOST_LINES:
-                self._known.clear()
-            self._known[header] = line
+        if is_cacheable(header, line[0]):
+            if len(self._cache) >= MAX_CACHED_LINES:
+                self._cache.clear()
+            self._cache[header] = line
         return line
 
-    def _unusual(
+    def _render_general(
         self,
         status: int,
         lines: list[bytes],

@@ -25,13 +25,13 @@ from typing import Any, Protocol
 
 import trio
 
-from .kernel import ENDED, RESET, URGENT, Kernel
+from .kernel import HANG_UP, RESET, URGENT, Kernel
 from .pace import Pace, Rate
 
 MAX_RECEIVE = 2**16
 MAX_PARTS = 16  # of one write; the kernel's limit is higher, but many small parts are no gain
 MAX_RECORD = 2**14  # bytes of one TLS record
-MAX_READ_AWAY = 16  # reads of what nobody wants to have
+MAX_DISCARD_READS = 16  # reads of what nobody wants to have
 
 Parts = Sequence[bytes | memoryview]
 
@@ -63,17 +63,17 @@ class Transport:
     """The server's end of a connection. One task may read; any may write, each in its turn."""
 
     __slots__ = (
-        "_ended",
         "_expired",
         "_fileno",
-        "_gaps",
-        "_hung_up",
+        "_hang_up_events",
         "_kernel",
         "_min_rate",
+        "_on_hang_up",
         "_readable",
         "_reader",
         "_registered",
         "_sending",
+        "_short_reads",
         "_ssl_context",
         "_tls",
         "progress",
@@ -97,12 +97,12 @@ class Transport:
         # Whether a read may stop before the last byte: at TCP's urgent mark, or behind a
         # message that carries descriptors through a Unix socket. The kernel does not report
         # the rest again, and who waited for that after a short read would wait forever.
-        self._gaps = socket.family not in (AF_INET, AF_INET6)
-        self._ended = 0  # how the peer has, perhaps behind unread bytes, as epoll says it
+        self._short_reads = socket.family not in (AF_INET, AF_INET6)
+        self._hang_up_events = 0  # how the peer has, perhaps behind unread bytes, as epoll says it
         self._expired = False
         self._reader: trio.lowlevel.Task | None = None
         self._registered = False
-        self._hung_up: Callable[[bool], None] | None = None
+        self._on_hang_up: Callable[[bool], None] | None = None
         self._sending: trio.Lock | None = None
         self.progress = 0
         """How often the peer has made room for a write that had to wait."""
@@ -128,7 +128,7 @@ class Transport:
             if not records:
                 raise trio.BrokenResourceError("the peer has gone before the handshake was done")
             try:
-                established = tls.shake_hands(records)
+                established = tls.do_handshake(records)
             except ssl.SSLError as error:
                 self._write_alert(tls)
                 raise trio.BrokenResourceError from error
@@ -136,7 +136,7 @@ class Transport:
                 # They stay until something else is sent. A client that only sends, and closes
                 # without reading, would have them unread then. Its kernel would reset the
                 # connection, and destroy what it has sent.
-                tls.unwritten = tls.take()
+                tls.unwritten = tls.data_to_send()
                 break
             while not self._flush(tls):
                 if self._expired:
@@ -167,7 +167,7 @@ class Transport:
             if self._fileno < 0:
                 raise trio.ClosedResourceError
         elif not (records := await self._read()):
-            tls.cut_off = True
+            tls.truncated = True
             return b""
         while True:
             try:
@@ -182,17 +182,17 @@ class Transport:
             if data is not None:
                 return data
             if not (records := await self._read()):
-                tls.cut_off = True
+                tls.truncated = True
                 return b""
 
     @property
-    def cut_off(self) -> bool:
+    def truncated(self) -> bool:
         """Whether the peer's end came without TLS's ``close_notify``.
 
         That is no half-close, from which a plain end cannot be told: nothing can be written
         to such a peer any more.
         """
-        return self._tls is not None and self._tls.cut_off
+        return self._tls is not None and self._tls.truncated
 
     def _write_alert(self, tls: Tls) -> None:
         """Tell the peer what is wrong with its TLS, if there is room."""
@@ -223,7 +223,9 @@ class Transport:
             else:
                 # The kernel reports what comes, not what is still there. After a short read
                 # nothing is, and the next read can wait without trying.
-                self._readable = len(data) == size or bool(self._ended) or self._gaps
+                self._readable = (
+                    len(data) == size or bool(self._hang_up_events) or self._short_reads
+                )
                 return data
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
@@ -234,22 +236,22 @@ class Transport:
         # By who waits first, and not at the start: a connection whose only request is there
         # with it is never registered.
         if not self._registered and self._fileno >= 0:
-            self._kernel.register(self._fileno, self._notice)
+            self._kernel.register(self._fileno, self._on_events)
             self._registered = True
 
-    def _notice(self, events: int) -> None:
+    def _on_events(self, events: int) -> None:
         if events & URGENT:
-            self._gaps = True
-        if events & ENDED:
+            self._short_reads = True
+        if events & HANG_UP:
             # From now on reads must go on until they find the end themselves: it came with
             # the last bytes, and is not reported again behind them.
-            self._ended |= events
-            self._tell_watcher()
+            self._hang_up_events |= events
+            self._notify_watcher()
         self._wake_reader()
 
-    def _tell_watcher(self) -> None:
-        if self._ended and self._hung_up is not None:
-            self._hung_up(bool(self._ended & RESET))
+    def _notify_watcher(self) -> None:
+        if self._hang_up_events and self._on_hang_up is not None:
+            self._on_hang_up(bool(self._hang_up_events & RESET))
 
     def _wake_reader(self) -> None:
         self._readable = True
@@ -267,7 +269,7 @@ class Transport:
         self._kernel.wake(self._fileno)  # a handshake that writes
         self._wake_reader()
 
-    def look_again(self) -> None:
+    def retry_read(self) -> None:
         """Let the reader look at the socket once more, and wait again if nothing is there."""
         self._wake_reader()
 
@@ -276,36 +278,36 @@ class Transport:
         self._expired = False
 
     @contextmanager
-    def watch(self, hung_up: Callable[[bool], None]) -> Iterator[None]:
-        """While the block runs and nobody reads, call ``hung_up(reset)`` at the peer's end.
+    def watch(self, on_hang_up: Callable[[bool], None]) -> Iterator[None]:
+        """While the block runs and nobody reads, call ``on_hang_up(reset)`` at the peer's end.
 
         ``reset`` is true if the peer does not read any more either.
         """
-        self._hung_up = hung_up
-        self._tell_watcher()
+        self._on_hang_up = on_hang_up
+        self._notify_watcher()
         self._register()
         try:
             yield
         finally:
-            self._hung_up = None
+            self._on_hang_up = None
 
-    def discard(self, ended: Callable[[], object]) -> None:
-        """End our side, throw away what the peer still sends, and call ``ended`` at its end.
+    def discard(self, on_eof: Callable[[], object]) -> None:
+        """End our side, throw away what the peer still sends, and call ``on_eof`` at its end.
 
         Without a task. For a connection that nobody has read from, nor will.
         """
-        self._end_writing()
+        self._shutdown_write()
 
-        def notice(_: int) -> None:
-            if self._read_away():
-                ended()
+        def on_events(_: int) -> None:
+            if self._discard_input():
+                on_eof()
 
-        self._kernel.register(self._fileno, notice)
+        self._kernel.register(self._fileno, on_events)
 
-    def _read_away(self) -> bool:
+    def _discard_input(self) -> bool:
         """Read what is there; return whether that was the end."""
         try:
-            for _ in range(MAX_READ_AWAY):
+            for _ in range(MAX_DISCARD_READS):
                 if not self._kernel.read(self._fileno, MAX_RECEIVE):
                     return True
         except BlockingIOError:
@@ -338,24 +340,24 @@ class Transport:
         """
         rest = self.send_now(parts)
         if rest is not None:
-            async with self._turn():
+            async with self._write_lock():
                 await self._write_all(rest)
 
-    async def finish(self) -> None:
+    async def send_eof(self) -> None:
         """End our side behind what is being written. The peer can still send.
 
         Under TLS a ``close_notify`` goes first: the peer knows then that nothing was cut off.
         Its own is not waited for. If it has gone, there is nothing to do.
         """
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async with self._turn():
+            async with self._write_lock():
                 if self._tls is not None:
-                    self._tls.end()
+                    self._tls.send_close_notify()
                     await self._write_all(())
-                self._end_writing()
+                self._shutdown_write()
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _write_lock(self) -> AsyncIterator[None]:
         """Let nobody else write in the block, nor anything but a close stop it.
 
         Half a frame, or half a record, would make all that follows unreadable.
@@ -409,7 +411,7 @@ class Transport:
         """
         tls = self._tls
         if tls is None:
-            return _behind(parts, self._writev(parts))
+            return _remaining_parts(parts, self._writev(parts))
         while self._flush(tls):
             if not parts:
                 return None
@@ -422,7 +424,7 @@ class Transport:
     def _flush(self, tls: Tls) -> bool:
         """Write as many records as there is room for; return whether that was all."""
         while tls.unwritten or tls.pending:
-            records = tls.unwritten or tls.take()
+            records = tls.unwritten or tls.data_to_send()
             sent = self._writev((records,))
             tls.unwritten = memoryview(records)[sent:] if sent < len(records) else b""
             if tls.unwritten:
@@ -460,17 +462,17 @@ class Transport:
         if self._fileno < 0:
             return
         if orderly and self._tls is not None and self._sending is None:
-            self._tls.end()
+            self._tls.send_close_notify()
             with suppress(trio.BrokenResourceError):
                 self._flush(self._tls)
         # A forked child may have the socket, too. Closing alone would not end it then.
-        self._end_writing()
+        self._shutdown_write()
         self._kernel.forget(self._fileno)
         self._fileno = -1
         self.socket.close()
         self._wake_reader()
 
-    def _end_writing(self) -> None:
+    def _shutdown_write(self) -> None:
         with suppress(OSError):
             self.socket.shutdown(SHUT_WR)
 
@@ -479,7 +481,7 @@ def _size(parts: Parts) -> int:
     return sum(map(len, parts))
 
 
-def _behind(parts: Parts, sent: int) -> Parts | None:
+def _remaining_parts(parts: Parts, sent: int) -> Parts | None:
     """What is left of the parts when so many bytes have been sent; None if nothing is."""
     for index, part in enumerate(parts):
         if sent < len(part):
@@ -492,29 +494,29 @@ class Tls:
     """The TLS of one connection: bytes on the one side, records on the other, and no I/O."""
 
     __slots__ = (
-        "_ended",
+        "_eof",
         "_failure",
         "_incoming",
         "_object",
         "_outgoing",
-        "cut_off",
+        "truncated",
         "unwritten",
     )
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._ended = False  # there is nothing more to decrypt
-        self.cut_off = False  # the connection ended beneath it
+        self._eof = False  # there is nothing more to decrypt
+        self.truncated = False  # the connection ended beneath it
         self._failure: ssl.SSLError | None = None  # and why, unless the peer has said so
         self.unwritten: bytes | memoryview = b""
         """Records that were taken, and could not be written yet."""
 
-    def take(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """The records that are to be written."""
         return self._outgoing.read()
 
-    def shake_hands(self, records: bytes) -> bool:
+    def do_handshake(self, records: bytes) -> bool:
         """Go on with the handshake; return whether it is done."""
         self._incoming.write(records)
         try:
@@ -534,14 +536,14 @@ class Tls:
 
     @property
     def pending(self) -> int:
-        """How many bytes ``take`` would give."""
+        """How many bytes ``data_to_send`` would give."""
         return self._outgoing.pending
 
     @property
     def readable(self) -> bool:
         """Whether to decrypt before more records are read: some came with the handshake's
         last, or it is known what comes last."""
-        return self._ended or self._incoming.pending > 0
+        return self._eof or self._incoming.pending > 0
 
     def decrypt(self, records: bytes) -> bytes | None:
         """The bytes of the records that are complete; None if none is, b"" at the end."""
@@ -550,7 +552,7 @@ class Tls:
         for start in range(0, len(records) or 1, MAX_RECORD):
             self._incoming.write(records[start : start + MAX_RECORD])
             # Where nothing is left to try, OpenSSL would raise, which takes longer than this.
-            while self._incoming.pending and not self._ended:
+            while self._incoming.pending and not self._eof:
                 try:
                     chunk = self._object.read(MAX_RECORD)
                 except ssl.SSLWantReadError:
@@ -561,12 +563,12 @@ class Tls:
                     self._failure = error
                     chunk = b""
                 data = data + chunk if data else chunk  # a few at most
-                self._ended = not chunk
+                self._eof = not chunk
         if data:
             return data
         if self._failure is not None:
             raise self._failure
-        return b"" if self._ended else None
+        return b"" if self._eof else None
 
     def encrypt(self, parts: Parts) -> Parts:
         """Encrypt the first of the parts; return those that have to wait.
@@ -587,7 +589,7 @@ class Tls:
                 view = view[self._object.write(view[:MAX_RECORD]) :]
         return ()
 
-    def end(self) -> None:
+    def send_close_notify(self) -> None:
         """Encrypt a ``close_notify``, unless there is one, or no handshake was done."""
         with suppress(ssl.SSLError):  # of which one says that the peer's has not come yet
             self._object.unwrap()

@@ -21,19 +21,19 @@ from typing import Any, Protocol
 import trio
 
 from . import exchange
-from .errors import PeerGone, UnexpectedMessage
+from .errors import ClientDisconnected, UnexpectedMessage
 from .exchange import Event, Exchange, Scope, validated
 from .response_head import NO_CONTENT
 from .settings import Headers, Settings
 from .timeouts import Timeout
-from .websocket_frames import Busy, Ended, Frames, Reply
+from .websocket_frames import Checkpoint, EndOfMessages, Frames, Reply
 from .websocket_handshake import Handshake
 
 NO_CLOSE_FRAME = 1006
 INTERNAL_ERROR = 1011
 NORMAL_CLOSURE = 1000
 
-PATIENCE = 2.0  # seconds for an application to take the messages before the end
+APP_READ_TIMEOUT = 2.0  # seconds for an application to take the messages before the end
 
 
 class Connection(exchange.Connection, Protocol):
@@ -50,7 +50,7 @@ class Connection(exchange.Connection, Protocol):
     def shutting_down(self) -> bool:
         """Whether all connections of the server drain, which has a deadline of its own."""
 
-    async def look_again(self) -> None:
+    async def read_pending(self) -> None:
         """Let the reader handle what has come, whether or not it knows of it."""
 
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
@@ -91,19 +91,19 @@ class WebSocket(Exchange):
     """A request to open a WebSocket, and the WebSocket."""
 
     __slots__ = (
-        "_awaits_close_frame",
+        "_awaiting_close_frame",
         "_denial",
         "_draining",
-        "_finishing",
         "_frames",
         "_handshake",
-        "_heard",
+        "_peer_active",
         "_ping_timeout",
         "_ping_written",
         "_pinged",
         "_progress",
         "_settings",
         "_state",
+        "_waiting_for_application",
     )
 
     _connection: Connection
@@ -127,12 +127,12 @@ class WebSocket(Exchange):
         self._state = HANDSHAKE
         self._denial: Event | None = None  # the head of a response that refuses it
         self._draining = False
-        self._awaits_close_frame = False  # the client's, which ends the connection
-        self._finishing = False  # its end has come, but not all before it is taken
+        self._awaiting_close_frame = False  # the client's, which ends the connection
+        self._waiting_for_application = False  # its end has come, but not all before it is taken
         self._ping_timeout = connection.websocket_ping_timeout
         self._ping_written = True  # the last one
         self._pinged = False  # and waits for something to come
-        self._heard = False  # that something has come since
+        self._peer_active = False  # that something has come since
         self._progress = 0  # of its connection, then
 
     drains = True
@@ -142,12 +142,12 @@ class WebSocket(Exchange):
         return self._state is not HANDSHAKE
 
     @property
-    def idle(self) -> bool:
+    def done(self) -> bool:
         return self._state is CLOSED or self._state is REFUSED
 
-    def hear(self) -> None:
+    def note_activity(self) -> None:
         """Its client is there: it has opened its window."""
-        self._heard = True
+        self._peer_active = True
 
     def time_out(self) -> None:
         if self._state is not CONNECTED:
@@ -173,15 +173,15 @@ class WebSocket(Exchange):
     async def feed(self, data: bytes) -> None:
         """Handle what the client has sent."""
         frames = self._frames
-        self._heard = True
+        self._peer_active = True
         if frames is None:
             if self._state is HANDSHAKE:  # it has not waited for the response
-                self.lose(400)
+                self.disconnect_with_status(400)
                 await self.respond_with_error(400)
             return
         broken = False
         for number, event in enumerate(frames.receive(data)):
-            if number % 64 == 63 or isinstance(event, Busy):
+            if number % 64 == 63 or isinstance(event, Checkpoint):
                 # A read may have thousands of frames that nobody has to wait for.
                 await trio.lowlevel.cancel_shielded_checkpoint()
             if isinstance(event, str):
@@ -190,47 +190,47 @@ class WebSocket(Exchange):
                 await self.put({"type": "websocket.receive", "bytes": event, "text": None})
             elif isinstance(event, Reply):
                 await self._stream.write_data(event.data)
-            elif isinstance(event, Ended):
-                broken = await self._finish(event)
+            elif isinstance(event, EndOfMessages):
+                broken = await self._handle_close(event)
         if frames.closed:
             await self._stream.release(linger=broken)
-            self.lose_client()
+            self.client_disconnected()
 
-    async def _finish(self, ended: Ended) -> bool:
+    async def _handle_close(self, end: EndOfMessages) -> bool:
         """The client has closed, or, returning True, broken the protocol."""
         assert self._frames is not None
-        frames, close_frame = self._frames, ended.close_frame
+        frames, close_frame = self._frames, end.close_frame
         broken = frames.closed and frames.open
-        self.disconnect(closed(ended.code, ended.reason))
+        self.disconnect(closed(end.code, end.reason))
         if broken:
-            if self._events and not self._ended:
+            if self._events and not self._app_done:
                 await self._wait_for_application()
-            close_frame = frames.close(ended.code, ended.reason)
+            close_frame = frames.close(end.code, end.reason)
         if close_frame:
             await self._stream.write_data(close_frame)
         if not frames.closed:
-            self._expect_close_frame(frames)  # behind a message that was too big
+            self._await_close_frame(frames)  # behind a message that was too big
         return broken
 
     async def _wait_for_application(self) -> None:
         """Let it take, and reply to, the messages that came before the end."""
-        self._finishing = True
-        with self._stream.waiting(), trio.move_on_after(PATIENCE):
-            while not (self._told or self._ended):
+        self._waiting_for_application = True
+        with self._stream.waiting(), trio.move_on_after(APP_READ_TIMEOUT):
+            while not (self._disconnect_delivered or self._app_done):
                 await self._change()
-        self._finishing = False
+        self._waiting_for_application = False
 
-    def _expect_close_frame(self, frames: Frames) -> None:
+    def _await_close_frame(self, frames: Frames) -> None:
         """We have sent ours: the client has as much time as an idle connection to reply."""
-        self._awaits_close_frame = True
-        self._connection.spawn(self._give_up, frames)
+        self._awaiting_close_frame = True
+        self._connection.spawn(self._enforce_close_deadline, frames)
 
-    async def _give_up(self, frames: Frames) -> None:
+    async def _enforce_close_deadline(self, frames: Frames) -> None:
         await trio.sleep(self._settings.keep_alive_timeout)
         if not frames.closed:
             self.disconnect()
             await self._stream.release(discard=True)
-            self.lose_client()
+            self.client_disconnected()
 
     async def drain(self) -> None:
         """Close it, now or as soon as it is accepted."""
@@ -239,18 +239,18 @@ class WebSocket(Exchange):
             code = self._settings.drain_websocket_code
             # Before the frame is written, lest the application's end is the reason.
             self.disconnect(closed(code, ""))
-            self._awaits_close_frame = True
+            self._awaiting_close_frame = True
             if not self._connection.shutting_down:
-                self._expect_close_frame(self._frames)
+                self._await_close_frame(self._frames)
             await self._stream.write_data(self._frames.close(code))
 
     # The application's side
 
     def _send(self, event: Event) -> Awaitable[None] | None:
         if not self._connection.phase.writes or (
-            self._disconnect is not None and not self._finishing
+            self._disconnect is not None and not self._waiting_for_application
         ):
-            raise PeerGone(self._connection.conn)
+            raise ClientDisconnected(self._connection.conn)
         type_, state = event["type"], self._state
         if type_ == "websocket.send" and state is CONNECTED:
             return self._send_message(event)
@@ -276,7 +276,7 @@ class WebSocket(Exchange):
         self._state = CLOSED
         await self._stream.write_data(close_frame)
         await self._stream.end_data()
-        self._connection.spawn(self._give_up, frames)
+        self._connection.spawn(self._enforce_close_deadline, frames)
 
     async def _send_message(self, event: Event) -> None:
         assert self._frames is not None
@@ -301,7 +301,7 @@ class WebSocket(Exchange):
         except Exception:  # nothing was written
             self._state, self._frames = HANDSHAKE, None
             raise
-        await self._log({"status": status, "headers": []})
+        await self._log_access({"status": status, "headers": []})
         if self._settings.websocket_ping_interval is not None:
             self._connection.spawn(self._ping, frames, self._settings.websocket_ping_interval)
         if self._draining:
@@ -310,7 +310,7 @@ class WebSocket(Exchange):
     async def _ping(self, frames: Frames, interval: float) -> None:
         while frames.open:
             # Those that follow one that is unanswered give no more time for it.
-            if self._heard or not self._pinged:
+            if self._peer_active or not self._pinged:
                 self._await_pong()
             self._ping_written = False
             await self._stream.write_data(frames.ping())
@@ -319,11 +319,11 @@ class WebSocket(Exchange):
 
     def _await_pong(self) -> None:
         if self._ping_timeout is not None:
-            self._pinged, self._heard = True, False
+            self._pinged, self._peer_active = True, False
             self._progress = self._connection.progress
-            self._ping_timeout.begin(self, trio.current_time())
+            self._ping_timeout.start(self, trio.current_time())
 
-    def miss_pong(self) -> None:
+    def pong_timed_out(self) -> None:
         """It was pinged so long ago that there should have been a pong.
 
         Whatever else has come says as well that the client is there, for a pong has to wait behind
@@ -331,24 +331,24 @@ class WebSocket(Exchange):
         may be that it is we who do not read.
         """
         if self._is_silent:
-            self._connection.spawn(self._cut_off)
+            self._connection.spawn(self._close_if_silent)
         elif self._ping_written:
             self._pinged = False  # until the next
         elif self._connection.phase.writes:
             self._await_pong()
 
-    async def _cut_off(self) -> None:
+    async def _close_if_silent(self) -> None:
         """If it is still silent when what has come in time was read, too."""
-        await self._connection.look_again()
+        await self._connection.read_pending()
         if self._is_silent:
-            self._stream.cut_off("websocket_ping_timeout")
+            self._stream.abort("websocket_ping_timeout")
 
     @property
     def _is_silent(self) -> bool:
         frames, connection = self._frames, self._connection
         if frames is None or not frames.open or not connection.phase.writes:
             return False
-        return not (self._heard or self.full or connection.progress != self._progress)
+        return not (self._peer_active or self.full or connection.progress != self._progress)
 
     async def _deny(self, event: Event) -> None:
         assert self._denial is not None
@@ -370,20 +370,20 @@ class WebSocket(Exchange):
             self._state = state
             raise
         if not more:
-            await self._log(self._denial)
+            await self._log_access(self._denial)
 
     async def respond_with_error(self, status: int) -> None:
         """Respond for the application."""
         self._state = REFUSED
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await self._stream.respond(status, headers, b"", False)
-        await self._log({"status": status, "headers": []})
+        await self._log_access({"status": status, "headers": []})
 
-    async def _end(self) -> None:
+    async def _finish(self) -> None:
         state = self._state
         if self._ping_timeout is not None:
-            self._ping_timeout.end(self)
-        if self._finishing:
+            self._ping_timeout.cancel(self)
+        if self._waiting_for_application:
             return  # it is seen to already
         if state is HANDSHAKE:
             if self._connection.phase.writes and self._disconnect is None:
@@ -397,7 +397,7 @@ class WebSocket(Exchange):
         frames = self._frames
         if frames is None or frames.closed:
             await self._stream.release()
-        elif not self._awaits_close_frame:
+        elif not self._awaiting_close_frame:
             await self._stream.release(linger=True)  # it may be sending still
 
 

@@ -7,7 +7,7 @@ control frames, compressed messages, and everything that is wrong.
 wsproto does not say how much it has buffered, so two rules keep both on one truth of state:
 
 * wsproto gets the bytes of one frame at a time and none of the next one, so where it stands is
-  known: ``_rest`` bytes before the end of a frame, and inside a message while ``_message`` is not
+  known: ``_frame_left`` bytes before the end of a frame, and inside a message while ``_message`` is not
   None. The fast path is taken only where both say that a new message begins.
 * A frame on the fast path changes no state. Who has sent a close frame, only wsproto knows.
 
@@ -15,7 +15,7 @@ After a message that was too big wsproto is not asked any more: frames are cut o
 discarded, up to the peer's close frame.
 
 An event is what the caller has to do something about: a ``str`` or ``bytes`` is a complete
-message, ``Reply`` has bytes to write, ``Ended`` comes once and last.
+message, ``Reply`` has bytes to write, ``EndOfMessages`` comes once and last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndOfMessages:
     """No message follows: the peer sent a close frame or broke the protocol.
 
     ``code`` and ``reason`` are the peer's (1005 for a close frame without a code) or say what was
@@ -71,11 +71,11 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class Checkpoint:
     """Nothing to do, after many frames that bring nothing: time to let others run."""
 
 
-Event = str | bytes | Reply | Ended | Busy
+Event = str | bytes | Reply | EndOfMessages | Checkpoint
 
 MAX_SILENT_FRAMES = 64
 
@@ -86,7 +86,7 @@ class Frames:
     closed: bool
     """Whether all has been read: the peer's close frame, or what broke the protocol.
 
-    Follows ``Ended``, except after a message that was too big. There the peer's close frame is
+    Follows ``EndOfMessages``, except after a message that was too big. There the peer's close frame is
     still to come, and what comes before it is discarded: the peer learns more from our close frame
     than from a reset, which would overtake that frame if bytes of the message were left unread.
     """
@@ -96,13 +96,13 @@ class Frames:
         self._max_message_size = max_message_size
         self._connection = Connection(ConnectionType.SERVER, [deflate] if deflate else [])
         self._deflates = deflate is not None
-        self._ended = False
+        self._no_more_messages = False
         # What has been received; wsproto or the fast path had the part before _start.
         self._data = b""
         self._start = 0
         # The frame that is not read on the fast path: its opcode, and what is still to come of it.
         self._opcode = 0
-        self._rest = 0
+        self._frame_left = 0
         # What wsproto has read of the message that it is reading. One buffer and not a list of
         # parts: a part may be empty, so a limit to their bytes is no limit to their number.
         self._message: bytearray | None = None
@@ -163,17 +163,17 @@ class Frames:
         silent = 0
         while not self.closed:
             if silent == MAX_SILENT_FRAMES:
-                return Busy()
+                return Checkpoint()
             silent += 1
-            if not self._rest and self._message is None and not self._ended:
+            if not self._frame_left and self._message is None and not self._no_more_messages:
                 message = self._whole_message()
                 if message is not None:
                     return message
             data = self._part_of_a_frame()
             if not data:
                 break
-            if self._ended:
-                self.closed = self._opcode == Opcode.CLOSE and not self._rest
+            if self._no_more_messages:
+                self.closed = self._opcode == Opcode.CLOSE and not self._frame_left
                 continue
             self._connection.receive_data(data)
             for part in self._connection.events():  # a single one, or none
@@ -215,7 +215,7 @@ class Frames:
     def _part_of_a_frame(self) -> bytes:
         """Cut off what wsproto reads next: a frame, or what there is of one."""
         start = self._start
-        if not self._rest:
+        if not self._frame_left:
             header = self._data[start : start + 10]
             if len(header) < 2:
                 return b""
@@ -227,10 +227,10 @@ class Frames:
                 if len(header) < 2 + extended:
                     return b""
                 size = extended + int.from_bytes(header[2 : 2 + extended], "big")
-            self._rest = 2 + (4 if header[1] & 0x80 else 0) + size
-        data = self._data[start : start + self._rest]
+            self._frame_left = 2 + (4 if header[1] & 0x80 else 0) + size
+        data = self._data[start : start + self._frame_left]
         self._start += len(data)
-        self._rest -= len(data)
+        self._frame_left -= len(data)
         return data
 
     def _event(self, part: wsproto.events.Event) -> Event | None:
@@ -239,9 +239,9 @@ class Frames:
             gives_up = self._connection.state in (OPEN, LOCAL_CLOSING)
             if gives_up and part.code == CloseReason.MESSAGE_TOO_BIG:
                 return self._too_big()
-            self._ended = self.closed = True
+            self._no_more_messages = self.closed = True
             response = b"" if gives_up else self._send(part.response())
-            return Ended(int(part.code), part.reason or "", response)
+            return EndOfMessages(int(part.code), part.reason or "", response)
         if isinstance(part, Ping):
             pong = self._send(part.response())
             return Reply(pong) if pong else None
@@ -261,11 +261,11 @@ class Frames:
         self._message = None
         return message.decode() if isinstance(part, TextMessage) else bytes(message)
 
-    def _too_big(self) -> Ended:
-        self._ended = True
+    def _too_big(self) -> EndOfMessages:
+        self._no_more_messages = True
         self._message = None
         code = int(CloseReason.MESSAGE_TOO_BIG)
-        return Ended(code, "", self.close(code))
+        return EndOfMessages(code, "", self.close(code))
 
 
 def unmask(data: bytes, mask: bytes) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import trio
 
-from .._connection.errors import TRAVELLING, split
+from .._connection.errors import PROPAGATING, split
 from .._connection.shutdown_report import ShutdownReport
 from .._states import Conn, ConnState, RequestInFlight
 from ._recording import RecordingTracker, Transition, joined
@@ -88,7 +88,7 @@ def in_flight(request: RequestInFlight) -> str:
 
 def is_failure(error: BaseException) -> bool:
     """Whether a test fails by it: it is not only a cancellation, Ctrl-C, an exit or a skip."""
-    others: tuple[type[BaseException], ...] = (*TRAVELLING, GeneratorExit, unittest.SkipTest)
+    others: tuple[type[BaseException], ...] = (*PROPAGATING, GeneratorExit, unittest.SkipTest)
     pytest = sys.modules.get("pytest")  # where it is not imported, nobody skips by it
     if pytest is not None:
         others += (pytest.skip.Exception,)

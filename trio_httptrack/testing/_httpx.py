@@ -57,7 +57,7 @@ class MemoryTransport(httpx.AsyncBaseTransport):
             port=request.url.port,
             target=request.url.raw_path,
         )
-        with raising(HTTPX):
+        with map_exceptions(HTTPX):
             response = await self._pool(request.url.scheme == "https").handle_async_request(
                 httpcore.Request(
                     request.method,
@@ -86,7 +86,7 @@ class Body(httpx.AsyncByteStream):
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with raising(HTTPX):
+        with map_exceptions(HTTPX):
             async for part in self._response.aiter_stream():
                 yield part
 
@@ -109,7 +109,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> Stream:
-        with raising(CONNECTING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(CONNECTING), trio.fail_after(seconds(timeout)):
             return Stream(await self._server.connect(tls=self._tls, handshake=False))
 
 
@@ -122,11 +122,11 @@ class Stream(httpcore.AsyncNetworkStream):
         self._stream: trio.abc.Stream = tls or client
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with raising(READING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(READING), trio.fail_after(seconds(timeout)):
             return bytes(await self._stream.receive_some(max_bytes))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with raising(WRITING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(WRITING), trio.fail_after(seconds(timeout)):
             await self._stream.send_all(buffer)
 
     async def aclose(self) -> None:
@@ -142,7 +142,7 @@ class Stream(httpcore.AsyncNetworkStream):
             self._client, ssl_context, server_hostname=server_hostname, https_compatible=True
         )
         try:
-            with raising(CONNECTING), trio.fail_after(seconds(timeout)):
+            with map_exceptions(CONNECTING), trio.fail_after(seconds(timeout)):
                 await stream.do_handshake()
         except BaseException:
             self._client.reset()
@@ -200,7 +200,7 @@ HTTPX: Errors = {
 
 
 @contextmanager
-def raising(errors: Errors) -> Iterator[None]:
+def map_exceptions(errors: Errors) -> Iterator[None]:
     """Raise for each of some errors another."""
     try:
         yield

@@ -39,10 +39,10 @@ class MemorySocket:
         self.family = AF_INET6 if ":" in address[0] else AF_INET
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.closed: bool = False
-        self.ended: bool = False  # what we send
-        self._peer_ended = False
+        self.eof_sent: bool = False  # what we send
+        self._eof_received = False
         self._broken = False  # nothing can be sent any more
-        self._was_reset = False  # and nothing more is to be received
+        self._reset_received = False  # and nothing more is to be received
         self._received = bytearray()
         self._address = address
         self._client = client
@@ -70,9 +70,9 @@ class MemorySocket:
     def recv(self, size: int) -> bytes:
         if self.closed:
             raise _error(errno.EBADF)
-        if not self._received and self._was_reset:
+        if not self._received and self._reset_received:
             raise _error(errno.ECONNRESET)
-        if not self._received and not self._peer_ended:
+        if not self._received and not self._eof_received:
             raise _error(errno.EAGAIN)
         data = bytes(self._received[:size])
         del self._received[:size]
@@ -83,12 +83,12 @@ class MemorySocket:
         """Returns for how many of the bytes there was room."""
         if self.closed:
             raise _error(errno.EBADF)
-        if self.ended or self._broken:
+        if self.eof_sent or self._broken:
             raise _error(errno.EPIPE)
         if not data:
             return 0
         if self._peer.closed:
-            self._be_reset()
+            self._on_reset()
             return len(data)  # this once, as TCP, which does not know it yet
         if not self.room():
             raise _error(errno.EAGAIN)
@@ -110,8 +110,8 @@ class MemorySocket:
         """End what we send. ``how`` must be ``SHUT_WR``."""
         if self.closed or self._broken:
             raise _error(errno.ENOTCONN)
-        self.ended = True
-        self._peer._peer_ended = True
+        self.eof_sent = True
+        self._peer._eof_received = True
         self._peer._wake()
         self._wake()
 
@@ -127,7 +127,7 @@ class MemorySocket:
     def reset(self) -> None:
         """End both ways. What a client has not read yet, it never will."""
         if not self.closed:
-            self._peer._be_reset()
+            self._peer._on_reset()
             self._close()
 
     def _close(self) -> None:
@@ -137,26 +137,26 @@ class MemorySocket:
         self._fileno = -1
         self._wake()
 
-    def _be_reset(self) -> None:
+    def _on_reset(self) -> None:
         self._broken = True
         if self._client and self._received:
             self._received.clear()
-            self._was_reset = True
-        elif not self._peer_ended:
-            self._was_reset = True
+            self._reset_received = True
+        elif not self._eof_received:
+            self._reset_received = True
         self._wake()
 
     def _wake(self) -> None:
         self.changed.unpark_all()
         if self._kernel is not None:
-            self._kernel.notice(self._fileno)
+            self._kernel.notify(self._fileno)
 
     @property
     def events(self) -> int:
         """What epoll would say of it now."""
-        events = EPOLLIN if self._received or self._peer_ended else 0
-        if self._peer_ended:
-            events |= EPOLLRDHUP | (EPOLLHUP if self.ended else 0)
+        events = EPOLLIN if self._received or self._eof_received else 0
+        if self._eof_received:
+            events |= EPOLLRDHUP | (EPOLLHUP if self.eof_sent else 0)
         if self._broken:
             events |= EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
         return events
@@ -164,7 +164,7 @@ class MemorySocket:
     @property
     def writable(self) -> bool:
         """Whether ``send`` would not have to wait."""
-        return self.closed or self.ended or self._broken or self.room() > 0
+        return self.closed or self.eof_sent or self._broken or self.room() > 0
 
 
 def _error(number: int) -> OSError:
@@ -178,8 +178,8 @@ class MemoryKernel:
         self._filenos = count()
         self._sockets: dict[int, MemorySocket] = {}
         self._registered: dict[int, Callable[[int], None]] = {}
-        self._noticed: dict[int, None] = {}  # in this order
-        self._happened = trio.Event()
+        self._changed: dict[int, None] = {}  # in this order
+        self._wakeup = trio.Event()
 
     def add(self, socket: MemorySocket, /) -> int:
         fileno = next(self._filenos)
@@ -204,7 +204,7 @@ class MemoryKernel:
 
     def register(self, fileno: int, callback: Callable[[int], None]) -> None:
         self._registered[fileno] = callback
-        self.notice(fileno)
+        self.notify(fileno)
 
     async def wait_writable(self, fileno: int) -> None:
         if self._sockets[fileno].writable:
@@ -220,19 +220,19 @@ class MemoryKernel:
         self._registered.pop(fileno, None)
         self.wake(fileno)
 
-    def notice(self, fileno: int) -> None:
+    def notify(self, fileno: int) -> None:
         """Something may have happened to the socket."""
         if fileno in self._registered:
-            self._noticed[fileno] = None
-            self._happened.set()
+            self._changed[fileno] = None
+            self._wakeup.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         while True:
-            await self._happened.wait()
-            self._happened = trio.Event()
-            noticed, self._noticed = self._noticed, {}
-            for fileno in noticed:
+            await self._wakeup.wait()
+            self._wakeup = trio.Event()
+            changed, self._changed = self._changed, {}
+            for fileno in changed:
                 # One of those before may have closed it.
                 if fileno in self._registered and (events := self._sockets[fileno].events):
                     self._registered[fileno](events)
@@ -281,7 +281,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self.socket.closed:
                 raise trio.ClosedResourceError
-            if not self.socket.ended:
+            if not self.socket.eof_sent:
                 await self._when_possible(partial(self.socket.shutdown, SHUT_WR))
 
     async def aclose(self) -> None:
@@ -303,7 +303,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError(f"{error}") from error
 
     def _refuse_after_eof(self) -> None:
-        if self.socket.ended:
+        if self.socket.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof()")
 
     @contextmanager
@@ -317,7 +317,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             self._busy.remove(doing)
 
 
-class ServerEnd(trio.abc.AsyncResource):
+class ServerSide(trio.abc.AsyncResource):
     """A server's end of a connection, before and after it is accepted."""
 
     conn: Conn
@@ -333,13 +333,13 @@ class ServerEnd(trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint()
 
 
-class MemoryListener(trio.abc.Listener[ServerEnd]):
+class MemoryListener(trio.abc.Listener[ServerSide]):
     """Where a server accepts the connections that clients offer, each when it comes to it."""
 
     def __init__(self) -> None:
-        self._offer, self._accept = trio.open_memory_channel[ServerEnd](0)
+        self._offer, self._accept = trio.open_memory_channel[ServerSide](0)
 
-    async def offer(self, end: ServerEnd) -> None:
+    async def offer(self, end: ServerSide) -> None:
         """Wait until the server accepts the connection.
 
         Raises:
@@ -350,7 +350,7 @@ class MemoryListener(trio.abc.Listener[ServerEnd]):
         except trio.BrokenResourceError:
             raise _error(errno.ECONNREFUSED) from None
 
-    async def accept(self) -> ServerEnd:
+    async def accept(self) -> ServerSide:
         return await self._accept.receive()
 
     async def aclose(self) -> None:

@@ -39,7 +39,7 @@ from ._network import (
     MemoryListener,
     MemorySocket,
     MemoryStream,
-    ServerEnd,
+    ServerSide,
 )
 from ._tls import Tls
 
@@ -113,12 +113,12 @@ class MemoryServer(TrackedServer):
         theirs = MemorySocket(client, client=True)
         ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
         ours.connect(theirs)
-        server_end = ServerEnd(ours, self._tls.server if tls else None)
+        server_side = ServerSide(ours, self._tls.server if tls else None)
         with ExitStack() as undo:
             undo.callback(theirs.close)
-            await self._listener.offer(server_end)
-            await server_end.accepted.wait()
-            stream = ClientStream(MemoryStream(theirs), server_end.conn)
+            await self._listener.offer(server_side)
+            await server_side.accepted.wait()
+            stream = ClientStream(MemoryStream(theirs), server_side.conn)
             if tls and handshake:
                 await stream._start_tls(self._tls.client(alpn))
             undo.pop_all()
@@ -155,10 +155,10 @@ class Listener:
     async def accept(self, start: Start) -> None:
         async with self._listener:
             while True:
-                end = await self._listener.accept()
-                client, server = end.socket.getpeername(), end.socket.getsockname()
-                end.conn = start(Accepted(end.socket, end.ssl_context, client, server)).conn
-                end.accepted.set()  # NEW is reported before anybody notices
+                side = await self._listener.accept()
+                client, server = side.socket.getpeername(), side.socket.getsockname()
+                side.conn = start(Accepted(side.socket, side.ssl_context, client, server)).conn
+                side.accepted.set()  # NEW is reported before anybody notices
 
 
 LIFESPAN = (
@@ -199,8 +199,8 @@ class MemoryWorker(Worker):
             try:
                 await app(scope, received, sent, *others)
             except Exception as error:
-                said_so, _ = split(error, LifespanFailureError)
-                if said_so is not None:
+                reported, _ = split(error, LifespanFailureError)
+                if reported is not None:
                     raise
                 if not supported:
                     return  # that is how it says that it has no lifespan
