@@ -85,7 +85,7 @@ async def test_a_failure_says_what_the_connections_have_done_and_do(
         "NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > CLOSED 10.0 (keep_alive_timeout)\n"
         "Conn 4 127.0.0.1:40004 http/1.1: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > "
         "CLOSED 10.0 (keep_alive_timeout)\n"
-        "  in flight: GET '/afterwards', 20.5 s, its handler goes on after the response\n"
+        "  in flight: GET '/afterwards', 20.5 s, its handler continues after the response\n"
         "Conn 5 127.0.0.1:40005: NEW 20.5"
     )
 

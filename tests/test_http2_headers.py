@@ -28,9 +28,9 @@ from trio_httptrack._connection.http2_frames import (
     StreamFailure,
 )
 from trio_httptrack._connection.http2_headers import (
+    CONNECTION_HEADERS,
     MAX_CACHED_BLOCK,
     MAX_CACHED_BLOCKS,
-    CONNECTION_HEADERS,
     HeaderReader,
     HeaderWriter,
     Request,

@@ -1,26 +1,26 @@
-"""HTTP/2 on one connection (RFC 9113): what it reads, and how it ends.
+"""HTTP/2 on one connection (RFC 9113): reading frames, and closing the connection.
 
 The reader runs :meth:`Http2.run`. It reads frames, opens a stream for each request
-(``http2_stream``) and runs its handler, as soon as there may be one more. What is to be written is
-the output's (``http2_output``). What a frame looks like is in ``http2_frames``, what is in a header
-block in ``http2_headers``.
+(``http2_stream``) and runs the stream's handler, if the number of handlers allows it.
+``http2_output`` writes frames, ``http2_frames`` encodes and decodes them, and ``http2_headers``
+does the same for header sections.
 
-h2 is not used: it takes longer for a request and its response than all the rest together. Tests
-hold the two side by side on arbitrary frames.
+h2 is not used: it takes longer for a request and its response than everything else together.
+Tests compare the two on arbitrary frames.
 
-What a client can do to us is bounded (RFC 9113, 10.5):
+Limits protect the server from its clients (RFC 9113, 10.5):
 
-* *Handlers*: one that runs counts against ``h2_max_streams`` until it ends, whether or not its
-  stream was reset, by whichever side and for whatever reason. Requests beyond wait for their turn;
-  too many of those are a flood, as in Go.
-* *Frames* that carry nothing (settings, pings, priorities, windows, resets, empty ones) may take
-  ``h2_max_overhead`` bytes, and eight times as much as what was carried, in ten seconds; beyond
-  that they are a flood. (nginx does likewise, with 8 MiB for the whole life of a connection.)
+* *Handlers*: each counts against ``h2_max_streams`` until it returns, even if its stream was reset,
+  by either side and for any reason. Requests beyond that are queued. Too many queued requests are
+  a flood, as in Go.
+* *Frames without payload* (settings, pings, priorities, windows, resets, empty frames) may take
+  ``h2_max_overhead`` bytes in ten seconds, in addition to eight times the payload. Beyond that
+  they are a flood. (nginx has the same rule, with 8 MiB for the whole life of a connection.)
 * *Header blocks* are limited in their bytes and in their frames.
-* *A client that does not read* is not read from, once so much waits to be written to it.
-* *Bodies* take no more than the windows.
+* *A client that does not read* is not read from while too much waits to be written to it.
+* *Bodies* are limited by flow control.
 
-A flood ends the connection with ENHANCE_YOUR_CALM.
+A flood closes the connection with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ from .http2_stream import Stream
 from .settings import Headers
 from .transport import Parts
 
-WINDOW_STEP = DEFAULT_WINDOW // 2  # return this much of the connection's window at once
-MAX_QUEUED = 4  # times as many requests as there may be handlers, as in Go
+WINDOW_STEP = DEFAULT_WINDOW // 2  # bytes of the connection's window to return at once
+MAX_QUEUED = 4  # queued requests, as a multiple of h2_max_streams, as in Go
 MAX_CONTINUATIONS = 64  # frames of one header block, as in h2
-MAX_REMEMBERED = 10  # times as many streams that we have ended as there may be open ones
+MAX_REMEMBERED = 10  # streams that we closed early, as a multiple of h2_max_streams
 OVERHEAD_PERIOD = 10.0  # seconds
-GOAWAY_TIMEOUT = 2.0  # seconds for a client to read why its connection ends
-RESET_COST = 2**8  # bytes of overhead that a reset counts for, if the client makes us send it
+GOAWAY_TIMEOUT = 2.0  # seconds for a client to read why its connection closes
+RESET_COST = 2**8  # bytes of overhead for a reset that the client makes us send
 
 
 class Connection(http2_stream.Connection, Protocol):
@@ -107,38 +107,38 @@ class Connection(http2_stream.Connection, Protocol):
 
     @property
     def last(self) -> bool:
-        """Whether no request is to follow."""
+        """Whether the current request is the connection's last."""
 
     @property
     def handlers(self) -> int:
-        """How many exchanges have an application that runs."""
+        """How many handlers are running."""
 
     async def receive(self, *, mid_request: bool = False) -> bytes:
-        """The next bytes; none at the peer's end, or if the connection was closed."""
+        """Receive the next bytes; ``b""`` at the peer's EOF or if the connection was closed."""
 
     def write_now(self, parts: Parts) -> Parts | None:
-        """Write what there is room for. What is left, if anything is, must be written next."""
+        """Write what there is room for; return the rest, which must be written next, or None."""
 
     async def write(self, parts: Parts) -> None:
-        """Write, in order. Not a checkpoint unless it has to wait."""
+        """Write everything, in order. A checkpoint only if it has to wait."""
 
     def parked(self, *, eof: bool) -> AbstractContextManager[None]:
-        """To be put around every wait of the reader that is not for bytes."""
+        """Watch the socket while the reader waits for something other than bytes."""
 
     def begin_request(self) -> bool:
-        """A request's head has been read. Returns whether it is to be handled."""
+        """Count a request whose head was read; return whether to handle it."""
 
     def become_idle(self) -> None:
-        """Every request has its response."""
+        """Report that every request has its response."""
 
     def drain(self) -> None:
-        """No request is to follow those that are on their way."""
+        """Let the requests in flight finish, and then close the connection."""
 
     def close_if_overdue(self) -> None:
-        """Close it, if it has rested for too long."""
+        """Close the connection if it has been idle for too long."""
 
     async def finish(self, *, linger: bool, reason: str | None = None) -> None:
-        """There is no more to write: end our side, and the connection."""
+        """Send EOF after the last response, and close the connection."""
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None: ...
 
@@ -146,7 +146,7 @@ class Connection(http2_stream.Connection, Protocol):
 
 
 class Http2:
-    """Reads frames, and knows the streams."""
+    """Reads frames, and manages the streams."""
 
     __slots__ = (
         "_closed_early",
@@ -188,40 +188,34 @@ class Http2:
         self._reader = HeaderReader(connection.settings.h2_max_header_list_size)
         self._streams: dict[int, Stream] = {}
         self._in_flight = 0  # streams whose response is pending
-        self._queue: deque[Stream] = deque()  # requests whose handlers have to wait for their turn
-        self._closed_early: dict[
-            int, None
-        ] = {}  # streams that we have ended before their clients did
-        self._highest_id = 0  # the last stream that the client has opened
-        self._last_promised_id = 0  # and we
-        self._preface_received = False  # it has come
-        self._settings_received = False  # and the client's settings behind it
-        self._partial_frame = b""  # a frame whose end has not come
-        self._header_block: tuple[int, int, list[bytes]] | None = None  # a header block, likewise
-        self._header_prefix = NO_TABLE  # until our first header block is queued
-        self._skipped_ids: deque[tuple[int, int]] = deque(
-            maxlen=16
-        )  # never opened, and never will be
+        self._queue: deque[Stream] = deque()  # requests that wait for the number of handlers
+        self._closed_early: dict[int, None] = {}  # streams that we closed before the client did
+        self._highest_id = 0  # of the streams that the client has opened
+        self._last_promised_id = 0  # of the streams that we have pushed
+        self._preface_received = False
+        self._settings_received = False  # the first SETTINGS frame
+        self._partial_frame = b""  # an incomplete frame
+        self._header_block: tuple[int, int, list[bytes]] | None = None  # an incomplete one
+        self._header_prefix = NO_TABLE  # goes before our first header block
+        self._skipped_ids: deque[tuple[int, int]] = deque(maxlen=16)  # gaps in the stream IDs
         self._push_enabled = True
         self._max_pushes = MAX_STREAM_ID
-        self._stream_window = DEFAULT_WINDOW  # that the client gives each new stream
-        self._window = DEFAULT_WINDOW  # that we give the client for all streams
-        self._consumed = 0  # bytes to give back to it
-        self._untimed_read: trio.CancelScope | None = None  # a read whose client owes nothing
+        self._stream_window = DEFAULT_WINDOW  # the client's, for each new stream
+        self._window = DEFAULT_WINDOW  # ours, for all streams together
+        self._consumed = 0  # bytes to return to our window
+        self._untimed_read: trio.CancelScope | None = None  # a read without read_timeout
         self._overhead = self._payload = 0  # bytes
         self._overhead_since = trio.current_time()
-        self._watch: trio.CancelScope | None = None  # until one of its clients may be too slow
+        self._watch: trio.CancelScope | None = None  # until the first stream may be too slow
         self._draining = False
-        self._stream_opened = trio.Event()  # another stream, in a drain
-        self._last_stream_id: int | None = (
-            None  # the last stream that is served, once that is certain
-        )
+        self._stream_opened = trio.Event()  # during a drain
+        self._last_stream_id: int | None = None  # the last one that is handled, once it is certain
 
     async def initiate(self, headers: Headers | None = None, settings: bytes = b"") -> None:
-        """Send what a server sends first.
+        """Send the server's SETTINGS.
 
         Args:
-          headers: of an HTTP/1.1 request that upgraded the connection, and is stream 1.
+          headers: those of the HTTP/1.1 request that upgraded the connection, which is stream 1.
           settings: its ``HTTP2-Settings``.
         """
         ours = self.connection.settings
@@ -277,7 +271,7 @@ class Http2:
         self._close_streams()
 
     async def _read_in_time(self) -> bytes:
-        """Read, with a timeout while the client has begun a request, and could go on with it."""
+        """Read, with ``read_timeout`` while the client has to send the rest of a request."""
         while True:
             mid_request = self._mid_request
             with trio.CancelScope() as scope:
@@ -290,13 +284,13 @@ class Http2:
 
     @property
     def _reads_headers(self) -> bool:
-        """Whether a part of a request's headers has come, and not all."""
+        """Whether a request's headers are incomplete."""
         partial = self._partial_frame
         return self._header_block is not None or (len(partial) > 3 and partial[3] == HEADERS)
 
     @property
     def _mid_request(self) -> bool:
-        """Whether the client has begun a request, and could go on with it."""
+        """Whether the client has to send the rest of a request, and flow control allows it."""
         streams = self._streams.values()
         return self._reads_headers or any(stream.request_pending for stream in streams)
 
@@ -307,7 +301,7 @@ class Http2:
         self._queue.clear()
 
     async def _fail(self, failure: ConnectionFailure) -> None:
-        """End the connection, and say why (RFC 9113, 5.4.1)."""
+        """Send GOAWAY with an error, and close the connection (RFC 9113, 5.4.1)."""
         connection, reason = self.connection, None
         self._close_streams()
         if failure.code == ENHANCE_YOUR_CALM:
@@ -331,7 +325,7 @@ class Http2:
         start, end = 0, len(data)
         if not self._preface_received:
             if not data.startswith(PREFACE[:end]):
-                raise ConnectionFailure(PROTOCOL_ERROR, "no preface")
+                raise ConnectionFailure(PROTOCOL_ERROR, "invalid connection preface")
             if end >= len(PREFACE):
                 self._preface_received = True
                 start = len(PREFACE)
@@ -341,7 +335,7 @@ class Http2:
             high, low, kind, flags, stream_id = HEADER.unpack_from(data, start)
             length = high << 16 | low
             if length > max_size:
-                raise ConnectionFailure(FRAME_SIZE_ERROR, "a frame that is too large")
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "frame too large")
             begin = start + HEADER_SIZE
             if begin + length > end:
                 break
@@ -349,7 +343,7 @@ class Http2:
             payload = data[begin:start]
             stream_id &= MAX_STREAM_ID
             if (self._header_block is not None) != (kind == CONTINUATION):
-                raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION where none must be, or none")
+                raise ConnectionFailure(PROTOCOL_ERROR, "unexpected or missing CONTINUATION")
             if not self._settings_received and kind != SETTINGS:
                 raise ConnectionFailure(PROTOCOL_ERROR, "the first frame is not SETTINGS")
             try:
@@ -368,20 +362,20 @@ class Http2:
         self._partial_frame = data[start:]
 
     def _count_overhead(self, size: int) -> None:
-        """Count bytes that carry nothing."""
+        """Count bytes of frames without payload."""
         self._overhead += size
         limit = self.connection.settings.h2_max_overhead
         if self._overhead > limit + 8 * (self._payload + self.output.body_bytes):
             now = trio.current_time()
             if now - self._overhead_since <= OVERHEAD_PERIOD:
                 raise ConnectionFailure(
-                    ENHANCE_YOUR_CALM, "too many frames that carry nothing, or resets"
+                    ENHANCE_YOUR_CALM, "too many frames without payload, or resets"
                 )
             self._overhead, self._payload, self.output.body_bytes = size, 0, 0
             self._overhead_since = now
 
     def _reset(self, stream_id: int, code: int) -> None:
-        """The client has made us reset a stream."""
+        """Reset a stream because of a client's error."""
         self.output.add(reset_frame(stream_id, code))
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -396,22 +390,22 @@ class Http2:
         stream.close()
 
     def _remember_closed(self, stream_id: int) -> None:
-        """The client may not know yet that we have ended a stream of its."""
+        """Remember a stream that we have closed: the client may not know that yet."""
         self._closed_early[stream_id] = None
         if len(self._closed_early) > MAX_REMEMBERED * self.connection.settings.h2_max_streams:
             del self._closed_early[next(iter(self._closed_early))]
 
     def _is_idle(self, stream_id: int) -> bool:
-        """Whether there has not been such a stream."""
+        """Return whether a stream was never opened."""
         return stream_id > (self._highest_id if stream_id % 2 else self._last_promised_id)
 
     def _find(self, stream_id: int, what: str) -> Stream | None:
-        """A frame's stream; None if it is over, and the frame is of no use."""
+        """Return a frame's stream, or None if it was closed."""
         if not stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} without a stream")
+            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} on stream 0")
         stream = self._streams.get(stream_id)
         if stream is None and self._is_idle(stream_id):
-            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} for a stream that is not open")
+            raise ConnectionFailure(PROTOCOL_ERROR, f"{what} on an idle stream")
         return stream
 
     def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -419,10 +413,10 @@ class Http2:
         body = unpadded(flags, payload)
         stream = self._find(stream_id, "DATA")
         if not stream_id % 2:
-            raise ConnectionFailure(PROTOCOL_ERROR, "DATA for a stream that we have pushed")
+            raise ConnectionFailure(PROTOCOL_ERROR, "DATA on a pushed stream")
         self._window -= length
         if self._window < 0:
-            raise ConnectionFailure(FLOW_CONTROL_ERROR, "more DATA than the window has room for")
+            raise ConnectionFailure(FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
         self._consumed += length
         if self._consumed >= WINDOW_STEP:
             self.output.add(window_frame(0, self._consumed))
@@ -431,8 +425,8 @@ class Http2:
         end = bool(flags & END_STREAM)
         if stream is None:
             if stream_id not in self._closed_early:
-                raise ConnectionFailure(STREAM_CLOSED, "DATA for a stream that was closed")
-            self._count_overhead(HEADER_SIZE)  # the rest is bounded by its window
+                raise ConnectionFailure(STREAM_CLOSED, "DATA on a closed stream")
+            self._count_overhead(HEADER_SIZE)  # the window limits the rest
             return
         if body or end:
             self._payload += len(body)
@@ -442,11 +436,11 @@ class Http2:
 
     def _receive_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id % 2:
-            raise ConnectionFailure(PROTOCOL_ERROR, "HEADERS for no stream of the client's")
+            raise ConnectionFailure(PROTOCOL_ERROR, "HEADERS on a stream that is not the client's")
         block = unpadded(flags, payload)
         if flags & HAS_PRIORITY:
             if len(block) < 5:
-                raise ConnectionFailure(FRAME_SIZE_ERROR, "HEADERS without their priority")
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "HEADERS too short for its priority")
             self._check_priority(stream_id, block)
             block = block[5:]
         if flags & END_HEADERS:
@@ -458,17 +452,17 @@ class Http2:
         assert self._header_block is not None
         first_flags, first_id, parts = self._header_block
         if stream_id != first_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION of another stream's headers")
+            raise ConnectionFailure(PROTOCOL_ERROR, "CONTINUATION on another stream")
         parts.append(payload)
         size = self.connection.settings.h2_max_header_list_size
         if len(parts) > MAX_CONTINUATIONS or sum(map(len, parts)) > size:
-            raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
+            raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers too large")
         if flags & END_HEADERS:
             self._header_block = None
             self._receive_block(first_flags, stream_id, b"".join(parts))
 
     def _receive_block(self, flags: int, stream_id: int, block: bytes) -> None:
-        """A header block is complete."""
+        """Handle a complete header block."""
         end = bool(flags & END_STREAM)
         if stream_id > self._highest_id:
             if stream_id > self._highest_id + 2:
@@ -485,9 +479,9 @@ class Http2:
         if stream is not None:
             raise StreamFailure(STREAM_CLOSED if stream.input_ended else PROTOCOL_ERROR)
         if any(before < stream_id < after for before, after in self._skipped_ids):
-            raise ConnectionFailure(PROTOCOL_ERROR, "a new stream behind a later one")
+            raise ConnectionFailure(PROTOCOL_ERROR, "a new stream with a lower ID than the last")
         if stream_id not in self._closed_early:
-            raise ConnectionFailure(STREAM_CLOSED, "HEADERS for a stream that was closed")
+            raise ConnectionFailure(STREAM_CLOSED, "HEADERS on a closed stream")
         self._count_overhead(HEADER_SIZE + len(block))
 
     def _open(self, stream_id: int, block: bytes, *, end: bool) -> None:
@@ -507,7 +501,7 @@ class Http2:
 
     @property
     def _at_stream_limit(self) -> bool:
-        """Whether the client has as many streams as it may have. Pushes are ours."""
+        """Whether the client has its maximum number of streams. Pushed streams do not count."""
         streams, max_streams = self._streams, self.connection.settings.h2_max_streams
         return (
             len(streams) >= max_streams
@@ -515,7 +509,7 @@ class Http2:
         )
 
     def _start(self, stream: Stream) -> None:
-        """Run a stream's handler, when its turn comes."""
+        """Run a stream's handler, or queue it if there are too many."""
         if not self.connection.begin_request():
             return
         self._streams[stream.id] = stream
@@ -526,23 +520,23 @@ class Http2:
             return
         self._queue.append(stream)
         if len(self._queue) > MAX_QUEUED * max_streams:
-            raise ConnectionFailure(ENHANCE_YOUR_CALM, "requests reset faster than handlers end")
+            raise ConnectionFailure(ENHANCE_YOUR_CALM, "requests reset faster than handlers return")
 
     def handler_done(self) -> None:
-        """There may be one more handler."""
+        """Run queued handlers, because one is done."""
         connection, max_streams = self.connection, self.connection.settings.h2_max_streams
         while self._queue and connection.phase.reads and connection.handlers < max_streams:
             stream = self._queue.popleft()
             if not stream.closed:
-                # Not with the context variables of the handler that has just ended.
+                # Without the context variables of the handler that is done.
                 self._context.copy().run(stream.run)
 
     def waiting_requests(self) -> list[RequestInFlight]:
-        """Those that wait for a handler to end."""
+        """Return the queued requests."""
         return [stream.snapshot() for stream in self._queue if not stream.closed]
 
     def watch(self, due: float) -> None:
-        """See whether a client is too slow, then at the latest."""
+        """Check for slow streams at ``due``, or before that."""
         if self._watch is None:
             self._watch = trio.CancelScope(deadline=due)
             self.connection.spawn(self._watch_paces)
@@ -550,7 +544,7 @@ class Http2:
             self._watch.deadline = due
 
     async def _watch_paces(self) -> None:
-        """Reset a stream whose client is too slow. The others go on."""
+        """Reset each stream whose client is too slow. The others continue."""
         while self._watch is not None:
             with self._watch:
                 await trio.sleep_forever()
@@ -563,40 +557,40 @@ class Http2:
             due = min((stream.due for stream in self._streams.values()), default=math.inf)
             self._watch = None if due == math.inf else trio.CancelScope(deadline=due)
             if reason is not None and not self._in_flight:
-                self.send_goaway(ENHANCE_YOUR_CALM, "too slow")
+                self.send_goaway(ENHANCE_YOUR_CALM, "data rate too low")
                 await self.connection.finish(linger=True, reason=reason)
 
     def reset(self, stream: Stream, code: int) -> None:
-        """End a stream whose client is of no use."""
+        """Reset a stream for a reason of our own."""
         self.output.add(reset_frame(stream.id, code))
         self._drop(stream)
         self.output.flush()
 
     def _check_priority(self, stream_id: int, payload: bytes) -> None:
         if NUMBER.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "a stream that depends on itself")
+            raise ConnectionFailure(PROTOCOL_ERROR, "a stream depends on itself")
 
     def _receive_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "PRIORITY without a stream")
+            raise ConnectionFailure(PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) != 5:
-            raise ConnectionFailure(FRAME_SIZE_ERROR, "PRIORITY of a wrong length")
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "PRIORITY of the wrong length")
         self._check_priority(stream_id, payload)
 
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         stream = self._find(stream_id, "RST_STREAM")
         if len(payload) != NUMBER.size:
-            raise ConnectionFailure(FRAME_SIZE_ERROR, "RST_STREAM of a wrong length")
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "RST_STREAM of the wrong length")
         if stream is not None:
             self._drop(stream)
         self._closed_early.pop(stream_id, None)
 
     def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "SETTINGS of a stream")
+            raise ConnectionFailure(PROTOCOL_ERROR, "SETTINGS on a stream")
         if flags & ACK:
             if payload:
-                raise ConnectionFailure(FRAME_SIZE_ERROR, "an acknowledgement that has settings")
+                raise ConnectionFailure(FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
             return
         self._settings_received = True
         self._apply(payload)
@@ -619,43 +613,44 @@ class Http2:
                 try:
                     stream.grow(more)
                 except StreamFailure:
-                    raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window") from None
+                    raise ConnectionFailure(FLOW_CONTROL_ERROR, "window too large") from None
 
     def _receive_push(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ConnectionFailure(PROTOCOL_ERROR, "a client cannot push")
 
     def _receive_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "PING of a stream")
+            raise ConnectionFailure(PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
-            raise ConnectionFailure(FRAME_SIZE_ERROR, "PING of a wrong length")
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "PING of the wrong length")
         if not flags & ACK:
             self.output.add(frame(PING, ACK, 0, payload))
 
     def _receive_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """The client opens no more streams: that ends the connection.
+        """Close the connection, because the client opens no more streams.
 
-        But in a drain it may respond to our GOAWAY, and wait for what it has requested.
+        But in a drain, the client's GOAWAY may be a response to ours. Then the client waits for
+        its responses.
         """
         if stream_id:
-            raise ConnectionFailure(PROTOCOL_ERROR, "GOAWAY of a stream")
+            raise ConnectionFailure(PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 2 * NUMBER.size:
-            raise ConnectionFailure(FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "GOAWAY of the wrong length")
         (code,) = NUMBER.unpack_from(payload, NUMBER.size)
         if self._draining and code == NO_ERROR and self._in_flight:
-            self._last_stream_id = self._highest_id  # as both know
+            self._last_stream_id = self._highest_id  # both sides know that
         else:
             self.connection.close(orderly=not self._streams)
 
     def _receive_window(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != NUMBER.size:
-            raise ConnectionFailure(FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong length")
+            raise ConnectionFailure(FRAME_SIZE_ERROR, "WINDOW_UPDATE of the wrong length")
         increment = NUMBER.unpack(payload)[0] & MAX_STREAM_ID
         if not stream_id:
             if not increment:
-                raise ConnectionFailure(PROTOCOL_ERROR, "a window that grows by nothing")
+                raise ConnectionFailure(PROTOCOL_ERROR, "WINDOW_UPDATE with an increment of 0")
             if self.output.window + increment > MAX_WINDOW:
-                raise ConnectionFailure(FLOW_CONTROL_ERROR, "too large a window")
+                raise ConnectionFailure(FLOW_CONTROL_ERROR, "window too large")
             self.output.open_window(increment)
             return
         stream = self._find(stream_id, "WINDOW_UPDATE")
@@ -667,7 +662,7 @@ class Http2:
     # What streams call
 
     def headers(self, stream_id: int, block: bytes, *, end: bool) -> bytes:
-        """A header block in frames."""
+        """Return the frames of a header block."""
         return header_frames(stream_id, self._prefixed(block), self.output.max_frame_size, end=end)
 
     def _prefixed(self, block: bytes) -> bytes:
@@ -675,14 +670,14 @@ class Http2:
         return prefix + block
 
     def flush(self) -> None:
-        """Write what a handler has just queued: at once, if it is the only one."""
+        """Write what a handler has queued: at once if it is the only handler, or else soon."""
         if self.connection.handlers > 1:
             self.output.flush_later()
         else:
             self.output.flush()
 
     def push(self, parent: Stream, fields: Headers) -> None:
-        """Promise a response that was not requested, and make it, if the client wants any."""
+        """Push a response that was not requested, unless the client forbids it."""
         pushes = sum(not stream_id % 2 for stream_id in self._streams)
         if (
             not self._push_enabled
@@ -704,7 +699,7 @@ class Http2:
         self.flush()
 
     def response_done(self, stream: Stream) -> None:
-        """A stream's response is done."""
+        """Note that a stream's response is written, or given up."""
         if stream.in_flight:
             stream.in_flight = False
             self._in_flight -= 1
@@ -714,24 +709,24 @@ class Http2:
                     self._refuse_new_streams()
 
     def forget(self, stream: Stream) -> None:
-        """A stream is over."""
+        """Remove a closed stream."""
         self.output.forget(stream)
         self._streams.pop(stream.id, None)
         if not stream.input_ended:
             self._remember_closed(stream.id)
 
-    # The end
+    # Drain and close
 
     def drain(self) -> None:
-        """End the connection as soon as every stream has its response.
+        """Close the connection as soon as every stream has its response.
 
-        RFC 9113 (6.8) has a server send two GOAWAYs: one that forbids new streams, and later
-        one that says which was the last. But many a client fails what is in flight, or what
-        it requests next, at the first (h2, and with it httpx, cannot read on), and loses nothing
-        if both come when nothing is in flight. So the GOAWAY waits for a moment of rest: it
-        follows the end of the last response at once. Only a client that opens another stream, and
-        has not rested when the grace period is over, is told to open no more, and refused after
-        another grace period.
+        RFC 9113 (6.8) recommends two GOAWAYs: the first forbids new streams, and the second names
+        the last stream. But many clients react to the first by failing their requests in flight,
+        or the next request (h2, and so httpx, cannot read on). They lose nothing if GOAWAY comes
+        when nothing is in flight. So GOAWAY waits until the connection is idle, and follows the
+        last response at once. There are two GOAWAYs only if the connection is still active after
+        ``drain_idle_timeout``, and the client opens another stream: the first GOAWAY forbids new
+        streams, and after another ``drain_idle_timeout`` they are refused.
         """
         if not self._draining:
             self._draining = True
@@ -742,14 +737,14 @@ class Http2:
         await trio.sleep(connection.settings.drain_idle_timeout)
         if connection.conn.state is ACTIVE:
             await self._stream_opened.wait()
-            if self._last_stream_id is None:  # else it has been sent meanwhile
+            if self._last_stream_id is None:  # otherwise GOAWAY has been sent meanwhile
                 self.output.add(goaway_frame(MAX_STREAM_ID, NO_ERROR))
                 self.output.flush()
                 await trio.sleep(connection.settings.drain_idle_timeout)
         self._refuse_new_streams()
 
     def _refuse_new_streams(self) -> None:
-        """Refuse what comes from now on, and end the connection if it rests."""
+        """Send the final GOAWAY, refuse new streams, and close the connection if it is idle."""
         if self._last_stream_id is None:
             self._last_stream_id = self._highest_id
             self.send_goaway()
@@ -757,10 +752,9 @@ class Http2:
             self.connection.spawn(self._finish)
 
     def send_goaway(self, code: int = NO_ERROR, message: str = "") -> None:
-        """Tell the client which requests were handled, and why no others are."""
-        last = (
-            self._highest_id if self._last_stream_id is None else self._last_stream_id
-        )  # which must not rise
+        """Send GOAWAY: the last stream that was handled, and why no others are."""
+        # The ID must not rise from one GOAWAY to the next.
+        last = self._highest_id if self._last_stream_id is None else self._last_stream_id
         self.output.add(goaway_frame(last, code, message))
         self.output.flush()
 

@@ -1,13 +1,13 @@
-"""One HTTP/2 stream: the way between an exchange and the client (RFC 9113, 5.1).
+"""One HTTP/2 stream, between an exchange and the client (RFC 9113, 5.1).
 
-A stream whose handler does not read keeps no other waiting. What comes for it waits here, in one
-piece, and its window stays closed until the handler has taken it: so a stream never keeps more than
-its window, in however many frames it comes, and the reader never waits for a handler. The
-connection's window opens at once, for it belongs to all streams.
+A stream whose handler does not read must not block the others. So its input is buffered here, in
+one piece, and its window stays closed until the handler has read the input. A stream buffers no
+more than its window, in however many frames it comes, and the reader never waits for a handler.
+The connection's window is returned at once, because it belongs to all streams.
 
-A stream is over for us when its response is written, or it is reset by either side. A client that
-is still sending its request then is told with NO_ERROR that it may stop (8.1). Its handler may go
-on after that, and still counts as one of the connection's.
+A stream is closed when its response is written, or when either side resets it. If the client is
+still sending its request then, a reset with NO_ERROR allows it to stop (8.1). The handler may
+continue after that, and still counts as one of the connection's handlers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from .settings import Headers
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
 
-WINDOW_STEP = 2**14  # return this much of a stream's window at once: a frame's default size
+WINDOW_STEP = 2**14  # bytes of a stream's window to return at once: a frame's default size
 
 
 class Connection(websocket.Connection, Protocol):
@@ -75,32 +75,32 @@ class Http2(Protocol):
     def connection(self) -> Connection: ...
 
     def headers(self, stream_id: int, block: bytes, *, end: bool) -> bytes:
-        """A header block in frames."""
+        """Return the frames of a header block."""
 
     def flush(self) -> None:
-        """Write what a handler has just queued."""
+        """Write what a handler has queued."""
 
     def push(self, parent: Stream, fields: Headers) -> None:
-        """Promise a response that was not requested, and make it, if the client wants any."""
+        """Push a response that was not requested, unless the client forbids it."""
 
     def watch(self, due: float) -> None:
-        """See whether a client is too slow, then at the latest."""
+        """Check for slow streams at ``due``, or before that."""
 
     def reset(self, stream: Stream, code: int) -> None:
-        """End a stream whose client is of no use."""
+        """Reset a stream for a reason of our own."""
 
     def window_opened(self) -> None:
-        """A client that has had to wait for a handler can go on."""
+        """Note that a client that had to wait for a handler can send again."""
 
     def response_done(self, stream: Stream) -> None:
-        """A stream's response is not owed any more."""
+        """Note that a stream's response is written, or given up."""
 
     def forget(self, stream: Stream) -> None:
-        """A stream is over."""
+        """Remove a closed stream."""
 
 
 class Http2Exchange(HttpExchange):
-    """A request and its response, and what only HTTP/2 can do beyond."""
+    """A request and its response, with the ASGI extensions that only HTTP/2 has."""
 
     __slots__ = ()
 
@@ -128,22 +128,22 @@ class Http2Exchange(HttpExchange):
         stream.push(path.encode("ascii"), validated(event["headers"]))
 
     async def _send_trailers(self, stream: Stream, event: Event) -> None:
-        ends = not event.get("more_trailers", False)
+        last = not event.get("more_trailers", False)
         wanted = (b"te", b"trailers") in self.scope["headers"]
         headers = validated(event["headers"])
-        if self._state is REQUEST:  # then they are all the headers that there are
+        if self._state is REQUEST:  # then they are all the headers of the response
             self._status, self._headers, self._trailers = 200, headers, True
             self._state = TRAILERS
-            await stream.respond(200, headers, b"", not ends)
+            await stream.respond(200, headers, b"", not last)
         elif wanted:
             stream.add_trailers(headers)
-        if ends:
+        if last:
             await stream.write_body(b"", False)
             await self._complete()
 
 
 class Stream:
-    """What one side has sent and the other has not taken yet, and how far the stream has come."""
+    """The state of a stream, and the bytes that wait for either side."""
 
     __slots__ = (
         "_abandoned",
@@ -174,33 +174,33 @@ class Stream:
     def __init__(self, http2: Http2, stream_id: int, request: Request, window: int) -> None:
         self.id = stream_id
         self.started = trio.current_time()
-        self.pace: Pace | None = None  # that the request's body has to keep
+        self.pace: Pace | None = None  # of the request's body, if there is a minimum rate
         self.outbox = Outbox(window, http2.connection.settings.min_response_rate)
-        self.exchange: Exchange | None = None  # until it has its turn
-        self.in_flight = True  # its response is owed
+        self.exchange: Exchange | None = None  # None while the request is queued
+        self.in_flight = True  # its response is pending
         self.input_ended = False  # the request is complete
         self.closed = False  # nothing more is sent or received
         self._http2 = http2
         self._request = request
         self._input: bytes | bytearray = b""
         self._input_window = DEFAULT_WINDOW
-        self._request_left = request.length  # of the body, where its length was announced
-        self._response_left: int | None = None  # of the response's, likewise
-        self._consumed = 0  # bytes to give back to the window
-        self._end_delivered = False  # that the request is complete
-        self._changed: trio.Event | None = None  # what a WebSocket waits for
-        self._end_queued = False  # the end of the response is queued, or was written
-        self._abandoned = False  # by a reset
-        self._released = False  # its WebSocket is over, whatever the client still sends
+        self._request_left = request.length  # bytes of the body to come, if it has a length
+        self._response_left: int | None = None  # likewise
+        self._consumed = 0  # bytes to return to the window
+        self._end_delivered = False  # the application has received the end of the request
+        self._changed: trio.Event | None = None  # set on input for a WebSocket
+        self._end_queued = False  # the end of the response is queued, or written
+        self._abandoned = False  # the response is incomplete, and ends with a reset
+        self._released = False  # its WebSocket is closed; the client may still be sending
         self._trailers: Headers | None = None
 
     # The reader's side
 
     def receive(self, body: bytes, length: int, *, end: bool) -> None:
-        """A DATA frame has come, that took so much of the window.
+        """Handle a DATA frame that used ``length`` bytes of the window.
 
         Raises:
-          StreamFailure: it must not come, or not be so long.
+          StreamFailure: the frame is not allowed now, or is too long.
         """
         if self.input_ended:
             raise StreamFailure(STREAM_CLOSED)
@@ -228,14 +228,14 @@ class Stream:
         self._on_input()
 
     def end_input(self) -> None:
-        """The request is complete: its head was all, or trailers have come, which nobody reads."""
+        """Complete the request: it has no body, or its trailers have come, which are dropped."""
         self.receive(b"", 0, end=True)
 
     def grow(self, increment: int) -> None:
-        """The client takes so many more bytes of this stream, or so many less.
+        """Change the client's window of this stream. ``increment`` may be negative.
 
         Raises:
-          StreamFailure: the window would be larger than any may be.
+          StreamFailure: the window would be too large.
         """
         self.outbox.window += increment
         if self.outbox.window > MAX_WINDOW:
@@ -245,7 +245,7 @@ class Stream:
             self.exchange.note_activity()
 
     def close(self) -> None:
-        """It was reset, or its connection has ended: nothing more comes or goes."""
+        """Close the stream: it was reset, or its connection is closing."""
         self.closed = True
         self.pace = None
         self.outbox.close()
@@ -253,13 +253,13 @@ class Stream:
         if self.exchange is not None:
             self.exchange.disconnect()
             self.exchange.client_disconnected()
-            self.exchange = None  # which knows us: break the cycle
+            self.exchange = None  # it refers to us: break the cycle
 
     @property
     def request_pending(self) -> bool:
-        """Whether the rest of the request is for the client to send, not for us to read."""
-        owes = not self.input_ended and self._input_window > 0
-        return owes and isinstance(self.exchange, HttpExchange)
+        """Whether the client has to send the rest of the request, and the window allows it."""
+        can_send = not self.input_ended and self._input_window > 0
+        return can_send and isinstance(self.exchange, HttpExchange)
 
     def _on_input(self) -> None:
         if self._changed is not None:
@@ -281,7 +281,7 @@ class Stream:
             self._http2.window_opened()
 
     def next_event(self) -> Event | None:
-        """What has come of the body, for its handler."""
+        """Return the part of the body that has come, if there is one."""
         if not self._input and (self._end_delivered or not self.input_ended):
             return None
         body, self._input = bytes(self._input), b""
@@ -307,7 +307,7 @@ class Stream:
         body = None
         if self.input_ended and not self._input:
             body, self._end_delivered = b"", True
-        queue_size = connection.settings.max_queue_size  # of no use here: the window is the limit
+        queue_size = connection.settings.max_queue_size  # not used: the window is the limit
         exchange = Http2Exchange(connection, self, scope, queue_size, self.started, body=body)
         self.exchange = exchange
         rate = connection.settings.min_request_rate
@@ -344,13 +344,13 @@ class Stream:
         await self.release()
 
     async def _feed(self, websocket: WebSocket) -> None:
-        """Hand over what comes. A task of its own, because that may have to wait."""
+        """Feed the input to the WebSocket, in a task of its own because that may have to wait."""
         while not (self.closed or self._released):
             if self._input:
                 data, self._input = bytes(self._input), b""
                 await websocket.feed(data)
                 self._return_window(len(data))
-            elif self.input_ended:  # which stands for the end of a connection (RFC 8441, 5)
+            elif self.input_ended:  # like a TCP FIN (RFC 8441, 5)
                 websocket.disconnect()
                 await self.release()
                 websocket.client_disconnected()
@@ -358,7 +358,7 @@ class Stream:
                 self._changed = trio.Event()
                 await self._changed.wait()
 
-    # The exchange's side: exchange.Stream and websocket.Stream
+    # exchange.Stream and websocket.Stream
 
     async def respond(self, status: int, headers: Headers, body: bytes, more_body: bool) -> None:
         if self.closed:
@@ -380,7 +380,7 @@ class Stream:
         http2.flush()
 
     def _check_length(self, size: int, more_body: bool) -> None:
-        """Hold the body against its Content-Length, if there is one (RFC 9113, 8.1.1)."""
+        """Check the body against its Content-Length, if there is one (RFC 9113, 8.1.1)."""
         if self._response_left is not None:
             self._response_left = remaining_length(self._response_left, size, more_body)
 
@@ -411,7 +411,7 @@ class Stream:
         self.outbox.end = frames
 
     def add_trailers(self, headers: Headers) -> None:
-        """They are sent when the response ends: HTTP/2 has one section of them."""
+        """Add trailers, to be sent after the body: HTTP/2 has one section of them."""
         self._trailers = (self._trailers or []) + headers
 
     async def send_interim(self, status: int, headers: Headers) -> None:
@@ -424,7 +424,7 @@ class Stream:
             self._http2.flush()
 
     async def abandon(self) -> None:
-        """Reset it behind what was written, so that the client knows that this is not all."""
+        """Reset the stream after what was written, so that the response looks incomplete."""
         if not (self.closed or self._end_queued):
             self._abandoned = True
             self._queue_end(reset_frame(self.id, INTERNAL_ERROR))
@@ -432,13 +432,13 @@ class Stream:
             self._http2.flush()
 
     def set_close_reason(self, reason: str) -> None:
-        """The connection goes on."""
+        """Do nothing: the connection stays open."""
 
     def probe(self) -> None:
-        """A stream that has ended was reset, or its connection is gone."""
+        """Do nothing: a client that disconnects resets the stream, or closes the connection."""
 
     def abort(self, reason: str) -> None:
-        """Give up this stream. The connection goes on."""
+        """Reset the stream. The connection stays open."""
         if not self.closed:
             self._http2.reset(self, CANCEL)
 
@@ -447,18 +447,18 @@ class Stream:
 
     @property
     def due(self) -> float:
-        """When its client would be too slow, to send or to read."""
+        """When the client will be too slow, to send or to read."""
         paces = self.pace, self.outbox.pace
         return min((pace.due for pace in paces if pace is not None), default=float("inf"))
 
     @property
     def slow_reason(self) -> str:
-        """Which of the two it is."""
+        """The close reason for a client that is too slow."""
         reads_late = self.outbox.pace is not None and self.outbox.pace.due == self.due
         return SLOW_RESPONSE if reads_late else SLOW_REQUEST
 
     def snapshot(self) -> RequestInFlight:
-        """What it is, while it waits for its handler's turn."""
+        """Describe the request while it is queued."""
         request = self._request
         return RequestInFlight(
             method=request.method,
@@ -486,7 +486,7 @@ class Stream:
 
     async def release(self, *, linger: bool = False, discard: bool = False) -> None:
         self._released = True
-        if discard and self.outbox.size:  # for which there may never be a window
+        if discard and self.outbox.size:  # the client may never open the window for it
             self._http2.reset(self, CANCEL)
             return
         self._on_input()
@@ -498,9 +498,10 @@ class Stream:
     # The output's side
 
     def tail(self) -> bytes:
-        """A client that has not sent its whole request need not go on (RFC 9113, 8.1).
+        """Return the reset for a client that has not sent its whole request (RFC 9113, 8.1).
 
-        One that has not ended its WebSocket is about to, and for some a reset would be an error.
+        A WebSocket gets no reset: its client is about to end the stream, and some clients treat a
+        reset as an error.
         """
         if self.input_ended or self._abandoned or isinstance(self.exchange, WebSocket):
             return b""

@@ -1,7 +1,7 @@
-"""httpx on the in-memory network: a transport, and the network beneath its connection pools.
+"""httpx on the in-memory network: a transport, and a network backend for its connection pools.
 
-Only public names of httpx and httpcore are used: what a request becomes on the wire, and which
-connection takes it, is theirs to say.
+Only public names of httpx and httpcore are used. httpcore writes the requests, and chooses the
+connections.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MemoryTransport(httpx.AsyncBaseTransport):
         self._pools: dict[bool, httpcore.AsyncConnectionPool] = {}
 
     def _pool(self, tls: bool) -> httpcore.AsyncConnectionPool:
-        # Two, because who is to connect for httpcore does not know whether TLS will follow.
+        # Two pools, because a network backend does not know whether TLS will follow.
         if tls not in self._pools:
             self._pools[tls] = httpcore.AsyncConnectionPool(
                 ssl_context=self._server._tls.client() if tls else None,
@@ -80,7 +80,7 @@ class MemoryTransport(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """A response's body as it comes."""
+    """A response's body, as a stream."""
 
     def __init__(self, response: httpcore.Response) -> None:
         self._response = response
@@ -152,7 +152,7 @@ class Stream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         conn = self._client.conn
         return {
-            "ssl_object": self._tls,  # which has its methods
+            "ssl_object": self._tls,  # it has the same methods
             "client_addr": conn.client,
             "server_addr": conn.server,
             "is_readable": self._client._readable,
@@ -201,7 +201,7 @@ HTTPX: Errors = {
 
 @contextmanager
 def map_exceptions(errors: Errors) -> Iterator[None]:
-    """Raise for each of some errors another."""
+    """Replace each error of a type in ``errors`` by one of the type that it maps to."""
     try:
         yield
     except Exception as error:

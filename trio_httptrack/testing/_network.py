@@ -1,12 +1,12 @@
-"""A network without an operating system: a connection is two buffers.
+"""An in-memory network, without an operating system: a connection is two buffers.
 
-It does what TCP does within one machine: what is sent has arrived, until a buffer is full.
-Where TCP leaves it to luck whether a client still reads what came before a reset, here it
-never does: a server that keeps its answers on this network keeps them on any. What a server
-still reads, it reads as on Linux.
+It behaves as TCP does within one machine: bytes arrive at once, until a buffer is full. One case is
+stricter. With TCP it depends on timing whether a client can still read what came before a reset.
+Here it never can. So a server whose responses survive on this network does not lose them on any
+other. A server reads what came before a reset as on Linux.
 
-:class:`MemorySocket` never waits, as a non-blocking socket does not. :class:`MemoryStream`
-waits for it, and :class:`MemoryKernel` tells the server's connections when they need not.
+:class:`MemorySocket` is non-blocking. :class:`MemoryStream` waits for it on the client's side, and
+:class:`MemoryKernel` reports its events to the server's connections.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ BUFFER_SIZE = 2**16  # bytes, each way
 
 
 class MemorySocket:
-    """One end of a connection, with as much of a socket's interface as a server asks for."""
+    """One side of a connection, with the part of a socket's interface that a server uses."""
 
     def __init__(self, address: Address, *, client: bool = False) -> None:
         self.family = AF_INET6 if ":" in address[0] else AF_INET
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.closed: bool = False
-        self.eof_sent: bool = False  # what we send
+        self.eof_sent: bool = False
         self._eof_received = False
         self._broken = False  # nothing can be sent any more
-        self._reset_received = False  # and nothing more is to be received
+        self._reset_received = False  # recv() raises after the last byte
         self._received = bytearray()
         self._address = address
         self._client = client
-        self._peer = self  # until it is connected
+        self._peer = self  # until connect()
         self._kernel: MemoryKernel | None = None
         self._fileno = -1
 
@@ -54,7 +54,7 @@ class MemorySocket:
         self._peer, peer._peer = peer, self
 
     def open(self, kernel: MemoryKernel, fileno: int) -> None:
-        """Get a file descriptor, as a server's end does when it is accepted."""
+        """Set a file descriptor, which a server's socket gets when it is accepted."""
         self._kernel = kernel
         self._fileno = fileno
 
@@ -76,11 +76,11 @@ class MemorySocket:
             raise _error(errno.EAGAIN)
         data = bytes(self._received[:size])
         del self._received[:size]
-        self._peer._wake()  # for there is room
+        self._peer._wake()  # there is room
         return data
 
     def send(self, data: bytes | memoryview) -> int:
-        """Returns for how many of the bytes there was room."""
+        """Send as many bytes as there is room for; return their number."""
         if self.closed:
             raise _error(errno.EBADF)
         if self.eof_sent or self._broken:
@@ -89,7 +89,7 @@ class MemorySocket:
             return 0
         if self._peer.closed:
             self._on_reset()
-            return len(data)  # this once, as TCP, which does not know it yet
+            return len(data)  # the first time, as in TCP, which learns of the reset only then
         if not self.room():
             raise _error(errno.EAGAIN)
         data = data[: self.room()]
@@ -103,11 +103,11 @@ class MemorySocket:
         return len(self._peer._received)
 
     def room(self) -> int:
-        """How many bytes can be sent without waiting."""
+        """Return how many bytes can be sent without waiting."""
         return BUFFER_SIZE - self.unread_by_peer
 
     def shutdown(self, how: int) -> None:
-        """End what we send. ``how`` must be ``SHUT_WR``."""
+        """Send EOF. ``how`` must be ``SHUT_WR``."""
         if self.closed or self._broken:
             raise _error(errno.ENOTCONN)
         self.eof_sent = True
@@ -116,7 +116,7 @@ class MemorySocket:
         self._wake()
 
     def close(self) -> None:
-        """End both ways; with a reset if something is left unread, as TCP does (RFC 2525)."""
+        """Close both directions; with a reset if there are unread bytes, as in TCP (RFC 2525)."""
         if self._received:
             self.reset()
         elif not self.closed:
@@ -125,7 +125,7 @@ class MemorySocket:
             self._close()
 
     def reset(self) -> None:
-        """End both ways. What a client has not read yet, it never will."""
+        """Close both directions with a reset. A client loses its unread bytes."""
         if not self.closed:
             self._peer._on_reset()
             self._close()
@@ -153,7 +153,7 @@ class MemorySocket:
 
     @property
     def events(self) -> int:
-        """What epoll would say of it now."""
+        """The events that epoll would report now."""
         events = EPOLLIN if self._received or self._eof_received else 0
         if self._eof_received:
             events |= EPOLLRDHUP | (EPOLLHUP if self.eof_sent else 0)
@@ -163,22 +163,22 @@ class MemorySocket:
 
     @property
     def writable(self) -> bool:
-        """Whether ``send`` would not have to wait."""
+        """Whether ``send`` would not block."""
         return self.closed or self.eof_sent or self._broken or self.room() > 0
 
 
 def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))  # of the subclass that belongs to the number
+    return OSError(number, os.strerror(number))  # an instance of the number's subclass
 
 
 class MemoryKernel:
-    """What a worker asks of the operating system, for memory sockets."""
+    """The kernel of a worker (``_connection.kernel``), for memory sockets."""
 
     def __init__(self) -> None:
         self._filenos = count()
         self._sockets: dict[int, MemorySocket] = {}
         self._registered: dict[int, Callable[[int], None]] = {}
-        self._changed: dict[int, None] = {}  # in this order
+        self._changed: dict[int, None] = {}  # an ordered set
         self._wakeup = trio.Event()
 
     def add(self, socket: MemorySocket, /) -> int:
@@ -221,7 +221,7 @@ class MemoryKernel:
         self.wake(fileno)
 
     def notify(self, fileno: int) -> None:
-        """Something may have happened to the socket."""
+        """Note that the events of a socket may have changed."""
         if fileno in self._registered:
             self._changed[fileno] = None
             self._wakeup.set()
@@ -233,13 +233,13 @@ class MemoryKernel:
             self._wakeup = trio.Event()
             changed, self._changed = self._changed, {}
             for fileno in changed:
-                # One of those before may have closed it.
+                # A callback before may have closed it.
                 if fileno in self._registered and (events := self._sockets[fileno].events):
                     self._registered[fileno](events)
 
 
 class MemoryStream(trio.abc.HalfCloseableStream):
-    """A memory socket as a stream, as ``trio.SocketStream`` is of a real one."""
+    """A stream over a memory socket, as ``trio.SocketStream`` is over a real one."""
 
     def __init__(self, socket: MemorySocket) -> None:
         self.socket = socket
@@ -318,10 +318,10 @@ class MemoryStream(trio.abc.HalfCloseableStream):
 
 
 class ServerSide(trio.abc.AsyncResource):
-    """A server's end of a connection, before and after it is accepted."""
+    """The server's side of a connection, before and after it is accepted."""
 
     conn: Conn
-    """What the server has made of it; set before ``accepted``."""
+    """The accepted connection; set before ``accepted``."""
 
     def __init__(self, socket: MemorySocket, ssl_context: ssl.SSLContext | None = None) -> None:
         self.socket = socket
@@ -334,19 +334,19 @@ class ServerSide(trio.abc.AsyncResource):
 
 
 class MemoryListener(trio.abc.Listener[ServerSide]):
-    """Where a server accepts the connections that clients offer, each when it comes to it."""
+    """Accepts the connections that clients offer, one at a time."""
 
     def __init__(self) -> None:
         self._offer, self._accept = trio.open_memory_channel[ServerSide](0)
 
-    async def offer(self, end: ServerSide) -> None:
+    async def offer(self, side: ServerSide) -> None:
         """Wait until the server accepts the connection.
 
         Raises:
-          ConnectionRefusedError: it accepts none any more.
+          ConnectionRefusedError: the server does not accept any more.
         """
         try:
-            await self._offer.send(end)
+            await self._offer.send(side)
         except trio.BrokenResourceError:
             raise _error(errno.ECONNREFUSED) from None
 
