@@ -1020,7 +1020,7 @@ class Body:
         self.closed = False
         self.was_sent = False
 
-    def tail(self) -> bytes:
+    def final_frames(self) -> bytes:
         return b""
 
     def sent(self) -> None:
@@ -1131,7 +1131,7 @@ class Model:
             output.add(frame(PING, ACK, 0, bytes(value)))
         elif what == "window":
             self.window += value
-            output.open_window(value)
+            output.update_window(value)
         elif what == "room":
             self.pipe.give(value)
         elif what == "flush":
@@ -1222,7 +1222,7 @@ def test_turns_are_fair(sizes: list[int], rooms: list[int]) -> None:
     async def main() -> None:
         pipe = Pipe()
         output = Output(pipe)
-        output.open_window(2**30)
+        output.update_window(2**30)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(output.run)
             await wait_all_tasks_blocked()
@@ -1255,7 +1255,7 @@ async def test_streams_that_were_reset_do_not_hold_up_one_behind_them() -> None:
         output.flush()
     for body in bodies[:-1]:
         body.outbox.close()
-    output.open_window(100)
+    output.update_window(100)
     output.flush()
     assert [(each.stream, each.payload) for each in pipe.frames()] == [(bodies[-1].id, b"hello")]
 

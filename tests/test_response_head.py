@@ -19,9 +19,9 @@ from trio_httptrack._connection.response_head import (
     MAX_CACHED_LINES,
     UNTIL_CLOSE,
     ResponseHeads,
-    checked,
+    header_line,
     tokens,
-    valid,
+    validate,
 )
 from trio_httptrack._connection.settings import Headers
 
@@ -280,7 +280,7 @@ def test_a_line_break_in_a_value_is_refused_in_any_form(
     render(headers=[(name, b"secret")], heads=heads)
     for break_ in LINE_BREAKS:
         header = form(name, b"secret" + break_ + b"secret")
-        for check in (render_alone(heads), heads_interim(heads), valid, checked):
+        for check in (render_alone(heads), heads_interim(heads), validate, header_line):
             with pytest.raises(REFUSALS) as caught:
                 check(header)
             assert "secret" not in str(caught.value)
@@ -295,7 +295,7 @@ def test_a_line_break_in_a_name_is_refused_in_any_form(
     render(headers=[(b"vary", b"secret")], heads=heads)
     for break_ in LINE_BREAKS:
         header = form(b"vary" + break_, b"secret")
-        for check in (render_alone(heads), heads_interim(heads), valid, checked):
+        for check in (render_alone(heads), heads_interim(heads), validate, header_line):
             with pytest.raises(REFUSALS) as caught:
                 check(header)
             assert "secret" not in str(caught.value)
@@ -331,7 +331,7 @@ def test_a_str_is_a_type_error(header: Any) -> None:
     """Also where the same in bytes is remembered."""
     heads = ResponseHeads(lambda protocol: OWN)
     render(headers=[(b"vary", b"x")], heads=heads)
-    for check in (render_alone(heads), heads_interim(heads), valid, checked):
+    for check in (render_alone(heads), heads_interim(heads), validate, header_line):
         with pytest.raises(TypeError):
             check(header)
 
@@ -340,7 +340,7 @@ def test_a_str_is_a_type_error(header: Any) -> None:
 def test_a_pseudo_header_is_refused(name: bytes) -> None:
     """It would be one over HTTP/2."""
     with pytest.raises(ValueError, match="Pseudo"):
-        valid((name, b"200"))
+        validate((name, b"200"))
 
 
 # What is remembered

@@ -522,7 +522,7 @@ class Connection:
             if lane.exchange is not None:
                 self._handler_done(lane.exchange)
 
-    def _disarm(self, exchange: Exchange, lane: Lane) -> bool:
+    def _detach_lane(self, exchange: Exchange, lane: Lane) -> bool:
         """Detach a lane from an exchange whose handler is done; return whether it was cancelled.
 
         Another exchange may use the lane next. This exchange may learn much later that its client
@@ -550,7 +550,7 @@ class Connection:
                 await exchange.call(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
-            cancelled = lane is not None and self._disarm(exchange, lane)
+            cancelled = lane is not None and self._detach_lane(exchange, lane)
             if not cancelled:
                 await exchange.finish()
         except BaseException as error:
@@ -730,8 +730,8 @@ class Connection:
         elif self._http1 is not None and self._timeout_reason == SLOW_REQUEST:
             self._http1.refuse_slow_request()
         # An incomplete response without a length must not look complete.
-        cut = any(exchange.begun and not exchange.complete for exchange in self._exchanges)
-        self.close(self._timeout_reason, orderly=not cut)
+        incomplete = any(exchange.begun and not exchange.complete for exchange in self._exchanges)
+        self.close(self._timeout_reason, orderly=not incomplete)
 
     # Drain and close
 

@@ -27,7 +27,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_in
 from .errors import PROPAGATING, ClientDisconnected, UnexpectedMessage, split
 from .phases import Phase
-from .response_head import NO_CONTENT, valid
+from .response_head import NO_CONTENT, validate
 from .settings import Headers, Settings
 
 App = Callable[[Any, Any, Any], Awaitable[object]]
@@ -214,7 +214,7 @@ class Exchange:
         if self.full:
             with self._stream.waiting():
                 while self.full and self._disconnect is None and not self._app_done:
-                    await self._change()
+                    await self._wait_for_change()
         self.add(event)
 
     def add(self, event: Event) -> None:
@@ -285,7 +285,7 @@ class Exchange:
             return True
         return self._client_gone and any(scope.cancel_called for scope in self._cancel_scopes or ())
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self._changed is None:
             self._changed = trio.Event()
         await self._changed.wait()
@@ -298,7 +298,7 @@ class Exchange:
 
     # The application's side
 
-    def _next(self) -> Event | None:
+    def _next_event(self) -> Event | None:
         """Pop the next event before the disconnect, if there is one."""
         if self._events:
             event = self._events.popleft()
@@ -316,7 +316,7 @@ class Exchange:
         application that ignores the disconnect could not be stopped.
         """
         while True:
-            event = self._next()
+            event = self._next_event()
             if event is None and self._disconnect is not None:
                 if self._connection.cancelled or self._cancelled:
                     await trio.lowlevel.checkpoint()
@@ -328,7 +328,7 @@ class Exchange:
                     await checkpoint_if_cancelled()
                 await cancel_shielded_checkpoint()
                 return event
-            await self._change()
+            await self._wait_for_change()
 
     @trio.lowlevel.enable_ki_protection
     async def send(self, event: Event) -> None:
@@ -475,11 +475,11 @@ class HttpExchange(Exchange):
     def _committed(self) -> bool:
         return self._state is not REQUEST and self._state is not HELD
 
-    def _next(self) -> Event | None:
+    def _next_event(self) -> Event | None:
         if self._whole_body is not None:
             body, self._whole_body = self._whole_body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return super()._next()
+        return super()._next_event()
 
     def _send(self, event: Event) -> Awaitable[None] | None:
         state = self._state
@@ -582,4 +582,4 @@ class HttpExchange(Exchange):
 
 def validated(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return headers that can be sent, even over HTTP/1: a proxy may forward them over it."""
-    return [valid(header) for header in headers]
+    return [validate(header) for header in headers]

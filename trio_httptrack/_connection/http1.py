@@ -25,12 +25,12 @@ from .chunked import Chunked
 from .exchange import Exchange, HttpExchange, base_scope
 from .http1_rules import (
     Refused,
-    are_http2_settings,
     check_gaps,
     check_headers,
+    error_status,
+    is_http2_settings,
     is_served,
     split_target,
-    status_of,
 )
 from .pace import Pace
 from .request_head import read_request_head
@@ -310,7 +310,9 @@ class Http1:
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
-                raise Refused(status_of(error, data, connection.settings.max_head_size)) from None
+                raise Refused(
+                    error_status(error, data, connection.settings.max_head_size)
+                ) from None
             if isinstance(event, h11.Request):
                 request = event
             elif not connection.phase.reads or isinstance(event, h11.ConnectionClosed):
@@ -355,7 +357,7 @@ class Http1:
             headers = [header for header in headers if header[0].lower() != b"host"]
             headers.insert(0, (b"host", authority))
         if upgrade == b"websocket" and method == "GET":
-            await self._websocket(path, query, headers, data)
+            await self._upgrade_to_websocket(path, query, headers, data)
             return b""
         # RFC 7540, 3.2. A request with a body is not upgraded: the body would have to be read
         # before the response.
@@ -366,11 +368,11 @@ class Http1:
             and b"http2-settings" in connection_options
             and self._keep_alive
             and len(http2_settings) == 1
-            and are_http2_settings(http2_settings[0])
+            and is_http2_settings(http2_settings[0])
             and not framed
         ):
             target = path + b"?" + query if b"?" in request.target else path
-            await self._h2c(request.method, target, headers, http2_settings[0], data)
+            await self._upgrade_to_http2(request.method, target, headers, http2_settings[0], data)
             return b""
         body, data = (None, data) if chunked else (data[:length], data[length:])
         missing = 0 if body is None else length - len(body)
@@ -513,7 +515,9 @@ class Http1:
 
     # Upgrades
 
-    async def _websocket(self, path: bytes, query: bytes, headers: Headers, data: bytes) -> None:
+    async def _upgrade_to_websocket(
+        self, path: bytes, query: bytes, headers: Headers, data: bytes
+    ) -> None:
         connection = self._connection
         if not connection.begin_request():
             return
@@ -557,7 +561,7 @@ class Http1:
     def abort(self, reason: str) -> None:
         self._connection.close(reason)
 
-    async def _h2c(
+    async def _upgrade_to_http2(
         self, method: bytes, target: bytes, fields: Headers, settings: bytes, data: bytes
     ) -> None:
         """Upgrade to HTTP/2 (RFC 7540, 3.2): the request becomes stream 1."""

@@ -99,7 +99,7 @@ def split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, bytes
     return absolute[1], absolute[2] or empty_path, absolute[3] or b""
 
 
-def status_of(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -> int:
+def error_status(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -> int:
     """Return the status code for a request that h11 does not accept."""
     status: int = error.error_status_hint
     end = HEAD_END.search(head)
@@ -115,7 +115,7 @@ def status_of(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -
     return status
 
 
-def are_http2_settings(value: bytes) -> bool:
+def is_http2_settings(value: bytes) -> bool:
     """Return whether a value is an ``HTTP2-Settings`` header (RFC 7540, 3.2.1)."""
     if not re.fullmatch(rb"[A-Za-z0-9_-]*", value) or len(value) % 4 == 1:
         return False

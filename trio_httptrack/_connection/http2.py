@@ -78,10 +78,10 @@ from .http2_frames import (
     frame,
     goaway_frame,
     header_frames,
+    parse_settings,
     reset_frame,
     settings_frame,
-    settings_of,
-    unpadded,
+    strip_padding,
     window_frame,
 )
 from .http2_headers import HeaderReader, HeaderWriter, trusted_request
@@ -258,7 +258,7 @@ class Http2:
             except ConnectionFailure as failure:
                 await self._fail(failure)
             output.flush()
-            if output.congested or not self._reads_headers:
+            if output.congested or not self._headers_incomplete:
                 connection.close_if_overdue()
             while output.congested and connection.phase.reads:
                 with connection.parked(eof=True):
@@ -283,7 +283,7 @@ class Http2:
             self._untimed_read.cancel()
 
     @property
-    def _reads_headers(self) -> bool:
+    def _headers_incomplete(self) -> bool:
         """Whether a request's headers are incomplete."""
         partial = self._partial_frame
         return self._header_block is not None or (len(partial) > 3 and partial[3] == HEADERS)
@@ -292,7 +292,7 @@ class Http2:
     def _mid_request(self) -> bool:
         """Whether the client has to send the rest of a request, and flow control allows it."""
         streams = self._streams.values()
-        return self._reads_headers or any(stream.request_pending for stream in streams)
+        return self._headers_incomplete or any(stream.request_pending for stream in streams)
 
     def _close_streams(self) -> None:
         for stream in tuple(self._streams.values()):
@@ -410,7 +410,7 @@ class Http2:
 
     def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
-        body = unpadded(flags, payload)
+        body = strip_padding(flags, payload)
         stream = self._find(stream_id, "DATA")
         if not stream_id % 2:
             raise ConnectionFailure(PROTOCOL_ERROR, "DATA on a pushed stream")
@@ -437,7 +437,7 @@ class Http2:
     def _receive_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id % 2:
             raise ConnectionFailure(PROTOCOL_ERROR, "HEADERS on a stream that is not the client's")
-        block = unpadded(flags, payload)
+        block = strip_padding(flags, payload)
         if flags & HAS_PRIORITY:
             if len(block) < 5:
                 raise ConnectionFailure(FRAME_SIZE_ERROR, "HEADERS too short for its priority")
@@ -598,7 +598,7 @@ class Http2:
 
     def _apply(self, payload: bytes) -> None:
         window = self._stream_window
-        for setting, value in settings_of(payload):
+        for setting, value in parse_settings(payload):
             if setting == ENABLE_PUSH:
                 self._push_enabled = bool(value)
             elif setting == MAX_CONCURRENT_STREAMS:
@@ -611,7 +611,7 @@ class Http2:
             more, self._stream_window = window - self._stream_window, window
             for stream in self._streams.values():
                 try:
-                    stream.grow(more)
+                    stream.update_window(more)
                 except StreamFailure:
                     raise ConnectionFailure(FLOW_CONTROL_ERROR, "window too large") from None
 
@@ -651,21 +651,23 @@ class Http2:
                 raise ConnectionFailure(PROTOCOL_ERROR, "WINDOW_UPDATE with an increment of 0")
             if self.output.window + increment > MAX_WINDOW:
                 raise ConnectionFailure(FLOW_CONTROL_ERROR, "window too large")
-            self.output.open_window(increment)
+            self.output.update_window(increment)
             return
         stream = self._find(stream_id, "WINDOW_UPDATE")
         if stream is not None:
             if not increment:
                 raise StreamFailure(PROTOCOL_ERROR)
-            stream.grow(increment)
+            stream.update_window(increment)
 
     # What streams call
 
     def headers(self, stream_id: int, block: bytes, *, end: bool) -> bytes:
         """Return the frames of a header block."""
-        return header_frames(stream_id, self._prefixed(block), self.output.max_frame_size, end=end)
+        return header_frames(
+            stream_id, self._with_prefix(block), self.output.max_frame_size, end=end
+        )
 
-    def _prefixed(self, block: bytes) -> bytes:
+    def _with_prefix(self, block: bytes) -> bytes:
         prefix, self._header_prefix = self._header_prefix, b""
         return prefix + block
 
@@ -689,7 +691,9 @@ class Http2:
             return
         own = self.connection.settings.server_headers("h2")
         self._last_promised_id += 2
-        block = NUMBER.pack(self._last_promised_id) + self._prefixed(header_block([*fields, *own]))
+        block = NUMBER.pack(self._last_promised_id) + self._with_prefix(
+            header_block([*fields, *own])
+        )
         size = self.output.max_frame_size
         self.output.add(header_frames(parent.id, block, size, end=False, kind=PUSH_PROMISE))
         request = trusted_request([*fields, *own])

@@ -40,13 +40,13 @@ Entry = tuple[tuple[bytes, bytes], int, int]
 class Decoder:
     """Decodes the header blocks of one connection, each exactly once and in order."""
 
-    __slots__ = ("_dynamic", "_kind_of", "_limit", "_max_size", "_size", "_static", "version")
+    __slots__ = ("_dynamic", "_header_kind", "_limit", "_max_size", "_size", "_static", "version")
 
     def __init__(
-        self, max_size: int, kind_of: Callable[[bytes, bytes], int], static: list[Entry]
+        self, max_size: int, header_kind: Callable[[bytes, bytes], int], static: list[Entry]
     ) -> None:
         self._max_size = max_size
-        self._kind_of = kind_of
+        self._header_kind = header_kind
         self._static = static
         self._dynamic: list[Entry] = []  # the newest is the last
         self._size = 0
@@ -97,7 +97,7 @@ class Decoder:
                     name, position = _string_at(block, position)
                 value, position = _string_at(block, position)
                 size = len(name) + len(value) + ENTRY_SIZE
-                entry = (name, value), self._kind_of(name, value), size
+                entry = (name, value), self._header_kind(name, value), size
                 if first & 0x40:
                     self._add(entry)
             entries.append(entry)
@@ -179,7 +179,7 @@ _FIELDS = {field: index for index, field in reversed(list(enumerate(STATIC, 1)))
 _NAMES = {field[0]: index for index, field in reversed(list(enumerate(STATIC, 1)))}
 
 
-def encoded(name: bytes, value: bytes) -> bytes:
+def encode(name: bytes, value: bytes) -> bytes:
     """Encode a header in its shortest form without the dynamic table (RFC 7541, 6.1 and 6.2.2)."""
     index = _FIELDS.get((name, value))
     if index is not None:
@@ -193,4 +193,4 @@ def encoded(name: bytes, value: bytes) -> bytes:
 
 def header_block(headers: Headers) -> bytes:
     """Encode headers of any kind."""
-    return b"".join(encoded(name.lower(), value) for name, value in headers)
+    return b"".join(encode(name.lower(), value) for name, value in headers)

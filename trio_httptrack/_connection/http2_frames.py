@@ -118,7 +118,7 @@ def settings_frame(settings: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
 
 
-def settings_of(payload: bytes) -> list[tuple[int, int]]:
+def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     """Parse the settings of a SETTINGS frame, in order.
 
     Raises:
@@ -137,7 +137,7 @@ def settings_of(payload: bytes) -> list[tuple[int, int]]:
     return settings
 
 
-def unpadded(flags: int, payload: bytes) -> bytes:
+def strip_padding(flags: int, payload: bytes) -> bytes:
     """Return the payload of a DATA or HEADERS frame without its padding."""
     if not flags & PADDED:
         return payload

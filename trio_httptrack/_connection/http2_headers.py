@@ -20,11 +20,11 @@ from .http2_compression import (
     STATIC,
     Decoder,
     Entry,
-    encoded,
+    encode,
     header_block,
 )
 from .http2_frames import PROTOCOL_ERROR, StreamFailure
-from .response_head import MAX_CACHED_LINES, is_cacheable, valid
+from .response_head import MAX_CACHED_LINES, is_cacheable, validate
 from .settings import Headers
 
 MAX_CACHED_BLOCKS = 64  # blocks of a connection
@@ -47,7 +47,7 @@ PLAIN, PSEUDO, HOST, COOKIE, LENGTH, EXPECT, MALFORMED = range(7)
 KINDS = {b"host": HOST, b"cookie": COOKIE, b"content-length": LENGTH, b"expect": EXPECT}
 
 
-def kind_of(name: bytes, value: bytes) -> int:
+def header_kind(name: bytes, value: bytes) -> int:
     if not VALUE.fullmatch(value):
         return MALFORMED
     if name[:1] == b":":
@@ -65,7 +65,7 @@ def kind_of(name: bytes, value: bytes) -> int:
 
 
 STATIC_ENTRIES: list[Entry] = [
-    ((name, value), kind_of(name, value), len(name) + len(value) + ENTRY_SIZE)
+    ((name, value), header_kind(name, value), len(name) + len(value) + ENTRY_SIZE)
     for name, value in STATIC
 ]
 
@@ -96,7 +96,7 @@ class HeaderReader:
     __slots__ = ("_cache", "_decoder")
 
     def __init__(self, max_size: int) -> None:
-        self._decoder = Decoder(max_size, kind_of, STATIC_ENTRIES)
+        self._decoder = Decoder(max_size, header_kind, STATIC_ENTRIES)
         self._cache: dict[bytes, Request] = {}  # cleared when the table changes
 
     def request(self, block: bytes) -> Request:
@@ -109,7 +109,7 @@ class HeaderReader:
         request = self._cache.get(block)
         if request is None:
             version = self._decoder.version
-            request = request_of(self._decode(block))
+            request = parse_request(self._decode(block))
             if (
                 version == self._decoder.version  # otherwise the block has another meaning now
                 and len(block) <= MAX_CACHED_BLOCK
@@ -144,7 +144,7 @@ class HeaderReader:
         return entries
 
 
-def request_of(entries: list[Entry]) -> Request:
+def parse_request(entries: list[Entry]) -> Request:
     """Parse a request's header section (RFC 9113, 8.3.1).
 
     Raises:
@@ -213,7 +213,7 @@ def trusted_request(fields: Headers) -> Request:
 # The application's headers of these names replace the server's (RFC 9110, 6.6.1 and 10.2.4).
 REPLACEABLE = frozenset({b"date", b"server"})
 
-_STATUSES = {status: encoded(b":status", b"%d" % status) for status in range(100, 1000)}
+_STATUSES = {status: encode(b":status", b"%d" % status) for status in range(100, 1000)}
 
 
 class HeaderWriter:
@@ -268,13 +268,13 @@ class HeaderWriter:
         return b"".join(parts), length
 
     def _parse_and_cache(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
-        name, value = valid(header)
+        name, value = validate(header)
         name, length = name.lower(), None
         if name == b"content-length":
             if not NUMBER.fullmatch(value):
                 raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
             length = int(value)
-        part = b"" if name in CONNECTION_HEADERS else encoded(name, value), length
+        part = b"" if name in CONNECTION_HEADERS else encode(name, value), length
         if is_cacheable(header, part[0]):
             if len(self._cache) >= MAX_CACHED_LINES:
                 self._cache.clear()

@@ -55,7 +55,7 @@ class Body(Protocol):
     id: int
     outbox: Outbox
 
-    def tail(self) -> bytes:
+    def final_frames(self) -> bytes:
         """Return the frames to send after the last frame of the body."""
 
     def sent(self) -> None:
@@ -171,7 +171,7 @@ class Output:
         if ends is not None:
             self._ending.append(ends)
 
-    def add_whole(self, stream: Body, headers: bytes, body: bytes) -> bool:
+    def add_response(self, stream: Body, headers: bytes, body: bytes) -> bool:
         """Queue a whole response, if the windows have room for it; return whether it is queued.
 
         Most responses are small, and need not wait for their turn.
@@ -183,7 +183,7 @@ class Output:
         self.window -= length
         self.body_bytes += length
         end = frame_header(length, DATA, END_STREAM, stream.id)
-        self.add(b"".join((headers, end, body, stream.tail())), ends=stream)
+        self.add(b"".join((headers, end, body, stream.final_frames())), ends=stream)
         return True
 
     def schedule(self, stream: Body) -> None:
@@ -193,7 +193,7 @@ class Output:
             box.queued = True
             self._turns.append(stream)
 
-    def open_window(self, increment: int) -> None:
+    def update_window(self, increment: int) -> None:
         """Enlarge the client's window for all bodies together."""
         self.window += increment
         if self.window > 0:
@@ -224,7 +224,7 @@ class Output:
         """Write what there is room for, and let the sender write the rest."""
         if self._sending:
             return
-        parts = self._next()
+        parts = self._next_write()
         if not parts:
             return
         self._unsent = self._connection.write_now(parts)
@@ -249,7 +249,7 @@ class Output:
             # The rest may be empty and still have to be written: TLS has encrypted it already.
             parts, self._unsent = self._unsent, None
             if parts is None:
-                parts = self._next() or None
+                parts = self._next_write() or None
             if parts is not None:
                 await self._connection.write(parts)
                 self._written()
@@ -275,7 +275,7 @@ class Output:
             self._changed.set()
             self._changed = None
 
-    def _next(self) -> list[bytes | memoryview]:
+    def _next_write(self) -> list[bytes | memoryview]:
         """Return what is to be written next."""
         parts: list[bytes | memoryview] = list(self._control)
         size = self._control_size
@@ -314,7 +314,7 @@ class Output:
                 box.move(length, parts)
                 self.body_bytes += length
         if ends:
-            if rest := (box.end or b"") + stream.tail():
+            if rest := (box.end or b"") + stream.final_frames():
                 parts.append(rest)
             box.end = None
             self._ending.append(stream)

@@ -104,9 +104,9 @@ class Http2Exchange(HttpExchange):
 
     __slots__ = ()
 
-    def _next(self) -> Event | None:
+    def _next_event(self) -> Event | None:
         if self._whole_body is not None:
-            return super()._next()
+            return super()._next_event()
         stream: Stream = self._stream
         return stream.next_event()
 
@@ -231,7 +231,7 @@ class Stream:
         """Complete the request: it has no body, or its trailers have come, which are dropped."""
         self.receive(b"", 0, end=True)
 
-    def grow(self, increment: int) -> None:
+    def update_window(self, increment: int) -> None:
         """Change the client's window of this stream. ``increment`` may be negative.
 
         Raises:
@@ -371,8 +371,8 @@ class Stream:
         end = not (body or more_body)
         frames = http2.headers(self.id, block, end=end)
         if end:
-            http2.output.add(frames + self.tail(), ends=self)
-        elif more_body or not http2.output.add_whole(self, frames, body):
+            http2.output.add(frames + self.final_frames(), ends=self)
+        elif more_body or not http2.output.add_response(self, frames, body):
             http2.output.add(frames)
             await self._write_body(body, more_body)
             return
@@ -497,7 +497,7 @@ class Stream:
 
     # The output's side
 
-    def tail(self) -> bytes:
+    def final_frames(self) -> bytes:
         """Return the reset for a client that has not sent its whole request (RFC 9113, 8.1).
 
         A WebSocket gets no reset: its client is about to end the stream, and some clients treat a

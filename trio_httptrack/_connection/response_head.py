@@ -84,7 +84,7 @@ def is_cacheable(header: tuple[bytes, bytes], line: bytes) -> bool:
     )
 
 
-def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+def validate(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     """Validate an application's header; return it as it is sent.
 
     Raises:
@@ -102,13 +102,13 @@ def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return name, value
 
 
-def checked(header: tuple[bytes, bytes]) -> Line:
+def header_line(header: tuple[bytes, bytes]) -> Line:
     """Validate a header; return its line.
 
     Raises:
-      h11.LocalProtocolError: as ``valid``, or the value is invalid for this name.
+      h11.LocalProtocolError: as ``validate``, or the value is invalid for this name.
     """
-    name, value = valid(header)
+    name, value = validate(header)
     meaning = MEANINGS.get(name.lower(), PLAIN)
     parsed: Any = None
     if meaning is LENGTH:
@@ -146,7 +146,7 @@ class ResponseHeads:
         """Return the server's own header lines, such as the date."""
         headers = self._server_headers("h11")
         if headers is not self._own:
-            self._own_lines = [checked(each) for each in headers]
+            self._own_lines = [header_line(each) for each in headers]
             self._own_block = b"".join(line for line, _, _ in self._own_lines)
             self._own = headers
         return self._own_block
@@ -154,9 +154,9 @@ class ResponseHeads:
     def interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """Return a whole interim response."""
         self.sent[1] += 1
-        checked_lines = map(checked, headers)
+        header_lines = map(header_line, headers)
         # RFC 9110, 8.6, and RFC 9112, 6.1
-        lines = [line for line, meaning, _ in checked_lines if meaning not in (LENGTH, CODING)]
+        lines = [line for line, meaning, _ in header_lines if meaning not in (LENGTH, CODING)]
         return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
 
     def refusal(self, status: int, retry_after: int | None = None) -> bytes:
@@ -226,7 +226,7 @@ class ResponseHeads:
         )
 
     def _parse_and_cache(self, header: tuple[bytes, bytes]) -> Line:
-        line = checked(header)
+        line = header_line(header)
         if is_cacheable(header, line[0]):
             if len(self._cache) >= MAX_CACHED_LINES:
                 self._cache.clear()

@@ -496,15 +496,15 @@ class Tls:
         "_eof",
         "_failure",
         "_incoming",
-        "_object",
         "_outgoing",
+        "_ssl_object",
         "truncated",
         "unwritten",
     )
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._eof = False  # nothing more can be decrypted
         self.truncated = False  # EOF came without a close_notify
         self._failure: ssl.SSLError | None = None  # why, unless the peer sent close_notify
@@ -519,19 +519,19 @@ class Tls:
         """Continue the handshake; return whether it is done."""
         self._incoming.write(records)
         try:
-            self._object.do_handshake()
+            self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
             return False
         return True
 
     @property
     def alpn(self) -> str | None:
-        return self._object.selected_alpn_protocol()
+        return self._ssl_object.selected_alpn_protocol()
 
     @property
     def sends_tickets(self) -> bool:
         """Whether a server's last records in a handshake are session tickets only."""
-        return self._object.version() == "TLSv1.3"
+        return self._ssl_object.version() == "TLSv1.3"
 
     @property
     def pending(self) -> int:
@@ -553,7 +553,7 @@ class Tls:
             # If there were no input, OpenSSL would raise an exception, which is slower than this.
             while self._incoming.pending and not self._eof:
                 try:
-                    chunk = self._object.read(MAX_RECORD)
+                    chunk = self._ssl_object.read(MAX_RECORD)
                 except ssl.SSLWantReadError:
                     break
                 except ssl.SSLZeroReturnError:  # in place of b"" after our own close_notify
@@ -578,17 +578,17 @@ class Tls:
         if len(parts) > 1 and sum(map(len, parts)) <= MAX_RECORD:
             parts = [b"".join(parts)]  # a record costs more than its bytes
         if len(parts) == 1 and 0 < len(parts[0]) <= MAX_RECORD:
-            self._object.write(parts[0])
+            self._ssl_object.write(parts[0])
             return ()
         for index, part in enumerate(parts):
             view = memoryview(part)
             while view:
                 if self._outgoing.pending >= MAX_RECORD:
                     return [view, *parts[index + 1 :]]
-                view = view[self._object.write(view[:MAX_RECORD]) :]
+                view = view[self._ssl_object.write(view[:MAX_RECORD]) :]
         return ()
 
     def send_close_notify(self) -> None:
         """Encrypt a ``close_notify``, unless one was sent, or there was no handshake."""
         with suppress(ssl.SSLError):  # it is also raised if the peer's has not come yet
-            self._object.unwrap()
+            self._ssl_object.unwrap()

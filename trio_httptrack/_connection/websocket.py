@@ -218,7 +218,7 @@ class WebSocket(Exchange):
         self._waiting_for_application = True
         with self._stream.waiting(), trio.move_on_after(APP_READ_TIMEOUT):
             while not (self._disconnect_delivered or self._app_done):
-                await self._change()
+                await self._wait_for_change()
         self._waiting_for_application = False
 
     def _await_close_frame(self, frames: Frames) -> None:

@@ -169,7 +169,7 @@ class Frames:
                 message = self._whole_message()
                 if message is not None:
                     return message
-            data = self._part_of_a_frame()
+            data = self._next_frame_part()
             if not data:
                 break
             if self._no_more_messages:
@@ -212,7 +212,7 @@ class Frames:
         self._start = end
         return message
 
-    def _part_of_a_frame(self) -> bytes:
+    def _next_frame_part(self) -> bytes:
         """Split off what wsproto reads next: a frame, or a part of one."""
         start = self._start
         if not self._frame_left:
@@ -247,10 +247,10 @@ class Frames:
             pong = self._send(part.response())
             return Reply(pong) if pong else None
         if isinstance(part, TextMessage | BytesMessage):
-            return self._part_of_a_message(part)
+            return self._add_to_message(part)
         return None
 
-    def _part_of_a_message(self, part: TextMessage | BytesMessage) -> Event | None:
+    def _add_to_message(self, part: TextMessage | BytesMessage) -> Event | None:
         if self._message is None:
             self._message = bytearray()
         message = self._message

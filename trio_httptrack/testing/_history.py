@@ -16,7 +16,7 @@ import trio
 from .._connection.errors import PROPAGATING, split
 from .._connection.shutdown_report import ShutdownReport
 from .._states import Conn, ConnState, RequestInFlight
-from ._recording import RecordingTracker, Transition, joined
+from ._recording import RecordingTracker, Transition, format_transitions
 
 NAMED = 20  # connections in a note, and transitions and requests of each connection
 KEPT = 1000  # transitions at least, and at most twice as many: a test may run for long
@@ -62,7 +62,7 @@ class History(RecordingTracker):
         ]
         for conn in sorted(named, key=lambda conn: conn.id):
             lines.append(self._line(conn))
-            lines += map(in_flight, requests[conn][:NAMED])
+            lines += map(describe_request, requests[conn][:NAMED])
             if len(requests[conn]) > NAMED:
                 lines.append(f"  in flight: {len(requests[conn]) - NAMED} others")
         return "\n".join(lines)
@@ -71,10 +71,10 @@ class History(RecordingTracker):
         events = [event for event in self.events if event.conn is conn][-NAMED:]
         if not events:  # its events were dropped, but its last state is known
             events = [Transition(conn, conn.state, conn.state_since)]
-        return ("" if events[0].state is ConnState.NEW else "... > ") + joined(events)
+        return ("" if events[0].state is ConnState.NEW else "... > ") + format_transitions(events)
 
 
-def in_flight(request: RequestInFlight) -> str:
+def describe_request(request: RequestInFlight) -> str:
     """Describe a request in flight."""
     age = round(trio.current_time() - request.started_at, 3)
     if request.response_complete:

@@ -246,24 +246,24 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self._busy: set[str] = set()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             self._refuse_after_eof()
             rest = memoryview(data).cast("B")
             while True:
-                sent = await self._when_possible(partial(self.socket.send, rest))
+                sent = await self._retry_until_ready(partial(self.socket.send, rest))
                 rest = rest[sent:]
                 if not rest:
                     return
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             self._refuse_after_eof()
-            await self._when_possible(partial(self.socket.send, b""))
+            await self._retry_until_ready(partial(self.socket.send, b""))
             while not self.socket.room():
                 await self.socket.changed.park()
-                await self._when_possible(partial(self.socket.send, b""))
+                await self._retry_until_ready(partial(self.socket.send, b""))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is None:
@@ -272,17 +272,17 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             raise TypeError(f"max_bytes must be an int, not {max_bytes!r}")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
-        with self._alone("receiving"):
+        with self._exclusive("receiving"):
             await trio.lowlevel.checkpoint()
-            return await self._when_possible(partial(self.socket.recv, max_bytes))
+            return await self._retry_until_ready(partial(self.socket.recv, max_bytes))
 
     async def send_eof(self) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             if self.socket.closed:
                 raise trio.ClosedResourceError
             if not self.socket.eof_sent:
-                await self._when_possible(partial(self.socket.shutdown, SHUT_WR))
+                await self._retry_until_ready(partial(self.socket.shutdown, SHUT_WR))
 
     async def aclose(self) -> None:
         self.socket.close()
@@ -291,7 +291,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         self.socket.reset()
 
-    async def _when_possible(self, operation: Callable[[], T]) -> T:
+    async def _retry_until_ready(self, operation: Callable[[], T]) -> T:
         while True:
             try:
                 return operation()
@@ -307,7 +307,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("nothing can be sent after send_eof()")
 
     @contextmanager
-    def _alone(self, doing: str) -> Iterator[None]:
+    def _exclusive(self, doing: str) -> Iterator[None]:
         if doing in self._busy:
             raise trio.BusyResourceError(f"another task is already {doing} on this stream")
         self._busy.add(doing)

@@ -116,9 +116,9 @@ class RecordingTracker(ProcessLocal):
         return f"{name[:1].upper()}{name[1:]}: {history}" + (f" ({reason})" if reason else "")
 
     def _history(self, conn: Conn) -> str:
-        return joined(event for event in self.events if event.conn == conn)
+        return format_transitions(event for event in self.events if event.conn == conn)
 
 
-def joined(events: Iterable[Transition]) -> str:
+def format_transitions(events: Iterable[Transition]) -> str:
     """Format the states of a connection and their times."""
     return " > ".join(f"{event.state.name} {round(event.time, 3)}" for event in events)

@@ -110,15 +110,17 @@ class MemoryServer(TrackedServer):
             raise ValueError(f"alpn={alpn!r} needs a TLS handshake, and there is none")
         if client is None:
             client = ("127.0.0.1", next(self._client_ports))
-        theirs = MemorySocket(client, client=True)
-        ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
-        ours.connect(theirs)
-        server_side = ServerSide(ours, self._tls.server if tls else None)
+        client_socket = MemorySocket(client, client=True)
+        server_socket = MemorySocket(
+            ("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80)
+        )
+        server_socket.connect(client_socket)
+        server_side = ServerSide(server_socket, self._tls.server if tls else None)
         with ExitStack() as undo:
-            undo.callback(theirs.close)
+            undo.callback(client_socket.close)
             await self._listener.offer(server_side)
             await server_side.accepted.wait()
-            stream = ClientStream(MemoryStream(theirs), server_side.conn)
+            stream = ClientStream(MemoryStream(client_socket), server_side.conn)
             if tls and handshake:
                 await stream._start_tls(self._tls.client(alpn))
             undo.pop_all()
@@ -278,7 +280,7 @@ async def memory_server(
     >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     b'' 300.0
     """
-    config = configured(config, settings)
+    config = with_settings(config, settings)
     server = MemoryServer(config)
     history = History()
     block = trio.CancelScope()
@@ -329,7 +331,7 @@ async def memory_server(
         raise
 
 
-def configured(config: Config | None, settings: Mapping[str, Any]) -> Config:
+def with_settings(config: Config | None, settings: Mapping[str, Any]) -> Config:
     """Return a copy of the config, or a new one, with these settings."""
     if config is None:
         config = Config()
