@@ -242,7 +242,7 @@ class Exchange:
         """Note that the whole response is written."""
 
     def disconnect_with_status(self, status: int) -> None:
-        """Disconnect the application, because the client gets an error response in place of its."""
+        """Disconnect the application: the client gets our error response instead."""
         self._error_status = status
         self.disconnect()
         self.client_disconnected()
@@ -457,7 +457,7 @@ class HttpExchange(Exchange):
         self._status = 0
         self._headers: Headers = []
         self._trailers = False
-        self._written = False  # COMPLETE comes before this
+        self._written = False  # the whole response is; its state is COMPLETE before that
 
     @property
     def complete(self) -> bool:

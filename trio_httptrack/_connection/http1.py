@@ -125,7 +125,7 @@ class Http1:
         self._response_started = False
         self._framing = 0  # bytes of the response's body to come, or a constant of response_head
         self._pace: Pace | None = None  # of its request's body, if there is a minimum rate
-        self._probed = False  # see ``probe``
+        self._probed = False  # its client was sent an interim response as a probe
         self._unexpected_close = False  # the client did not know that this response is the last
         self._input_discarded = False  # input has come that nobody will read
         self._response_written: trio.Event | None = None  # if the reader waits for it

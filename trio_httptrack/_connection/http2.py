@@ -188,7 +188,7 @@ class Http2:
         self._reader = HeaderReader(connection.settings.h2_max_header_list_size)
         self._streams: dict[int, Stream] = {}
         self._in_flight = 0  # streams whose response is pending
-        self._queue: deque[Stream] = deque()  # requests that wait for the number of handlers
+        self._queue: deque[Stream] = deque()  # requests that wait until a handler is done
         self._closed_early: dict[int, None] = {}  # streams that we closed before the client did
         self._highest_id = 0  # of the streams that the client has opened
         self._last_promised_id = 0  # of the streams that we have pushed
@@ -237,7 +237,7 @@ class Http2:
             try:
                 self._apply(urlsafe_b64decode(settings + b"=" * (-len(settings) % 4)))
             except (ValueError, ConnectionFailure):
-                self.connection.close()  # they are not settings
+                self.connection.close()  # invalid settings
                 return
             self._highest_id = 1
             stream = Stream(self, 1, trusted_request(headers), self._stream_window)

@@ -52,8 +52,7 @@ class Decoder:
         self._size = 0
         self._limit = DEFAULT_TABLE_SIZE
         self.version = 0
-        """The number of changes of the table. Its size would not do: different entries can have
-        the same size."""
+        """How often the table has changed. Its size and length do not show every change."""
 
     def decode(self, block: bytes) -> list[Entry]:
         """Return the headers of a block.

@@ -131,7 +131,7 @@ class WebSocket(Exchange):
         self._awaiting_close_frame = False  # the connection closes when it comes
         self._waiting_for_application = False  # to receive the messages before the disconnect
         self._ping_timeout = connection.websocket_ping_timeout
-        self._ping_written = True  # the last one
+        self._ping_written = True  # the last ping was written completely
         self._pinged = False  # and the timeout is running
         self._peer_active = False  # since that ping
         self._progress = 0  # the connection's, at that ping
