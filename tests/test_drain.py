@@ -1035,9 +1035,9 @@ async def test_the_log_says_what_a_shutdown_waits_for(
         f"Shutting down: 1 connection left (active 1); the oldest is {name}, 12.0 s old",
         f"Shutting down: 1 connection left (active 1); the oldest is {name}, 13.0 s old",
         (
-            "Shut down: 2 of 3 connections ended by themselves and 1 by force, in 3.5 s. The "
-            f"longest request was GET '/slow/60' ({oldest.conn}), 8.5 s. If it should have ended, "
-            "raise graceful_timeout, which is 3.5 s"
+            "Shut down: 2 of 3 connections closed by themselves and 1 by force, in 3.5 s. The "
+            f"longest request was GET '/slow/60' ({oldest.conn}), 8.5 s. If it should have "
+            "finished, raise graceful_timeout, which is 3.5 s"
         ),
     ]
 

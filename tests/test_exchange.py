@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
-from trio_httptrack._connection.errors import PeerGone, UnexpectedMessage
+from trio_httptrack._connection.errors import ClientDisconnected, UnexpectedMessage
 from trio_httptrack.testing import ClientStream, memory_server
 from trio_httptrack.testing._network import BUFFER_SIZE
 
@@ -342,7 +342,7 @@ async def test_a_send_to_nobody_is_a_checkpoint(autojump_clock: MockClock) -> No
         client.reset()
         await wait_all_tasks_blocked()
         for message in (OK, BODY, {"type": "nonsense"}) * 3:
-            with assert_checkpoints(), pytest.raises(PeerGone):
+            with assert_checkpoints(), pytest.raises(ClientDisconnected):
                 await send(message)
 
     async with handling(steps) as (client, _):
@@ -434,7 +434,7 @@ async def test_a_send_to_a_client_that_has_gone_is_an_oserror(
             with pytest.raises(OSError, match="does not read this response") as raised:
                 await send(message)
             assert raised.value.errno == EPIPE
-            assert isinstance(raised.value, PeerGone)
+            assert isinstance(raised.value, ClientDisconnected)
         handler.done.set()
         async with trio.open_nursery() as nursery:  # from which it comes in a group
             nursery.start_soon(send, OK)
@@ -616,7 +616,7 @@ async def test_a_body_must_be_as_long_as_its_content_length_says(
     ("before", "state"),
     [
         ([], "before the response"),
-        ([OK], "while its head waits for the body"),
+        ([OK], "before the first part of the response's body"),
         ([OK, MORE], "in the response's body"),
         ([OK, BODY], "after the response"),
     ],

@@ -85,7 +85,7 @@ async def test_a_failure_says_what_the_connections_have_done_and_do(
         "NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > CLOSED 10.0 (keep_alive_timeout)\n"
         "Conn 4 127.0.0.1:40004 http/1.1: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > "
         "CLOSED 10.0 (keep_alive_timeout)\n"
-        "  in flight: GET '/afterwards', 20.5 s, its handler goes on after the response\n"
+        "  in flight: GET '/afterwards', 20.5 s, its handler continues after the response\n"
         "Conn 5 127.0.0.1:40005: NEW 20.5"
     )
 
@@ -120,7 +120,7 @@ async def test_a_failure_behind_a_shutdown_has_its_report(autojump_clock: MockCl
         "Connections of this memory_server at 3.0:\n"
         "Conn 1 127.0.0.1:40001 http/1.1: NEW 0.0 > ACTIVE 0.0 > CLOSED 3.0 "
         "(app_shutdown_timeout)\n"
-        "Shut down: 0 of 1 connections ended by themselves and 1 by force, in 3.0 s"
+        "Shut down: 0 of 1 connections closed by themselves and 1 by force, in 3.0 s"
     )
 
 
@@ -179,7 +179,7 @@ async def test_a_lifespan_that_fails_when_all_is_over_has_the_note(
     assert note.splitlines() == [
         "Connections of this memory_server at 0.5:",
         "Conn 1 127.0.0.1:40001 http/1.1: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > CLOSED 0.5",
-        "Shut down: 1 of 1 connections ended by themselves and 0 by force, in 0.5 s",
+        "Shut down: 1 of 1 connections closed by themselves and 0 by force, in 0.5 s",
     ]
 
 
@@ -213,7 +213,7 @@ async def test_an_error_of_the_drain_has_the_note(autojump_clock: MockClock) -> 
     (note,) = await notes(test, tracker=TrackerFunc(fail))
     assert note.splitlines()[1:] == [
         "Conn 1 127.0.0.1:40001 http/1.1: NEW 0.0 > ACTIVE 0.0 > IDLE 0.0 > CLOSED 0.5",
-        "Shut down: 1 of 1 connections ended by themselves and 0 by force, in 0.5 s",
+        "Shut down: 1 of 1 connections closed by themselves and 0 by force, in 0.5 s",
     ]
 
 

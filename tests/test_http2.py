@@ -1020,7 +1020,7 @@ class Body:
         self.closed = False
         self.was_sent = False
 
-    def tail(self) -> bytes:
+    def final_frames(self) -> bytes:
         return b""
 
     def sent(self) -> None:
@@ -1113,11 +1113,11 @@ class Model:
             part = bytes([self.filler % 256]) * value
             body.given += part
             body.outbox.add(part)
-            output.has_some(body)
+            output.schedule(body)
         elif what == "end" and usable:
             body.ends = True
             body.outbox.end = TRAILERS if value else b""
-            output.has_some(body)
+            output.schedule(body)
         elif what == "close" and not body.was_sent:
             body.closed = True
             body.outbox.close()
@@ -1125,13 +1125,13 @@ class Model:
             self.windows[number] += value
             self.most[number] = max(self.most[number], self.windows[number])
             body.outbox.window += value
-            output.has_some(body)
+            output.schedule(body)
         elif what == "control":
             self.controls += 1
             output.add(frame(PING, ACK, 0, bytes(value)))
         elif what == "window":
             self.window += value
-            output.open_window(value)
+            output.update_window(value)
         elif what == "room":
             self.pipe.give(value)
         elif what == "flush":
@@ -1222,7 +1222,7 @@ def test_turns_are_fair(sizes: list[int], rooms: list[int]) -> None:
     async def main() -> None:
         pipe = Pipe()
         output = Output(pipe)
-        output.open_window(2**30)
+        output.update_window(2**30)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(output.run)
             await wait_all_tasks_blocked()
@@ -1231,7 +1231,7 @@ def test_turns_are_fair(sizes: list[int], rooms: list[int]) -> None:
                 if size:
                     body.outbox.add(bytes(size))
                 body.outbox.end = b""
-                output.has_some(body)
+                output.schedule(body)
             output.flush()
             for room in [*rooms, 2**30]:
                 pipe.give(room)
@@ -1251,11 +1251,11 @@ async def test_streams_that_were_reset_do_not_hold_up_one_behind_them() -> None:
     bodies = [Body(2 * number + 1, 100) for number in range(10_000)]
     for body in bodies:
         body.outbox.add(b"hello")
-        output.has_some(body)
+        output.schedule(body)
         output.flush()
     for body in bodies[:-1]:
         body.outbox.close()
-    output.open_window(100)
+    output.update_window(100)
     output.flush()
     assert [(each.stream, each.payload) for each in pipe.frames()] == [(bodies[-1].id, b"hello")]
 
@@ -1337,7 +1337,7 @@ async def test_nothing_stays_of_requests_that_are_over(
         http2 = connections[0]._http2
         assert http2 is not None
         output = http2.output
-        assert [*http2._streams, *http2._queue, *http2._left] == []
+        assert [*http2._streams, *http2._queue, *http2._closed_early] == []
         assert [*output._turns, *output._out_of_window, *output._ending, *output._control] == []
         assert output.empty
 

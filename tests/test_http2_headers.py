@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from trio_httptrack._connection.http2_compression import (
     DEFAULT_TABLE_SIZE,
     ENTRY_SIZE,
-    encoded,
+    encode,
     header_block,
 )
 from trio_httptrack._connection.http2_frames import (
@@ -28,16 +28,16 @@ from trio_httptrack._connection.http2_frames import (
     StreamFailure,
 )
 from trio_httptrack._connection.http2_headers import (
-    LONGEST_REMEMBERED,
-    MAX_REMEMBERED,
-    OF_CONNECTIONS,
+    CONNECTION_HEADERS,
+    MAX_CACHED_BLOCK,
+    MAX_CACHED_BLOCKS,
     HeaderReader,
     HeaderWriter,
     Request,
-    kind_of,
-    request_of,
+    header_kind,
+    parse_request,
 )
-from trio_httptrack._connection.response_head import COMMON, LONGEST_LINE, MOST_LINES
+from trio_httptrack._connection.response_head import COMMON, MAX_CACHED_LINE, MAX_CACHED_LINES
 from trio_httptrack._connection.settings import Headers
 from trio_httptrack.testing import memory_server
 
@@ -82,22 +82,22 @@ statuses = st.integers(100, 999)
 def test_any_headers_that_are_written_can_be_read(headers: Headers) -> None:
     """Without a dynamic table, which the decoder need not have; names are in lower case."""
     assert decoded(header_block(headers)) == lower(headers)
-    assert decoded(b"".join(encoded(*each) for each in headers)) == headers
+    assert decoded(b"".join(encode(*each) for each in headers)) == headers
 
 
 @pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 254, 255, 256, 16510, 16511, 2**18])
 def test_a_length_is_written_as_it_is(size: int) -> None:
     """At each size where it takes one byte more."""
     header = (b"n" * (size or 1), b"v" * size)
-    assert decoded(encoded(*header)) == [header]
+    assert decoded(encode(*header)) == [header]
 
 
 def test_constants_of_the_static_table_are_one_byte() -> None:
     """And of several entries with the same name, the name is the first's."""
-    assert encoded(b":status", b"200") == b"\x88"
-    assert encoded(b"accept-encoding", b"gzip, deflate") == b"\x90"
-    assert encoded(b":status", b"201") == b"\x08\x03201"
-    assert encoded(b"vary", b"a") == b"\x0f\x2c\x01a"
+    assert encode(b":status", b"200") == b"\x88"
+    assert encode(b"accept-encoding", b"gzip, deflate") == b"\x90"
+    assert encode(b":status", b"201") == b"\x08\x03201"
+    assert encode(b"vary", b"a") == b"\x0f\x2c\x01a"
 
 
 @given(statuses, st.lists(st.tuples(names, values), max_size=5))
@@ -166,7 +166,7 @@ def test_the_servers_own_headers_change_with_the_second() -> None:
     assert decoded(second) == [(b":status", b"200"), (b"vary", b"a"), (b"date", b"two")]
 
 
-@given(st.sampled_from(sorted(OF_CONNECTIONS)), st.booleans(), values)
+@given(st.sampled_from(sorted(CONNECTION_HEADERS)), st.booleans(), values)
 def test_headers_of_a_connection_are_left_out(name: bytes, title: bool, value: bytes) -> None:
     """HTTP/2 has none of them (RFC 9113, 8.2.2)."""
     header = (name.title() if title else name, value)
@@ -229,22 +229,24 @@ def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
     writer = HeaderWriter(lambda protocol: OWN)
     secret = [b"set-cookie", b"Authorization", b"x-request-id", b"location", b"etag", b"cookie"]
     writer.response(200, [(name, b"secret") for name in secret])
-    writer.response(200, [(b"vary", b"v" * LONGEST_LINE), (b"content-type", b"t" * LONGEST_LINE)])
+    writer.response(
+        200, [(b"vary", b"v" * MAX_CACHED_LINE), (b"content-type", b"t" * MAX_CACHED_LINE)]
+    )
     for form in FORMS[1:3]:
         writer.response(200, [form(b"vary", b"a")])
-    assert not writer._known
+    assert not writer._cache
     writer.response(200, [(b"Vary", b"a")])
-    assert list(writer._known) == [(b"Vary", b"a")]
+    assert list(writer._cache) == [(b"Vary", b"a")]
 
 
 def test_what_the_writer_remembers_is_bounded() -> None:
     """However many values an application makes up."""
     writer = HeaderWriter(lambda protocol: OWN)
     name = min(COMMON)
-    for number in range(2 * MOST_LINES + 1):
+    for number in range(2 * MAX_CACHED_LINES + 1):
         writer.response(200, [(name, b"%d" % number)])
-        assert len(writer._known) <= MOST_LINES
-    assert len(writer._known) == 1
+        assert len(writer._cache) <= MAX_CACHED_LINES
+    assert len(writer._cache) == 1
 
 
 # Reading
@@ -253,7 +255,9 @@ def test_what_the_writer_remembers_is_bounded() -> None:
 def fresh(fields: Iterable[tuple[bytes, bytes]]) -> Request | int:
     """The request that these make without anything remembered, or the error's code."""
     try:
-        return request_of([((name, value), kind_of(name, value), 0) for name, value in fields])
+        return parse_request(
+            [((name, value), header_kind(name, value), 0) for name, value in fields]
+        )
     except StreamFailure as failure:
         return failure.code
 
@@ -389,13 +393,13 @@ def test_a_block_that_is_malformed_changes_the_table_as_well() -> None:
 def test_what_the_reader_remembers_is_bounded() -> None:
     """In blocks, and in bytes of each; and nothing that would be another request the next time."""
     reader = HeaderReader(MAX_SIZE)
-    for number in range(2 * MAX_REMEMBERED):
-        reader.request(PREFIX + encoded(b"x", b"%d" % number))
-    assert len(reader._known) == MAX_REMEMBERED
+    for number in range(2 * MAX_CACHED_BLOCKS):
+        reader.request(PREFIX + encode(b"x", b"%d" % number))
+    assert len(reader._cache) == MAX_CACHED_BLOCKS
     reader.request(PREFIX + literal(b"a", b"1"))
-    assert not reader._known
-    reader.request(PREFIX + encoded(b"x", b"a" * LONGEST_REMEMBERED))
-    assert not reader._known
+    assert not reader._cache
+    reader.request(PREFIX + encode(b"x", b"a" * MAX_CACHED_BLOCK))
+    assert not reader._cache
 
 
 async def test_an_application_cannot_change_what_is_remembered(autojump_clock: MockClock) -> None:
@@ -491,7 +495,7 @@ def test_index_0_means_nothing_however_large_the_table_is() -> None:
                             b"\x20",
                             b"\x82",
                         ],
-                        *[encoded(b"x", b"y"), b"\x7f", b"\xff", b"\x80", b"\x3f", b"\x00"],
+                        *[encode(b"x", b"y"), b"\x7f", b"\xff", b"\x80", b"\x3f", b"\x00"],
                         *[b"\x00\x83", b"\x40\x01a\x82", hpack.Encoder().encode(USUAL)],
                         *[b"\x3f\x45", literal(b"b", b"c" * 60)],
                     ]
@@ -531,7 +535,7 @@ def test_any_bytes_are_what_hpack_decodes_or_end_the_connection(
 def test_a_header_list_has_a_limited_size(call: str) -> None:
     """As RFC 9113, 6.5.2, counts it: one of exactly that size is decoded."""
     size = sum(len(name) + len(value) + ENTRY_SIZE for name, value in USUAL) + 1 + ENTRY_SIZE
-    block = PREFIX + encoded(b"x", b"v" * (1000 - size))
+    block = PREFIX + encode(b"x", b"v" * (1000 - size))
     for max_size in (1000, 999):
         reader = HeaderReader(max_size)
         if max_size < 1000:
@@ -575,4 +579,4 @@ def test_a_host_that_is_repeated_is_malformed() -> None:
     """Even if it is the same: h2 refuses it, and so does HTTP/1.1 (RFC 9112, 3.2)."""
     reader = HeaderReader(MAX_SIZE)
     with pytest.raises(StreamFailure):
-        reader.request(PREFIX + encoded(b"host", b"localhost") * 2)
+        reader.request(PREFIX + encode(b"host", b"localhost") * 2)

@@ -21,7 +21,7 @@ from trio_httptrack.testing._network import (
     MemoryListener,
     MemorySocket,
     MemoryStream,
-    ServerEnd,
+    ServerSide,
 )
 
 
@@ -150,7 +150,7 @@ async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
     kernel = MemoryKernel()
     async with MemoryListener() as listener, trio.open_nursery() as nursery:
         server, client = socket_pair()
-        nursery.start_soon(listener.offer, ServerEnd(server))
+        nursery.start_soon(listener.offer, ServerSide(server))
         accepted = await listener.accept()
         assert accepted.socket is server
         client.send(b"request")
@@ -166,7 +166,7 @@ async def test_a_closed_listener_refuses() -> None:
     listener = MemoryListener()
     await listener.aclose()
     with pytest.raises(ConnectionRefusedError):
-        await listener.offer(ServerEnd(socket_pair()[0]))
+        await listener.offer(ServerSide(socket_pair()[0]))
 
 
 CLIENT = 1

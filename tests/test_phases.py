@@ -21,11 +21,11 @@ from trio_httptrack._connection.phases import (
     DRAIN,
     DRAINING,
     HALF_CLOSED,
-    LEAVING,
     LINGERING,
+    LINGERING_IN_DRAIN,
     OPEN,
-    OWN_END,
-    PEER_END,
+    OWN_EOF,
+    PEER_EOF,
     STEPS,
     IllegalStep,
     Phase,
@@ -39,24 +39,24 @@ from trio_httptrack.testing import ClientStream, memory_server
 from .clients import Http2, http1
 from .support import Recorder, app, respond, without_lifespan
 
-PHASES = (OPEN, DRAINING, HALF_CLOSED, LINGERING, LEAVING, CLOSED)
+PHASES = (OPEN, DRAINING, HALF_CLOSED, LINGERING, LINGERING_IN_DRAIN, CLOSED)
 
 # What the table must say, written down a second time.
 WAYS = {
     (OPEN, DRAIN): DRAINING,
-    (OPEN, PEER_END): HALF_CLOSED,
-    (OPEN, OWN_END): LINGERING,
+    (OPEN, PEER_EOF): HALF_CLOSED,
+    (OPEN, OWN_EOF): LINGERING,
     (OPEN, CLOSE): CLOSED,
     (DRAINING, DRAIN): DRAINING,
-    (DRAINING, PEER_END): HALF_CLOSED,
-    (DRAINING, OWN_END): LEAVING,
+    (DRAINING, PEER_EOF): HALF_CLOSED,
+    (DRAINING, OWN_EOF): LINGERING_IN_DRAIN,
     (DRAINING, CLOSE): CLOSED,
     (HALF_CLOSED, DRAIN): HALF_CLOSED,
     (HALF_CLOSED, CLOSE): CLOSED,
-    (LINGERING, DRAIN): LEAVING,
+    (LINGERING, DRAIN): LINGERING_IN_DRAIN,
     (LINGERING, CLOSE): CLOSED,
-    (LEAVING, DRAIN): LEAVING,
-    (LEAVING, CLOSE): CLOSED,
+    (LINGERING_IN_DRAIN, DRAIN): LINGERING_IN_DRAIN,
+    (LINGERING_IN_DRAIN, CLOSE): CLOSED,
 }
 
 
@@ -73,7 +73,7 @@ def test_a_step_leads_where_the_table_says_or_nowhere(phase: Phase, step: Step) 
     else:
         with pytest.raises(IllegalStep) as raised:
             after(phase, step)
-        assert str(raised.value) == f"no way from {phase.name!r} by {step.value!r}"
+        assert str(raised.value) == f"{step.value!r} is illegal in the phase {phase.name!r}"
     assert before == STEPS
 
 
@@ -159,7 +159,7 @@ async def test_what_comes_after_the_end_does_nothing(
     ("drains", "eof", "phases"),
     [
         (False, False, [LINGERING, CLOSED]),
-        (True, False, [DRAINING, LEAVING, CLOSED]),
+        (True, False, [DRAINING, LINGERING_IN_DRAIN, CLOSED]),
         (False, True, [HALF_CLOSED, CLOSED]),
         (True, True, [DRAINING, HALF_CLOSED, CLOSED]),
     ],
@@ -473,4 +473,4 @@ async def test_http_2_keeps_to_the_table(
                     break
             await client.stream.aclose()
             await wait_all_tasks_blocked()
-    assert [phase for _, _, phase in changes] == [OPEN, DRAINING, LEAVING, CLOSED]
+    assert [phase for _, _, phase in changes] == [OPEN, DRAINING, LINGERING_IN_DRAIN, CLOSED]

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from trio_httptrack._connection.response_head import (
     CHUNKED,
     COMMON,
-    LONGEST_LINE,
-    MOST_LINES,
+    MAX_CACHED_LINE,
+    MAX_CACHED_LINES,
     UNTIL_CLOSE,
     ResponseHeads,
-    checked,
+    header_line,
     tokens,
-    valid,
+    validate,
 )
 from trio_httptrack._connection.settings import Headers
 
@@ -280,7 +280,7 @@ def test_a_line_break_in_a_value_is_refused_in_any_form(
     render(headers=[(name, b"secret")], heads=heads)
     for break_ in LINE_BREAKS:
         header = form(name, b"secret" + break_ + b"secret")
-        for check in (render_alone(heads), heads_interim(heads), valid, checked):
+        for check in (render_alone(heads), heads_interim(heads), validate, header_line):
             with pytest.raises(REFUSALS) as caught:
                 check(header)
             assert "secret" not in str(caught.value)
@@ -295,7 +295,7 @@ def test_a_line_break_in_a_name_is_refused_in_any_form(
     render(headers=[(b"vary", b"secret")], heads=heads)
     for break_ in LINE_BREAKS:
         header = form(b"vary" + break_, b"secret")
-        for check in (render_alone(heads), heads_interim(heads), valid, checked):
+        for check in (render_alone(heads), heads_interim(heads), validate, header_line):
             with pytest.raises(REFUSALS) as caught:
                 check(header)
             assert "secret" not in str(caught.value)
@@ -331,7 +331,7 @@ def test_a_str_is_a_type_error(header: Any) -> None:
     """Also where the same in bytes is remembered."""
     heads = ResponseHeads(lambda protocol: OWN)
     render(headers=[(b"vary", b"x")], heads=heads)
-    for check in (render_alone(heads), heads_interim(heads), valid, checked):
+    for check in (render_alone(heads), heads_interim(heads), validate, header_line):
         with pytest.raises(TypeError):
             check(header)
 
@@ -340,7 +340,7 @@ def test_a_str_is_a_type_error(header: Any) -> None:
 def test_a_pseudo_header_is_refused(name: bytes) -> None:
     """It would be one over HTTP/2."""
     with pytest.raises(ValueError, match="Pseudo"):
-        valid((name, b"200"))
+        validate((name, b"200"))
 
 
 # What is remembered
@@ -350,13 +350,13 @@ def test_what_is_remembered_is_bounded() -> None:
     """A client that can choose a value cannot fill the memory, with many or with long ones."""
     heads = ResponseHeads(lambda protocol: OWN)
     most = 0
-    for number in range(3 * MOST_LINES):
+    for number in range(3 * MAX_CACHED_LINES):
         render(headers=[(b"content-length", b"%d" % number)], heads=heads)
-        most = max(most, len(heads._known))
-    assert most == MOST_LINES
-    for length in range(LONGEST_LINE, 2 * LONGEST_LINE):
+        most = max(most, len(heads._cache))
+    assert most == MAX_CACHED_LINES
+    for length in range(MAX_CACHED_LINE, 2 * MAX_CACHED_LINE):
         render(headers=[(b"vary", b"x" * length)], heads=heads)
-    assert all(len(line) <= LONGEST_LINE for line, _, _ in heads._known.values())
+    assert all(len(line) <= MAX_CACHED_LINE for line, _, _ in heads._cache.values())
 
 
 def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
@@ -366,12 +366,12 @@ def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
     for name, _ in product(others, range(3)):
         render(headers=[(name, b"1")], heads=heads)
         render(headers=[(name.upper(), b"1")], heads=heads)
-    assert not heads._known
+    assert not heads._cache
     for name in sorted(COMMON - {b"transfer-encoding"}):
         render(headers=[(name, b"1")], heads=heads)
         render(headers=[(name.upper(), b"1")], heads=heads)
     known = COMMON - {b"transfer-encoding"}
-    assert set(heads._known) == {(n, b"1") for name in known for n in (name, name.upper())}
+    assert set(heads._cache) == {(n, b"1") for name in known for n in (name, name.upper())}
 
 
 def test_the_servers_own_headers_follow_its_settings() -> None:

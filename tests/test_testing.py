@@ -607,7 +607,7 @@ async def test_without_a_handshake_the_client_is_left_alone(autojump_clock: Mock
 async def test_alpn_without_a_handshake_is_refused(arguments: Any) -> None:
     """There is nobody who would offer it."""
     async with memory_server(app) as server:
-        with pytest.raises(ValueError, match=r"alpn=\['h2'\] is part of the TLS handshake"):
+        with pytest.raises(ValueError, match=r"alpn=\['h2'\] needs a TLS handshake"):
             await server.connect(alpn=["h2"], **arguments)
         assert server.stats().accepted_total == 0
 

@@ -34,9 +34,9 @@ async def test_who_waits_too_long_expires_once_and_exactly_then(autojump_clock: 
     """Each at its own time, and never again."""
     async with running() as timeout:
         first, second = Waiter(), Waiter()
-        timeout.begin(first, trio.current_time())
+        timeout.start(first, trio.current_time())
         await trio.sleep(2)
-        timeout.begin(second, trio.current_time())
+        timeout.start(second, trio.current_time())
         await trio.sleep(100)
     assert (first.expired, second.expired) == ([5], [7])
 
@@ -45,10 +45,10 @@ async def test_who_begins_anew_has_all_its_time_again(autojump_clock: MockClock)
     """It is due behind those who began before it did so."""
     async with running() as timeout:
         eager, other = Waiter(), Waiter()
-        timeout.begin(eager, trio.current_time())
-        timeout.begin(other, trio.current_time())
+        timeout.start(eager, trio.current_time())
+        timeout.start(other, trio.current_time())
         await trio.sleep(4)
-        timeout.begin(eager, trio.current_time())
+        timeout.start(eager, trio.current_time())
         await trio.sleep(100)
     assert (eager.expired, other.expired) == ([9], [5])
 
@@ -57,9 +57,9 @@ async def test_who_has_ended_does_not_expire(autojump_clock: MockClock) -> None:
     """To end what has not begun is nothing."""
     async with running() as timeout:
         waiter = Waiter()
-        timeout.end(waiter)
-        timeout.begin(waiter, trio.current_time())
-        timeout.end(waiter)
+        timeout.cancel(waiter)
+        timeout.start(waiter, trio.current_time())
+        timeout.cancel(waiter)
         await trio.sleep(100)
     assert waiter.expired == []
 
@@ -86,10 +86,10 @@ def test_any_sequence_expires_as_one_deadline_each_would(
         async with running(seconds) as timeout:
             for step, number, pause in [*sequence, ("end", 0, 100)]:
                 if step == "begin":
-                    timeout.begin(waiters[number], trio.current_time())
+                    timeout.start(waiters[number], trio.current_time())
                     deadlines[number] = trio.current_time() + seconds
                 else:
-                    timeout.end(waiters[number])
+                    timeout.cancel(waiters[number])
                     deadlines[number] = None
                 await trio.sleep(pause + 0.5)
                 for each, deadline in enumerate(deadlines):

@@ -39,7 +39,7 @@ from .support import CA, CERT, reset
 
 KERNELS: list[Any] = [PortableKernel]
 if hasattr(select, "epoll"):
-    from trio_httptrack._connection.epoll import MAX_ENDS, MAX_EVENTS, EpollKernel
+    from trio_httptrack._connection.epoll import MAX_EVENTS, MAX_HANG_UPS, EpollKernel
 
     KERNELS = [EpollKernel, PortableKernel]
 
@@ -401,7 +401,7 @@ async def test_a_reset_is_a_broken_connection(pair: Pair) -> None:
             await transport.receive()
         with pytest.raises(trio.BrokenResourceError):
             await transport.send([b"hello"])
-        await transport.finish()
+        await transport.send_eof()
 
 
 async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
@@ -641,13 +641,13 @@ async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
             nursery.start_soon(write)
             nursery.start_soon(write)
             await wait_all_tasks_blocked()
-            nursery.start_soon(transport.finish)  # behind them
+            nursery.start_soon(transport.send_eof)  # behind them
             await wait_all_tasks_blocked()
             transport.close()
         assert sorted(closed) == ["read", "write", "write"]
         await read()
         await write()
-        await transport.finish()
+        await transport.send_eof()
         transport.close(orderly=True)
         assert transport.unsent == 0
 
@@ -689,7 +689,7 @@ async def test_an_end_comes_behind_what_is_being_written(pair: Pair) -> None:
         big = bytes(2**23)
         nursery.start_soon(transport.send, [big])
         await wait_all_tasks_blocked()
-        nursery.start_soon(transport.finish)
+        nursery.start_soon(transport.send_eof)
         await wait_all_tasks_blocked()
         assert await receive_all(client, len(big)) == big
         assert await client.receive_some() == b""
@@ -710,7 +710,7 @@ async def test_a_client_that_has_ended_is_still_sent_to(pair: Pair) -> None:
         await client.send_eof()
         assert await read_to_end(transport) == b"request"
         await transport.send([b"response"])
-        await transport.finish()
+        await transport.send_eof()
         assert await client.receive_some() == b"response"
         assert await client.receive_some() == b""
 
@@ -724,7 +724,7 @@ async def test_a_close_notify_is_an_end(tls_pair: Pair) -> None:
         assert await read_to_end(transport) == b"request"
         with assert_checkpoints():
             assert await transport.receive() == b""
-        assert not transport.cut_off
+        assert not transport.truncated
         await transport.send([b"response"])
         transport.close(orderly=True)
         assert await client.receive_some() == b"response"
@@ -741,9 +741,9 @@ async def test_a_missing_close_notify_is_an_end(tls_pair: Pair, within_a_record:
             assert await transport.receive() == b"request"
             await client.raw.send_all(b"\x17\x03\x03")
         await client.raw.send_eof()
-        assert not transport.cut_off
+        assert not transport.truncated
         assert await read_to_end(transport) == (b"" if within_a_record else b"request")
-        assert transport.cut_off
+        assert transport.truncated
         await transport.send([b"response"])
         assert await client.receive_some() == b"response"
 
@@ -783,7 +783,7 @@ async def test_an_end_within_a_write_is_never_orderly(tls_pair: Pair) -> None:
 async def test_an_end_before_the_handshake_is_no_error(connect: Connect) -> None:
     """There is no TLS yet that could be ended."""
     async with connect(tls=True) as (client, transport):
-        await transport.finish()
+        await transport.send_eof()
         transport.close(orderly=True)
         assert await client.receive_some() == b""
 
@@ -1084,14 +1084,14 @@ async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: s
     async with pair() as (client, transport):
         with watching(transport, told.append):
             if first == "server":
-                await transport.finish()
+                await transport.send_eof()
                 await wait_all_tasks_blocked()
                 assert told == []
             await client.send_eof()
             await wait_all_tasks_blocked()
             if first == "client":
                 assert told == [False]
-                await transport.finish()
+                await transport.send_eof()
             while not told or not told[-1]:
                 await trio.lowlevel.checkpoint()
 
@@ -1136,7 +1136,7 @@ async def test_many_ends_hold_up_nobody_else() -> None:
                 step += 1
             nursery.cancel_scope.cancel()
     assert served[0] < count / 2
-    assert max(Counter(ends).values()) <= MAX_ENDS
+    assert max(Counter(ends).values()) <= MAX_HANG_UPS
     assert step > 2 * len(set(ends))
 
 

@@ -14,7 +14,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from trio_httptrack._connection.connection import Connection
-from trio_httptrack._connection.errors import PeerGone, UnexpectedMessage
+from trio_httptrack._connection.errors import ClientDisconnected, UnexpectedMessage
 from trio_httptrack.testing import ClientStream, MemoryServer, memory_server
 from trio_httptrack.testing._network import BUFFER_SIZE
 
@@ -315,7 +315,7 @@ async def test_an_application_that_does_not_read_holds_the_end_up_for_two_second
         await trio.sleep(10)
         for _ in range(3):
             await receive()
-            with pytest.raises(PeerGone):
+            with pytest.raises(ClientDisconnected):
                 await send({"type": "websocket.send", "text": "late"})
 
     app = Application(late)
@@ -340,7 +340,7 @@ async def test_an_application_has_two_seconds_for_all_replies_before_the_end(
             await trio.sleep(pause)
             try:
                 await send({**event, "type": "websocket.send"})
-            except PeerGone:
+            except ClientDisconnected:
                 refused.append(event["text"])
 
     app = Application(slow)
@@ -713,7 +713,7 @@ async def test_a_client_that_speaks_before_it_is_accepted_can_read_its_400(
         while True:
             events.append(await receive())
             if events[-1]["type"] == "websocket.disconnect":
-                with pytest.raises(PeerGone):
+                with pytest.raises(ClientDisconnected):
                     await send(ACCEPT)
                 return
 
@@ -1055,7 +1055,7 @@ async def test_a_send_to_a_websocket_that_has_ended_is_an_oserror(
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(10)
         for event in ({"type": "websocket.send", "text": "hi"}, CLOSE, ACCEPT) * 2:
-            with assert_checkpoints(), pytest.raises(PeerGone):
+            with assert_checkpoints(), pytest.raises(ClientDisconnected):
                 await send(event)
         for _ in range(2):
             with assert_checkpoints():
@@ -1089,7 +1089,7 @@ async def test_nothing_can_be_sent_after_a_refusal(
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send(CLOSE)
-        with pytest.raises((PeerGone, UnexpectedMessage)) as error:
+        with pytest.raises((ClientDisconnected, UnexpectedMessage)) as error:
             await send(event)
         raised.append(error)
 

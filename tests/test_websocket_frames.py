@@ -23,7 +23,13 @@ from wsproto.events import (
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 
-from trio_httptrack._connection.websocket_frames import Busy, Ended, Event, Frames, Reply
+from trio_httptrack._connection.websocket_frames import (
+    Checkpoint,
+    EndOfMessages,
+    Event,
+    Frames,
+    Reply,
+)
 from trio_httptrack._connection.websocket_handshake import Handshake
 
 LIMIT = 2**24
@@ -134,7 +140,7 @@ class Reference:
             self.closed = True
             replies = self.connection.state is ConnectionState.REMOTE_CLOSING
             response = self.connection.send(event.response()) if replies else b""
-            return None if told else Ended(event.code, event.reason or "", response)
+            return None if told else EndOfMessages(event.code, event.reason or "", response)
         if told:
             return None
         if isinstance(event, Ping):
@@ -146,7 +152,7 @@ class Reference:
         self.size += len(event.data.encode() if is_text else event.data)
         if self.size > self.limit:
             self.ended = self.too_big = True
-            return Ended(1009, "", self.send(CloseConnection(1009)))
+            return EndOfMessages(1009, "", self.send(CloseConnection(1009)))
         if not event.message_finished:
             return None
         message, self.message, self.size = self.message, [], 0
@@ -255,7 +261,7 @@ def test_frames_are_what_wsproto_makes_of_them(
     for piece in data.draw(streams(deflate)):
         received, expected = list(frames.receive(piece)), reference.receive(piece)
         end = received[-1] if received else None
-        if deflate and isinstance(end, Ended) and end.code == 1009:
+        if deflate and isinstance(end, EndOfMessages) and end.code == 1009:
             # The reference inflates on, and may end in another way, but not with a message.
             before = len(received) - 1
             assert expected[:before] == received[:before]
@@ -354,7 +360,7 @@ def test_fragments_without_a_byte_take_no_memory() -> None:
     sent = frame(Opcode.CONTINUATION, fin=False) * 1000
     with peak_of_memory() as peak:
         for _ in range(10):
-            assert all(event == Busy() for event in frames.receive(sent))
+            assert all(event == Checkpoint() for event in frames.receive(sent))
         assert peak() < 40 * KIB
     assert list(frames.receive(frame(Opcode.CONTINUATION, b"x"))) == [b"x"]
 
@@ -363,7 +369,7 @@ def test_frames_that_bring_nothing_do_not_keep_others_from_running() -> None:
     """A read that is full of pongs is handled in parts."""
     events = list(Frames(LIMIT).receive(frame(Opcode.PONG) * 1000))
     assert len(events) >= 10
-    assert set(events) == {Busy()}
+    assert set(events) == {Checkpoint()}
 
 
 # The end
@@ -373,7 +379,10 @@ def test_a_peer_that_closes_gets_its_close_frame_back() -> None:
     """Then both have sent one, and nothing is received or sent any more."""
     frames = Frames(LIMIT)
     sent = text("bye") + close(3001, "enough") + text("more")
-    assert list(frames.receive(sent)) == ["bye", Ended(3001, "enough", b"\x88\x08\x0b\xb9enough")]
+    assert list(frames.receive(sent)) == [
+        "bye",
+        EndOfMessages(3001, "enough", b"\x88\x08\x0b\xb9enough"),
+    ]
     assert (frames.open, frames.closed) == (False, True)
     assert list(frames.receive(text("more"))) == []
     assert frames.text("x") == frames.binary(b"x") == frames.ping() == frames.close(1000) == b""
@@ -381,13 +390,15 @@ def test_a_peer_that_closes_gets_its_close_frame_back() -> None:
 
 def test_a_close_frame_may_be_empty() -> None:
     """The application hears of 1005, which is never sent (RFC 6455, 7.4.1)."""
-    assert list(Frames(LIMIT).receive(frame(Opcode.CLOSE))) == [Ended(1005, "", b"\x88\0")]
+    assert list(Frames(LIMIT).receive(frame(Opcode.CLOSE))) == [EndOfMessages(1005, "", b"\x88\0")]
 
 
 def test_a_peer_may_close_for_a_message_of_ours_that_is_too_big() -> None:
     """Its code is that of our own refusal, and yet it has sent its close frame."""
     frames = Frames(LIMIT)
-    assert list(frames.receive(close(1009, "!"))) == [Ended(1009, "!", b"\x88\x03\x03\xf1!")]
+    assert list(frames.receive(close(1009, "!"))) == [
+        EndOfMessages(1009, "!", b"\x88\x03\x03\xf1!")
+    ]
     assert frames.closed
 
 
@@ -398,7 +409,7 @@ def test_after_our_close_frame_the_peers_is_awaited() -> None:
     assert (frames.open, frames.closed) == (False, False)
     assert frames.text("x") == frames.close(1001) == b""
     assert list(frames.receive(text("wait"))) == ["wait"]
-    assert list(frames.receive(close(1001))) == [Ended(1001, "", b"")]
+    assert list(frames.receive(close(1001))) == [EndOfMessages(1001, "", b"")]
     assert frames.closed
 
 
@@ -423,7 +434,7 @@ def test_a_violation_ends_it_after_the_messages_before(wrong: bytes, code: int) 
     frames = Frames(LIMIT)
     first, end = frames.receive(text("good") + wrong + text("more"))
     assert first == "good"
-    assert isinstance(end, Ended)
+    assert isinstance(end, EndOfMessages)
     assert end.code == code
     assert (frames.open, frames.closed, end.close_frame) == (True, True, b"")
     assert frames.text("reply") == b"\x81\x05reply"
@@ -437,13 +448,13 @@ def test_only_a_messages_first_frame_says_that_it_is_compressed(opcode: Opcode) 
     """A reserved bit elsewhere is a violation, whatever was negotiated (RFC 7692, 6)."""
     begun = frame(Opcode.TEXT, fin=False, rsv=4)
     (end,) = deflating().receive(begun + frame(opcode, rsv=4))
-    assert isinstance(end, Ended)
+    assert isinstance(end, EndOfMessages)
     assert end.code == 1002
 
 
 def test_a_violation_is_noticed_as_soon_as_it_can_be() -> None:
     """The length of a control frame needs no more than its second byte."""
-    assert [type(event) for event in Frames(LIMIT).receive(b"\x89\xfe")] == [Ended]
+    assert [type(event) for event in Frames(LIMIT).receive(b"\x89\xfe")] == [EndOfMessages]
 
 
 def fragments(size: int) -> bytes:
@@ -465,13 +476,15 @@ def compressed(size: int) -> bytes:
 def test_the_limit_is_the_size_that_is_still_received(message: Callable[[int], bytes]) -> None:
     """In bytes, and the next byte ends it with 1009, whatever frames they come in."""
     assert list(deflating(300).receive(message(300))) == [b"x" * 300]
-    assert list(deflating(300).receive(message(301))) == [Ended(1009, "", b"\x88\x02\x03\xf1")]
+    assert list(deflating(300).receive(message(301))) == [
+        EndOfMessages(1009, "", b"\x88\x02\x03\xf1")
+    ]
 
 
 def test_the_limit_of_a_text_counts_its_bytes() -> None:
     """A character may have four."""
     assert list(Frames(8).receive(text("😀😀"))) == ["😀😀"]
-    assert list(Frames(8).receive(text("😀😀x"))) == [Ended(1009, "", b"\x88\x02\x03\xf1")]
+    assert list(Frames(8).receive(text("😀😀x"))) == [EndOfMessages(1009, "", b"\x88\x02\x03\xf1")]
 
 
 @pytest.mark.parametrize("message", [fragments, compressed])
@@ -480,7 +493,7 @@ def test_after_a_message_that_was_too_big_the_peers_close_frame_is_awaited(
 ) -> None:
     """What comes before it is discarded, and there is no second end."""
     frames = deflating(10)
-    assert [type(event) for event in frames.receive(message(5000))] == [Ended]
+    assert [type(event) for event in frames.receive(message(5000))] == [EndOfMessages]
     assert (frames.open, frames.closed) == (False, False)
     assert list(frames.receive(text("small") + frame(Opcode.PING) + compressed(5))) == []
     assert list(frames.receive(fragments(5000) + compressed(5000))) == []
@@ -551,14 +564,14 @@ def test_a_client_that_renounced_its_context_cannot_refer_to_it() -> None:
         + frame(Opcode.TEXT, deflater(b"hello " * 9), rsv=4)
     )
     assert first == "hello " * 9
-    assert isinstance(end, Ended)
+    assert isinstance(end, EndOfMessages)
     assert end.code == 1007
 
 
 def test_an_invalid_deflate_stream_ends_it_with_1007() -> None:
     """As a text does that is not UTF-8."""
     (end,) = deflating().receive(frame(Opcode.TEXT, b"\xff\xff", rsv=4))
-    assert isinstance(end, Ended)
+    assert isinstance(end, EndOfMessages)
     assert end.code == 1007
 
 
@@ -574,7 +587,7 @@ def test_a_bomb_is_inflated_no_further_than_the_limit(limit: int, maximum: int, 
         for start in range(0, len(bomb), size):
             received += frames.receive(bomb[start : start + size])
         assert peak() < maximum
-    assert received == [Ended(1009, "", b"\x88\x02\x03\xf1")]
+    assert received == [EndOfMessages(1009, "", b"\x88\x02\x03\xf1")]
 
 
 def test_what_follows_the_end_of_a_deflate_stream_is_not_kept() -> None:

@@ -105,7 +105,7 @@ class RequestInFlight:
 class Awaited(Protocol):
     """A request whose client may leave before its response is complete."""
 
-    def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
+    def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         """Cancel it so many seconds after the client has gone; soon, if it has already."""
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
@@ -335,7 +335,7 @@ class Conn:
         request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
 
         def enter(cancel_scope: trio.CancelScope) -> None:
-            request.cancel_when_gone(cancel_scope, seconds)
+            request.cancel_on_disconnect(cancel_scope, seconds)
 
         return ScopedBlock(enter, request.forget)
 
@@ -448,7 +448,7 @@ class _Unserved:
         self._conn = conn
         self._forgotten = False
 
-    def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
+    def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         def cancel(_: Conn) -> None:
             if not self._forgotten:
                 cancel_in(cancel_scope, seconds)

@@ -1,1 +1,1 @@
-"""One connection, from its accept to its end. Knows Trio, h11 and wsproto; no Hypercorn."""
+"""One connection, from accept to close. Imports Trio, h11, hpack and wsproto, but no Hypercorn."""

@@ -1,12 +1,12 @@
-"""A chunked request body, read without h11 (RFC 9112, 7.1).
+"""Read a chunked request body without h11 (RFC 9112, 7.1).
 
-h11 tries each part of a run of spaces in a trailer as the beginning of the line's end, and so
-takes seconds for a packet full of them; and before its version 0.16 it accepted any two bytes at
-the end of a chunk, which lets requests be smuggled. Every step here is linear, and everything
-that is not plainly right is refused. It may be stricter than h11, never laxer.
+h11's time for a trailer is quadratic in a run of spaces: a packet full of them takes seconds. And
+before version 0.16 it accepted any two bytes at the end of a chunk, which allows request
+smuggling. Every step here is linear, and everything that is not plainly valid is refused. This
+module may be stricter than h11, but never laxer.
 
-Chunk extensions are ignored, and trailers are dropped: nothing of either may change how the
-request is understood.
+Chunk extensions are ignored, and trailers are dropped: neither may change how the request is
+understood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from .http1_rules import Refused
 
-# 16 digits are 64 bits. An extension is any text without a line's end in it.
+# 16 digits are 64 bits. An extension is any text without a line break.
 SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\x00\r\n]*|[ \t]*)")
 TRAILER = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\x00\r\n\x0b\x0c\x7f]*")
 
@@ -24,25 +24,25 @@ MAX_LINE = 2**12  # bytes of a chunk's first line
 
 
 class Chunked:
-    """Takes the body's bytes out of what is read."""
+    """Decodes a chunked body."""
 
     __slots__ = ("_left", "_line", "_max_trailers", "_trailers", "complete", "rest")
 
     def __init__(self, max_trailers: int) -> None:
         self._max_trailers = max_trailers
-        self._line = b""  # what has come of a line
-        self._left = 0  # bytes of the chunk that is being read, with the line end behind it
-        self._trailers = -1  # bytes of them; negative before the last chunk
+        self._line = b""  # a line, as far as it was read
+        self._left = 0  # bytes of the current chunk, with the line break after it
+        self._trailers = -1  # bytes of trailers; negative before the last chunk
         self.complete = False
         """Whether the whole body was read."""
         self.rest = b""
-        """What came behind it then."""
+        """The bytes after the body."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the parts of the body in what was read, a chunk's at a time.
+        """Yield the parts of the body in ``data``, chunk by chunk.
 
         Raises:
-          Refused: it is not a chunked body. What came before was yielded.
+          Refused: the body is not validly chunked. The parts before that were yielded.
         """
         start = 0
         while not self.complete and start < len(data):

@@ -1,29 +1,28 @@
-"""One accepted connection: its handshake, protocol, states, deadlines and its end.
+"""One accepted connection: its handshake, protocol, states, deadlines and close.
 
-Owns the socket, the state that trackers see, the deadline, and the nursery: one task reads and
-hands what it reads to the protocol, and each exchange has a task of its own. Whatever the client
-and the application do,
+A :class:`Connection` owns the socket, the state that trackers see, the deadline, and a nursery.
+One task reads and passes the bytes to the protocol. Each exchange has a task of its own. Whatever
+the client and the application do,
 
 * states are reported as ``_states.TRANSITIONS`` allows, and exactly one of them is terminal;
-* an error ends this connection and no other;
-* once the socket is closed, nothing is left but a handler that is still working.
+* an error closes this connection and no other;
+* once the socket is closed, only handlers that are still working remain.
 
-How an end comes about is written down in ``phases``. :meth:`Connection.close` is the only place
-where a socket is closed. It is synchronous, so it can be called from anywhere, and closing a
-socket wakes whatever reads or writes it; that is why writing may be shielded from cancellation
-(an application that gives up on a ``send`` must not leave half a frame behind) and still always
-ends.
+``phases`` defines how a connection closes. :meth:`Connection.close` is the only place where a
+socket is closed. It is synchronous, so it can be called from anywhere. Closing a socket wakes the
+tasks that read or write it. That is why a write may be shielded from cancellation (an application
+that cancels a ``send`` must not leave half a frame behind) and still always returns.
 
-Whoever has its ``Conn`` may close or drain it at any time, a tracker while it is told of a state
-included. So after a state was reported the connection may be closed, whatever it was before.
+Anybody who has the ``Conn`` may close or drain it at any time, even a tracker while a state is
+reported to it. So after each report the connection may be closed, whatever it was before.
 
-No task waits for a deadline: the worker's timeouts tell a connection that its time is up. That
-is not the end yet. The loop may have been busy, and bytes that came in time may lie in the socket
-unread; so the reader looks once more, and only where nothing came does the connection close.
+No task waits for a deadline: the worker's timeouts call :meth:`Connection.expire`. That does not
+close the connection at once. If the loop was busy, bytes that came in time may be in the socket,
+unread. So the reader reads once more, and the connection closes only if nothing was there.
 
-Our code here is protected from Ctrl-C. That is for the server's main task, which shuts down
-because of it, and not for whichever connection happens to be running. An application's own
-code can be interrupted as ever.
+The code here is protected from Ctrl-C, which is for the server's main task: it shuts down the
+server. It must not hit the connection that happens to be running. An application's own code can
+be interrupted as usual.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from .._states import (
     ConnState,
     RequestInFlight,
 )
-from .errors import TRAVELLING, split
+from .errors import PROPAGATING, split
 from .exchange import App, Exchange, LogAccess
 from .http1 import Http1
 from .http2 import Http2
@@ -60,14 +59,14 @@ from .phases import (
     DRAIN,
     DRAINING,
     HALF_CLOSED,
-    LEAVING,
+    LINGERING_IN_DRAIN,
     OPEN,
-    OWN_END,
-    PEER_END,
+    OWN_EOF,
+    PEER_EOF,
     Phase,
     after,
 )
-from .phases import CLOSED as GONE
+from .phases import CLOSED as CLOSED_PHASE
 from .response_head import ResponseHeads
 from .settings import Headers, Settings
 from .timeouts import Timeout
@@ -76,11 +75,11 @@ from .websocket import WebSocket
 
 LINGER_TIMEOUT = 2.0  # seconds, in a drain
 REFUSAL_TIMEOUT = 1.0  # seconds for a client to read why it was refused
-MAX_REFUSED = 64  # connections of a worker that wait for that
+MAX_REFUSED = 64  # connections of a worker that linger after a refusal
 
 
 class Server(Protocol):
-    """What a connection needs of the worker that has accepted it."""
+    """What a connection needs of the worker that accepted it."""
 
     settings: Settings
     app: App
@@ -98,34 +97,34 @@ class Server(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """The lifespan's, of which each request has a copy."""
+        """The state of the lifespan. Each request gets a copy."""
 
     @property
     def late(self) -> bool:
-        """Whether it is the end of a drain."""
+        """Whether the grace period of a drain is over."""
 
     deadline: float
-    """When its shutdown ends by force; infinity before it begins."""
+    """When the grace period of a drain is over; infinity before the drain."""
 
     hijacked: int
     """Upgraded connections that are open."""
 
     @property
     def monitor(self) -> object:
-        """What knows of all connections what they are doing."""
+        """The monitor of all connections."""
 
     def age_timeout(self) -> Timeout[Connection] | None:
-        """That for a new connection's age, if there is one."""
+        """Return the timeout for a new connection's age, if there is one."""
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Change a state, and report it. What a tracker raises is logged.
+        """Change a state, and report it. An exception of a tracker is logged.
 
-        What a tracker causes, such as a close, is reported when all trackers know of what it was
-        told.
+        A transition that a tracker causes, such as a close, is reported after all trackers have
+        received the one before it.
         """
 
     def mark_request(self) -> None:
-        """Count a request of any connection."""
+        """Count a request."""
 
     def forget(self, connection: Connection) -> None: ...
 
@@ -144,14 +143,13 @@ class Server(Protocol):
 
 
 class Connection:
-    """Serves an accepted socket until its end."""
+    """Serves an accepted socket until it is closed."""
 
     __slots__ = (
         "__weakref__",
-        "_age",
-        "_all_exchanges_ended",
+        "_age_timeout",
+        "_all_exchanges_done",
         "_exchanges",
-        "_expiry",
         "_free_lanes",
         "_http1",
         "_http2",
@@ -161,6 +159,7 @@ class Connection:
         "_request_timeout",
         "_server",
         "_timeout",
+        "_timeout_reason",
         "_transport",
         "conn",
         "header_writer",
@@ -190,15 +189,15 @@ class Connection:
         self._transport = Transport(
             socket, server.kernel, ssl_context, server.settings.min_response_rate
         )
-        self._nursery: trio.Nursery | None = None  # while it runs
+        self._nursery: trio.Nursery | None = None  # None unless run() is running
         self._http1: Http1 | None = None
         self._http2: Http2 | None = None
-        self._exchanges: dict[Exchange, None] = {}  # a set in the order of their requests
-        self._all_exchanges_ended: trio.Event | None = None
+        self._exchanges: dict[Exchange, None] = {}  # a set, in the order of requests
+        self._all_exchanges_done: trio.Event | None = None
         self._free_lanes: list[Lane] = []
         self._timeout: Timeout[Connection] | None = None
-        self._age: Timeout[Connection] | None = None
-        self._expiry: str | None = None  # the reason for closing, when it is overdue
+        self._age_timeout: Timeout[Connection] | None = None
+        self._timeout_reason: str | None = None  # the close reason if the timeout expires
         self._overdue = False
         self._parked: trio.CancelScope | None = None
         self.phase: Phase = OPEN
@@ -206,32 +205,33 @@ class Connection:
         self.conn = Conn(
             client, address, tls=ssl_context is not None, opened_at=trio.current_time()
         )
-        self.conn.id = next(server.conn_ids)  # instead of that of one made by hand
+        self.conn.id = next(server.conn_ids)  # replaces the ID of a Conn made by hand
         self.conn._controls = self
         server.connections.add(self)
         self._enter(NEW)
         if self.phase.reads:
-            self._age = server.age_timeout()
-            if self._age is not None:
-                self._age.begin(self, self.conn.opened_at)
+            self._age_timeout = server.age_timeout()
+            if self._age_timeout is not None:
+                self._age_timeout.start(self, self.conn.opened_at)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Serve it. Must be run once, even if cancelled: it closes the socket.
+        """Serve the connection. Must be run once, even if cancelled: it closes the socket.
 
-        But need not be where the phase does not read: a tracker has closed it, or refused it.
+        It need not be run if the phase does not read: a tracker has closed or refused the
+        connection.
         """
         try:
             async with trio.open_nursery() as self._nursery:
-                if self.phase is DRAINING:  # since before there was a task for it
+                if self.phase is DRAINING:  # the drain began before this task
                     self._drain()
                 await self._contain(self._serve)
                 # A handler may go on when nothing can be read any more: its client may still
-                # read, or it has something of its own to finish. Everything else in the nursery
-                # (pings, a drain's timers) serves the connection, and would keep a dead one alive.
+                # read, or it has work of its own to finish. Everything else in the nursery
+                # (pings, a drain's timers) serves the connection, and would keep a dead one open.
                 if self._exchanges:
-                    self._all_exchanges_ended = trio.Event()
-                    await self._all_exchanges_ended.wait()
+                    self._all_exchanges_done = trio.Event()
+                    await self._all_exchanges_done.wait()
                 self.close(orderly=True)
                 for lane in self._free_lanes:
                     lane.close()
@@ -243,7 +243,7 @@ class Connection:
 
     def _forget(self) -> None:
         self._server.forget(self)
-        # They know us, too. Break the cycles, so that all is freed at once.
+        # These refer to us, too. Break the cycles, so that everything is freed at once.
         self._http1 = self._http2 = None
         self._free_lanes.clear()
         self.conn._controls = None
@@ -256,8 +256,8 @@ class Connection:
             self._wait_for(
                 self._server.keep_alive_timeout, "request_headers_timeout", trio.current_time()
             )
-            await self._speak(alpn)
-        await self._read_all()
+            await self._run_protocol(alpn)
+        await self._reader_done()
 
     async def _handshake(self) -> str | None:
         self._wait_for(self._server.handshake_timeout, "tls_handshake_failed", trio.current_time())
@@ -267,14 +267,14 @@ class Connection:
             self.close("tls_handshake_failed")
             return None
 
-    async def _speak(self, alpn: str | None) -> None:
-        """Find out which protocol it is, and speak it until nothing more can be read."""
+    async def _run_protocol(self, alpn: str | None) -> None:
+        """Detect the protocol, and run it until nothing more can be read."""
         if alpn == "h2":
-            await self._start_http2()  # its server speaks first
+            await self._start_http2()  # the server sends its settings first
         data = await self.receive()
-        # As many bytes as tell HTTP/2 from HTTP/1.
+        # Read enough bytes to tell HTTP/2 from HTTP/1.
         while data and len(data) < len(PREFACE) and PREFACE.startswith(data):
-            more = await self.receive(owed=True)
+            more = await self.receive(mid_request=True)
             if not more:
                 break
             data += more
@@ -285,7 +285,7 @@ class Connection:
             if self._http2 is None:
                 await self._start_http2()
             self.activate()
-            self.rest()
+            self.become_idle()
         if self._http2 is not None:
             await self._http2.run(data)
         else:
@@ -299,26 +299,25 @@ class Connection:
         await self._http2.initiate(headers, settings)
 
     async def upgrade_to_http2(self, headers: Headers, settings: bytes, data: bytes) -> None:
-        """Respond to a request over HTTP/2, and go on with that until the end."""
+        """Respond to a request over HTTP/2, and run HTTP/2 from then on."""
         self._http1 = None
         self.conn.protocol = "h2"
         await self._start_http2(headers, settings)
         assert self._http2 is not None
         await self._http2.run(data)
 
-    async def receive(self, *, owed: bool = False, pace: Pace | None = None) -> bytes:
-        """The next bytes; none at the peer's end, or if the connection was closed meanwhile.
+    async def receive(self, *, mid_request: bool = False, pace: Pace | None = None) -> bytes:
+        """Receive the next bytes; ``b""`` at the peer's EOF or if the connection was closed.
 
         Args:
-          owed: whether they belong to a request that has begun, so that ``read_timeout`` holds.
-          pace: that of the request's body, if it has one to keep.
+          mid_request: whether a request is incomplete, so that ``read_timeout`` applies.
+          pace: the pace of the request's body, if it has a minimum rate.
         """
         while True:
-            # Each exception below is an end, and where there is one, there may have been another
-            # before: closing the socket is what wakes a reader, so ClosedResourceError means that
-            # somebody else has seen to everything already.
+            # Each exception below means a close. ClosedResourceError says that somebody else has
+            # closed the connection, which woke this reader: then there is nothing left to do.
             try:
-                if owed and (self.settings.read_timeout or pace is not None):
+                if mid_request and (self.settings.read_timeout or pace is not None):
                     data = await self._receive_in_time(pace)
                 else:
                     data = await self._transport.receive()
@@ -344,57 +343,57 @@ class Connection:
         with trio.CancelScope(deadline=due) as scope:
             data = await self._transport.receive()
         if scope.cancelled_caught:
-            reason, self._expiry = self._expiry, reason
+            reason, self._timeout_reason = self._timeout_reason, reason
             self._transport.expire()
             data = await self._transport.receive()
-            self._expiry = reason
-            if not self._overdue:  # else the connection's own deadline has passed, too
+            self._timeout_reason = reason
+            if not self._overdue:  # otherwise the connection's own deadline has passed, too
                 self._transport.renew()
         if pace is not None:
             pace.pause(trio.current_time())
             pace.moved += len(data)
         return data
 
-    async def look_again(self) -> None:
-        """Let the reader handle what has come, whether or not it knows of it.
+    async def read_pending(self) -> None:
+        """Let the reader handle the bytes that are in the socket already.
 
-        Where the loop was busy, a deadline may be seen before the bytes that came in time for it.
+        After the loop was busy, a deadline may be noticed before the bytes that came in time.
         """
-        self._transport.look_again()
-        for _ in range(2):  # the reader runs in the next scheduler step, maybe behind us
+        self._transport.retry_read()
+        for _ in range(2):  # the reader runs in the next scheduler step, maybe after this task
             await trio.lowlevel.checkpoint()
 
-    async def _read_all(self) -> None:
-        """The reader has ended: nothing more will come of the client.
+    async def _reader_done(self) -> None:
+        """Half-close or close the connection: the client will send nothing more.
 
-        Close first, tell the handlers then: what they do in response must find the connection
-        as it will stay, or a ``send`` would be written to a socket that is about to close.
+        The phase changes before the handlers are notified. Otherwise the ``send`` of a handler
+        that reacts to the disconnect would be written to a socket that is about to close.
         """
-        owes = self._http1 is not None and self._http1.owes_response
-        if self.phase.reads and owes and not self._transport.cut_off:
-            self.phase = after(self.phase, PEER_END)
+        response_pending = self._http1 is not None and self._http1.response_pending
+        if self.phase.reads and response_pending and not self._transport.truncated:
+            self.phase = after(self.phase, PEER_EOF)
         else:
             self.close(orderly=not self._exchanges)
         for exchange in self._exchanges:
             exchange.disconnect()
         if self.phase is HALF_CLOSED:
-            with self.parked(end=False):  # the client may still vanish
+            with self.parked(eof=False):  # the client may still vanish
                 await trio.sleep_forever()
 
-    def parked(self, *, end: bool) -> ScopedBlock:
-        """To be put around every wait of the reader that is not for bytes.
+    def parked(self, *, eof: bool) -> ScopedBlock:
+        """Watch the socket while the reader waits for something other than bytes.
 
-        A reset is noticed all the same, and ends the wait.
+        Every such wait of the reader must be in this block. A reset of the connection cancels it.
 
         Args:
-          end: whether a mere end of the client's side is noticed, too. Not where what came before
-            it has still to be handed over: the reader will find it behind that.
+          eof: whether the client's EOF counts as a disconnect, too. It must not if input before
+            the EOF has yet to be delivered: the reader finds the EOF after it.
         """
 
         def enter(scope: trio.CancelScope) -> None:
             self._parked = scope
-            self._transport.watch(self._peer_hung_up if end else self._peer_reset)
-            if self.phase is GONE:
+            self._transport.watch(self._peer_hung_up if eof else self._peer_reset)
+            if self.phase is CLOSED_PHASE:
                 scope.cancel()
 
         def leave(_: trio.CancelScope) -> None:
@@ -408,7 +407,7 @@ class Connection:
             self._peer_hung_up(reset)
         else:
             for exchange in self._exchanges:
-                exchange.note_end()
+                exchange.note_eof()
 
     def _peer_hung_up(self, reset: bool) -> None:
         if reset:
@@ -420,12 +419,12 @@ class Connection:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the connection's tasks are to end now, whatever they are doing."""
+        """Whether the connection's tasks are cancelled."""
         return self._nursery is not None and self._nursery.cancel_scope.cancel_called
 
     @property
     def shutting_down(self) -> bool:
-        """Whether all connections of the server drain, which has a deadline of its own."""
+        """Whether the whole server drains, which has a deadline of its own."""
         return self._server.deadline < float("inf")
 
     @property
@@ -438,7 +437,7 @@ class Connection:
         return self._server.state
 
     def write_now(self, parts: Parts) -> Parts | None:
-        """Write what there is room for. What is left, if anything is, must be written next."""
+        """Write what there is room for; return the rest, which must be written next, or None."""
         if not self.phase.writes:
             return None
         try:
@@ -448,7 +447,7 @@ class Connection:
             return None
 
     async def write(self, parts: Parts) -> None:
-        """Write, in order. Not a checkpoint unless it has to wait."""
+        """Write everything, in order. A checkpoint only if it has to wait."""
         if self.phase.writes:
             try:
                 await self._transport.send(parts)
@@ -459,18 +458,18 @@ class Connection:
 
     @property
     def progress(self) -> int:
-        """Changes whenever the client has made room for what waits to be written."""
+        """A number that changes whenever the client makes room for a write that waits."""
         return self._transport.progress
 
     @property
     def unsent(self) -> int:
-        """How many bytes the client's system has not taken yet."""
+        """How many bytes the client's kernel has not received yet."""
         return self._transport.unsent
 
     def begin_request(self) -> bool:
-        """A request's head has been read. Returns whether it is to be handled.
+        """Count a request whose head was read; return whether to handle it.
 
-        It is not if a tracker, told that the connection is active, has closed it.
+        It is not handled if a tracker has closed the connection when it became active.
         """
         self.requests_left -= 1
         self.activate()
@@ -478,7 +477,7 @@ class Connection:
         return self.phase.reads
 
     def activate(self) -> None:
-        """There is a request in flight."""
+        """Report that a request is in flight."""
         conn = self.conn
         if conn.state is not NEW and conn.state is not IDLE:
             return
@@ -503,7 +502,7 @@ class Connection:
             self._start_in_lane(exchange)
 
     def _start_in_lane(self, exchange: Exchange) -> None:
-        """Run it where it can be cancelled by itself."""
+        """Run an exchange's application in a lane, where it can be cancelled on its own."""
         if self._free_lanes:
             lane = self._free_lanes.pop()
             lane.start(exchange, self._run_exchange)
@@ -511,28 +510,29 @@ class Connection:
             lane = Lane(exchange, self._free_lanes)
             assert self._nursery is not None
             self._nursery.start_soon(self._run_lane, lane, name="trio_httptrack exchange")
-        exchange.limit = lane.scope
+        exchange.cancel_scope = lane.scope
         if self._request_timeout is not None:
-            self._request_timeout.begin(exchange, trio.current_time())
+            self._request_timeout.start(exchange, trio.current_time())
         if self.settings.cancel_on_disconnect is not None:
-            exchange.cancel_when_gone(lane.scope, self.settings.cancel_on_disconnect)
+            exchange.cancel_on_disconnect(lane.scope, self.settings.cancel_on_disconnect)
 
     @trio.lowlevel.enable_ki_protection
     async def _run_lane(self, lane: Lane) -> None:
         try:
             await lane.run(self._run_exchange)
-            if lane.exchange is not None:  # it was cancelled, and has still to be ended
-                await lane.exchange.end()
+            if lane.exchange is not None:  # it was cancelled, and is not finished yet
+                await lane.exchange.finish()
         except BaseException as error:
             await self._fail(error)
         finally:
             if lane.exchange is not None:
-                self._handler_ended(lane.exchange)
+                self._handler_done(lane.exchange)
 
-    def _disarm(self, exchange: Exchange, lane: Lane) -> bool:
-        """Its handler has ended: the lane is another one's next. Returns whether it was cancelled.
+    def _detach_lane(self, exchange: Exchange, lane: Lane) -> bool:
+        """Detach a lane from an exchange whose handler is done; return whether it was cancelled.
 
-        The exchange may learn much later that its client has gone, as that of a WebSocket does.
+        Another exchange may use the lane next. This exchange may learn much later that its client
+        has disconnected, as that of a WebSocket does, and must not cancel the lane then.
         """
         if lane.scope.cancel_called:
             return True
@@ -542,23 +542,23 @@ class Connection:
         return False
 
     def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run something that ends, at the latest, with the connection."""
+        """Run a task that is cancelled, at the latest, when the connection is done."""
         assert self._nursery is not None
         self._nursery.start_soon(self._contain, func, *args)
 
     @trio.lowlevel.enable_ki_protection
     async def _run_exchange(self, exchange: Exchange, lane: Lane | None = None) -> None:
-        # As few coroutines around the application's as there can be: each is passed through
-        # whenever the application waits for something.
-        cancelled = False  # with its lane, which ends it then
+        # As few coroutines around the application's as possible: each costs time whenever the
+        # application waits for something.
+        cancelled = False  # with its lane, which finishes the exchange then
         try:
             try:
                 await exchange.call(self._server.app)
             except BaseException as error:
                 await exchange.fail(error)
-            cancelled = lane is not None and self._disarm(exchange, lane)
+            cancelled = lane is not None and self._detach_lane(exchange, lane)
             if not cancelled:
-                await exchange.end()
+                await exchange.finish()
         except BaseException as error:
             cancelled = (
                 lane is not None
@@ -571,20 +571,20 @@ class Connection:
         finally:
             if not cancelled:
                 if lane is not None:
-                    lane.end(more=self.phase.reads)
-                self._handler_ended(exchange)
+                    lane.handler_done(more=self.phase.reads)
+                self._handler_done(exchange)
 
-    def _handler_ended(self, exchange: Exchange) -> None:
+    def _handler_done(self, exchange: Exchange) -> None:
         del self._exchanges[exchange]
         if self._request_timeout is not None:
-            self._request_timeout.end(exchange)
+            self._request_timeout.cancel(exchange)
         if self._http2 is not None:
-            self._http2.handler_ended()
-        if self._all_exchanges_ended is not None and not self._exchanges:
-            self._all_exchanges_ended.set()
+            self._http2.handler_done()
+        if self._all_exchanges_done is not None and not self._exchanges:
+            self._all_exchanges_done.set()
 
-    def rest(self) -> None:
-        """Every request has its response."""
+    def become_idle(self) -> None:
+        """Report that every request has its response."""
         if self.phase is HALF_CLOSED:
             self.close(orderly=True)
         elif self.conn.state is ACTIVE:
@@ -595,7 +595,7 @@ class Connection:
                 )
 
     def hijack(self) -> None:
-        """It does not speak HTTP any more."""
+        """Report that the connection does not speak HTTP any more."""
         if self.conn.state is ACTIVE:
             self._server.hijacked += 1
             self._enter(HIJACKED)
@@ -609,14 +609,14 @@ class Connection:
     async def log_timeout(self, request: RequestInFlight) -> None:
         await self._server.log_timeout(request, self.conn)
 
-    def note_reason(self, reason: str) -> None:
-        """The connection ends soon, and this is why."""
+    def set_close_reason(self, reason: str) -> None:
+        """Set the reason for which the connection is about to close."""
         if self.phase.writes:
             self.conn.close_reason = reason
 
     @property
     def handlers(self) -> int:
-        """How many exchanges have an application that runs."""
+        """How many handlers are running."""
         return len(self._exchanges)
 
     # What its Conn calls
@@ -636,7 +636,7 @@ class Connection:
         return self._server.monitor
 
     def find(self, scope: Mapping[str, Any]) -> Exchange:
-        """The exchange of a scope, or of a shallow copy of it."""
+        """Return the exchange of a scope, or of a shallow copy of it."""
         for exchange in self._exchanges:
             own = exchange.scope
             if own is scope or any(
@@ -646,23 +646,23 @@ class Connection:
         raise ValueError(f"this scope is not of a request in flight on {self.conn}")
 
     def refuse(self, status: int, reason: str, retry_after: int) -> bool:
-        """Turn it away before anything was read; return whether that was still to be done.
+        """Refuse the connection before anything is read; return False if it is closed already.
 
-        It never gets a task, which would cost several times as much as all of this. What the
-        client sends is thrown away for a short time: were the socket closed at once, a reset for
-        its request could destroy the response. Under TLS it is just closed.
+        A refused connection never gets a task, which would cost several times as much as all of
+        this. The client's input is discarded for a short time: if the socket were closed at once,
+        a reset for the request could destroy the response. Under TLS it is just closed.
         """
         if not self.phase.reads:
             return False
         self.conn.close_reason = reason
         if not self.conn.tls:
-            with suppress(trio.BrokenResourceError):  # it was refused, whether or not it is there
+            with suppress(trio.BrokenResourceError):  # it is refused, even if it has gone
                 self._transport.send_now([self.response_heads.refusal(status, retry_after)])
             timeout = self._server.refusal_timeout
             if self.phase is OPEN and len(timeout) < MAX_REFUSED:
-                self.phase = after(self.phase, OWN_END)
+                self.phase = after(self.phase, OWN_EOF)
                 self._timeout = timeout
-                timeout.begin(self, trio.current_time())
+                timeout.start(self, trio.current_time())
                 self._transport.discard(self.close)
                 return True
         self.close(reason)
@@ -671,48 +671,47 @@ class Connection:
     # States and deadlines
 
     def _enter(self, state: ConnState) -> None:
-        """Report a state, which must be one that ``TRANSITIONS`` has."""
+        """Report a state, which ``TRANSITIONS`` must allow."""
         self._server.track(self.conn, state)
 
     def _wait_for(self, timeout: Timeout[Connection], reason: str | None, now: float) -> None:
         """Close the connection unless it becomes active in time.
 
-        In a drain its own, shorter times hold, and HTTP/2 ends by other rules.
+        A drain has shorter timeouts of its own, and other rules for HTTP/2.
         """
-        if self._overdue:  # what it waited for before came in time
+        if self._overdue:  # the deadline before this one was met
             self._overdue = False
             self._transport.renew()
         if self.phase is DRAINING:
-            self._expiry = None
+            self._timeout_reason = None
             if self.conn.state is NEW:
-                return  # there is one deadline for all that may come before a request
+                return  # one deadline covers everything before the first request
             if self.conn.protocol == "h2":
                 self._forget_timeout()
                 return
             timeout = self._server.drain_idle_timeout
         else:
-            self._expiry = reason
+            self._timeout_reason = reason
         if self._timeout is not timeout:
             self._forget_timeout()
             self._timeout = timeout
-        timeout.begin(self, now)
+        timeout.start(self, now)
 
     def _forget_timeout(self) -> None:
         if self._timeout is not None:
-            self._timeout.end(self)
+            self._timeout.cancel(self)
             self._timeout = None
 
     def expire(self) -> None:
-        """Its time is up: close it, unless something has come.
+        """Close the connection if nothing has arrived before its deadline.
 
-        Timeouts are not taken back when a connection becomes active, because that would cost
-        each request. So this may be about a rest that has ended since, and is then ignored.
+        A timeout is not cancelled when the connection becomes active, because that would cost
+        each request. So the idle time that this is about may be over. Then it is ignored.
 
-        Nor does it close anything itself. When the loop was busy, the deadline and the next
-        request may both have come, and the order in which we learn of them says nothing about
-        the order in which they came. The reader decides: it is woken, reads once more, and only
-        if nothing is there, the connection is closed. What it reads may be a part of a request
-        only; the next read that would have to wait ends the connection then.
+        This method does not close the connection itself. If the loop was busy, both the deadline
+        and the next request may have come, and we do not learn which came first. So the reader is
+        woken and reads once more. The connection closes only if nothing is there. If the reader
+        gets a part of a request, the connection closes at the next read that would have to wait.
         """
         if self.phase.discards:
             self.close()
@@ -723,10 +722,10 @@ class Connection:
             self._transport.expire()
 
     def close_if_overdue(self) -> None:
-        """Close it, if it has rested for too long.
+        """Close the connection if it has been idle for too long.
 
-        For a reader that never has to wait, because something comes all the time, or that waits
-        for something else than bytes. What has come is not a request, or it would not rest.
+        This is for a reader that never has to wait, because bytes come all the time, or that waits
+        for something other than bytes. Those bytes are no request, or it would not be idle.
         """
         if self._overdue:
             self._close_expired()
@@ -734,21 +733,21 @@ class Connection:
     def _close_expired(self) -> None:
         if self._http2 is not None:
             self._http2.send_goaway()
-        elif self._http1 is not None and self._expiry == SLOW_REQUEST:
+        elif self._http1 is not None and self._timeout_reason == SLOW_REQUEST:
             self._http1.refuse_slow_request()
-        # A response without a length must not look as if it were complete.
-        cut = any(exchange.begun and not exchange.complete for exchange in self._exchanges)
-        self.close(self._expiry, orderly=not cut)
+        # An incomplete response without a length must not look complete.
+        incomplete = any(exchange.begun and not exchange.complete for exchange in self._exchanges)
+        self.close(self._timeout_reason, orderly=not incomplete)
 
-    # The end
+    # Drain and close
 
-    def grow_old(self) -> None:
-        """It has reached its age."""
+    def drain_at_max_age(self) -> None:
+        """Drain the connection, because it has reached its maximum age."""
         self.drain("max_connection_age")
 
     def drain(self, reason: str | None = None) -> None:
-        """Begin to end: no request is to follow those that are on their way."""
-        if self.phase is GONE:
+        """Let the requests in flight finish, and then close the connection."""
+        if self.phase is CLOSED_PHASE:
             return
         if self._nursery is None and self.phase.discards:  # it was refused
             self.close()
@@ -756,17 +755,17 @@ class Connection:
         self.conn.close_reason = self.conn.close_reason or reason
         was, self.phase = self.phase, after(self.phase, DRAIN)
         if self.phase is was is DRAINING:
-            return  # a connection that has had its share of requests drains before its server does
+            return  # it has been draining, for a reason of its own
         self.conn._mark_draining()
-        if self.phase is LEAVING and was is not LEAVING:
-            self.spawn(self._leave)
+        if self.phase is LINGERING_IN_DRAIN and was is not LINGERING_IN_DRAIN:
+            self.spawn(self._linger_in_drain)
         elif self.phase is DRAINING and self._nursery is not None:
             self._drain()
 
     def _drain(self) -> None:
         if self.conn.state is NEW:
             self._forget_timeout()
-            self.spawn(self._expire_new)
+            self.spawn(self._enforce_new_deadline)
         elif self.conn.state is IDLE:
             self._wait_for(self._server.drain_idle_timeout, None, trio.current_time())
         if self._http2 is not None and self.conn.state is not NEW:
@@ -775,77 +774,79 @@ class Connection:
             if exchange.drains:
                 self.spawn(exchange.drain)
 
-    async def _expire_new(self) -> None:
+    async def _enforce_new_deadline(self) -> None:
+        """Close the connection if it sends no request by its deadline in a drain."""
         await trio.sleep_until(self.conn.opened_at + self.settings.drain_new_timeout)
         if self.conn.state is NEW:
-            self._expiry = None
+            self._timeout_reason = None
             self.expire()
 
     async def finish(
-        self, *, linger: bool, surprise: bool = False, reason: str | None = None
+        self, *, linger: bool, unexpected: bool = False, reason: str | None = None
     ) -> None:
-        """There is no more to write: end our side, and the connection.
+        """Send EOF after the last response, and close the connection.
 
         Args:
-          linger: whether the client is still sending: what it has not read yet when we close, a
-            reset destroys.
-          surprise: whether it may be. Then that matters only while the response is on its way,
-            and most connections need not be kept for it.
-          reason: for which the connection closes, if there is one.
+          linger: whether the client is still sending. Then closing at once would cause a reset,
+            which would destroy what the client has not read yet.
+          unexpected: whether the client does not expect the close, and so may be sending. Then the
+            connection lingers only if the response is still in flight, which is rare.
+          reason: the close reason, if there is one.
         """
         if not self.phase.writes:
             return
         self.conn.close_reason = reason or self.conn.close_reason
-        linger = linger or (surprise and self._transport.in_flight > 0)
+        linger = linger or (unexpected and self._transport.in_flight > 0)
         if self.phase is HALF_CLOSED or not linger:
             self.close(orderly=True)
             return
-        self.phase = after(self.phase, OWN_END)
+        self.phase = after(self.phase, OWN_EOF)
         for exchange in self._exchanges:
             exchange.disconnect()
         self._forget_timeout()
         self._timeout = self._server.keep_alive_timeout
-        self._timeout.begin(self, trio.current_time())
-        if self.phase is LEAVING:
-            self.spawn(self._leave)
-        await self._transport.finish()
+        self._timeout.start(self, trio.current_time())
+        if self.phase is LINGERING_IN_DRAIN:
+            self.spawn(self._linger_in_drain)
+        await self._transport.send_eof()
 
-    async def _leave(self) -> None:
-        """In a drain, a client that reads has noticed our end after a short time."""
+    async def _linger_in_drain(self) -> None:
+        """Close the connection soon, if the client has received everything."""
         await trio.sleep(LINGER_TIMEOUT)
         if not self._transport.unsent:
             self.close()
 
     def abort(self) -> None:
-        """End now, whatever is in flight."""
+        """Close the connection now, whatever is in flight."""
         if self.phase.discards:
-            self.close()  # it has had its response
+            self.close()  # the response was sent
         else:
             self.close("app_shutdown_timeout" if self._server.late else "aborted_by_app")
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None:
-        """Close the socket, wake what waits for it, and report CLOSED. Does nothing again.
+        """Close the socket, wake the tasks that wait for it, and report CLOSED. Idempotent.
 
         Args:
-          orderly: whether nothing is cut off, so that TLS may say so.
+          orderly: whether nothing is truncated, so that TLS may send ``close_notify``.
         """
-        if self.phase is GONE:
+        if self.phase is CLOSED_PHASE:
             return
-        # The phase is first: all that is woken or called below must find the connection closed,
-        # and a tracker that closes it again must find nothing to do. The report is last, because
-        # a tracker may look at anything, and it must be the last word (``wait_closed`` included).
+        # The phase changes first: everything that is woken or called below must find the
+        # connection closed, and a tracker that closes it again must find nothing to do. The
+        # report comes last (even after ``wait_closed`` is released), because a tracker may look
+        # at anything.
         was, self.phase = self.phase, after(self.phase, CLOSE)
         conn = self.conn
-        if not (was.discards and conn.close_reason):  # for which the end has begun
+        if not (was.discards and conn.close_reason):  # which is why it began to close
             conn.close_reason = reason or conn.close_reason
         self._transport.close(orderly=orderly)
         self._forget_timeout()
-        if self._age is not None:
-            self._age.end(self)
+        if self._age_timeout is not None:
+            self._age_timeout.cancel(self)
         if self._parked is not None:
             self._parked.cancel()
         for exchange in self._exchanges:
-            exchange.lose_client()
+            exchange.client_disconnected()
         conn._mark_closed()
         if conn.state is not HIJACKED:
             self._enter(CLOSED)
@@ -856,28 +857,29 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     async def _contain(self, run: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Run one of the connection's tasks."""
+        """Run one of the connection's tasks, and handle its errors."""
         try:
             await run(*args)
         except BaseException as error:
             await self._fail(error)
 
     async def _fail(self, error: BaseException) -> None:
-        """One of the connection's tasks has failed: that ends the connection, and nothing else."""
-        travels, contained = split(error, TRAVELLING)
+        """Close the connection, and nothing else, because one of its tasks has failed."""
+        propagating, contained = split(error, PROPAGATING)
         if contained is not None:
             self.close("internal_error")
             await self._server.log_contained(contained, self.conn)
-        # With the transport closed, even a shielded write returns; so the nursery ends soon.
+        # With the transport closed, even a shielded write returns, so the nursery exits soon.
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
-        if travels is not None:
-            # A cancellation that came from outside is for this connection, and for those of the
-            # same server by their own nurseries. Ctrl-C and sys.exit end the server: its other
-            # connections must not wait in shielded writes until it has found its way out.
-            ends_all = split(travels, trio.Cancelled)[1]
-            (self if ends_all is None else self._server).abort()
+        if propagating is not None:
+            # A cancellation from outside is for this connection; the server's other connections
+            # get it through their own nurseries. Ctrl-C and sys.exit() stop the server: its other
+            # connections must not wait in shielded writes while the exception propagates.
+            stops_server = split(propagating, trio.Cancelled)[1]
+            (self if stops_server is None else self._server).abort()
             try:
-                raise travels from None
+                raise propagating from None
             finally:
-                del error, travels, ends_all  # whose traceback has this frame: break the cycle
+                # Their tracebacks refer to this frame: break the cycle.
+                del error, propagating, stops_server

@@ -1,20 +1,20 @@
-"""What a shutdown does to the connections that are still there.
+"""Graceful shutdown: drain the connections that are open when a worker stops accepting.
 
-A worker drains when it has stopped accepting: on SIGTERM, SIGINT, a SIGHUP reload, at
-``max_requests``, and when a ``tracked_server`` block is left:
+A worker stops accepting on SIGTERM, SIGINT and a SIGHUP reload, at ``max_requests``, and when a
+``tracked_server`` block is left. Then it drains its connections:
 
-* HTTP/1.1 is answered with ``Connection: close``, whether the request was in flight when the
-  drain began or came later, and the connection ends after it;
-* an idle connection ends after ``drain_idle_timeout`` seconds, in which a request that was
-  already on its way is still answered;
-* a new connection may send its first request until it is ``drain_new_timeout`` seconds old;
-* HTTP/2 gets a GOAWAY behind the last response (``http2``);
-* a WebSocket gets a close frame with ``drain_websocket_code`` and time to answer it;
-* an application may wait for ``conn.draining``;
-* ``graceful_timeout`` seconds after the drain began, what is left is closed by force.
+* An HTTP/1.1 response has ``Connection: close``, whether its request was in flight when the drain
+  began or came later. The connection closes after it.
+* An idle connection closes after ``drain_idle_timeout`` seconds. A request that arrives before
+  that still gets its response.
+* A new connection may send its first request until it is ``drain_new_timeout`` seconds old.
+* An HTTP/2 connection sends GOAWAY after the last response (``http2``).
+* A WebSocket sends a close frame with ``drain_websocket_code`` and waits for the client's.
+* An application can wait for ``conn.draining``.
+* ``graceful_timeout`` seconds after the drain began, the remaining connections are closed by force.
 
-The log says at once, and then every second, what is waited for; and where something was closed by
-force, which request has taken longest.
+The log lists the remaining connections at once, and then every second. If requests were closed by
+force, it names the one that has taken longest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ InFlight = list[tuple[Conn, RequestInFlight]]
 
 
 class Server(Protocol):
-    """What a drain needs of the worker whose connections it ends."""
+    """What a drain needs of the worker."""
 
     connections: set[Connection]
     deadline: float
@@ -47,7 +47,7 @@ class Server(Protocol):
 
 
 class Log(Protocol):
-    """As Hypercorn's."""
+    """Hypercorn's logger."""
 
     async def info(self, message: str, *args: Any) -> None: ...
     async def warning(self, message: str, *args: Any) -> None: ...
@@ -60,11 +60,11 @@ async def drain(
     graceful_timeout: float,
     log: Log,
 ) -> None:
-    """Wait for the shutdown and see it to its end.
+    """Wait for the shutdown, and drain the connections.
 
-    Runs beside the worker and is cancelled with it. However it ends, it closes every
-    socket that is left: a ``send`` to a peer that does not read ignores cancellation,
-    and nothing but its socket's end would wake it.
+    Runs beside the worker and is cancelled with it. In any case it closes every remaining socket
+    at last: a ``send`` to a peer that does not read ignores cancellation, and only closing its
+    socket wakes it.
     """
     try:
         await terminated()
@@ -80,7 +80,7 @@ async def drain(
                 await log.info("Shutting down: %s", progress(server.connections))
                 with trio.move_on_after(1):
                     await server.wait_for_none()
-        # Hypercorn ends its own nursery at the same time, and may have been faster.
+        # Hypercorn cancels its own nursery at the same time, and may have been faster.
         left += requests_in_flight(server.connections)
     finally:
         server.abort()
@@ -90,13 +90,13 @@ async def drain(
         forced=forced,
         seconds=trio.current_time() - begun,
     )
-    cut_off = longest_request(left)
-    if cut_off:
+    longest = longest_request(left)
+    if longest:
         await log.warning(
             "Shut down: %s. The longest request was %s. "
-            "If it should have ended, raise graceful_timeout, which is %s s",
+            "If it should have finished, raise graceful_timeout, which is %s s",
             server.report,
-            cut_off,
+            longest,
             graceful_timeout,
         )
     elif connections:
@@ -104,7 +104,7 @@ async def drain(
 
 
 def progress(connections: Collection[Connection]) -> str:
-    """How many are left in which state, and which of them is the oldest."""
+    """Describe the remaining connections: their number by state, and the oldest."""
     states = Counter(each.conn.state for each in connections)
     oldest = min(connections, key=lambda each: each.conn.opened_at)
     age = trio.current_time() - oldest.conn.opened_at
@@ -122,10 +122,10 @@ def requests_in_flight(connections: Collection[Connection]) -> InFlight:
 
 
 def longest_request(left: InFlight) -> str:
-    """What is known of the oldest request that was cut off; nothing if none was."""
-    cut_off = [each for each in left if each[0].close_reason == "app_shutdown_timeout"]
-    if not cut_off:
+    """Describe the longest request that was closed by force; empty if none was."""
+    forced = [each for each in left if each[0].close_reason == "app_shutdown_timeout"]
+    if not forced:
         return ""
-    conn, request = min(cut_off, key=lambda each: each[1].started_at)
+    conn, request = min(forced, key=lambda each: each[1].started_at)
     age = trio.current_time() - request.started_at
     return f"{request.method} {request.path!r} ({conn}), {age:.1f} s"

@@ -2,8 +2,8 @@
 
 ``trio.lowlevel.wait_readable`` registers the socket anew for each wait, which costs a system
 call for each request. Here a socket is registered once and edge-triggered: the kernel reports
-that something has come, and the reader remembers it until nothing is left. It also reports that
-the peer has hung up behind bytes that nobody reads yet.
+new input, and the reader remembers that until nothing is left. The kernel also reports that the
+peer has hung up, even if there are unread bytes before that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from socket import socket
 
 import trio
 
-from .kernel import ENDED, READABLE, WaitsInTrio
+from .kernel import HANG_UP, READABLE, WaitsInTrio
 
 MAX_EVENTS = 256  # of one scheduler step
-MAX_ENDS = 32  # of them, and in one batch
+MAX_HANG_UPS = 32  # of one batch
 
 
 class EpollKernel(WaitsInTrio):
@@ -36,7 +36,7 @@ class EpollKernel(WaitsInTrio):
         try:
             (count,) = struct.unpack("i", fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)))
         except OSError:
-            return 0  # it is no TCP socket
+            return 0  # not a TCP socket
         return int(count)
 
     in_flight = unsent
@@ -45,61 +45,61 @@ class EpollKernel(WaitsInTrio):
         super().__init__()
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
-        self._ended: OrderedDict[int, int] = OrderedDict()  # events not called back yet
+        self._hang_ups: OrderedDict[int, int] = OrderedDict()  # events not called back yet
 
     def register(self, fileno: int, callback: Callable[[int], None]) -> None:
-        self._epoll.register(fileno, READABLE)  # which fails where the system has no memory
+        self._epoll.register(fileno, READABLE)  # fails if the system is out of memory
         self._callbacks[fileno] = callback
 
     def forget(self, fileno: int) -> None:
         self.wake(fileno)
         self._waited.discard(fileno)
-        self._ended.pop(fileno, None)
-        # Closing the socket does not remove it from the epoll while a forked child has it,
-        # too: its events would be reported to the next socket of this number.
+        self._hang_ups.pop(fileno, None)
+        # While a forked child has the socket, too, closing it does not remove it from the epoll.
+        # Then its events would be reported to the next socket of this number.
         if self._callbacks.pop(fileno, None) is not None:
             self._epoll.unregister(fileno)
 
-    # Each callback makes a task runnable, and Trio runs all that are in one scheduler step. If a
-    # load balancer fails, 15,000 clients vanish at once. To close their connections takes
-    # seconds, and nobody else may have to wait for that.
+    # Each callback makes a task runnable, and Trio runs all runnable tasks in one scheduler step.
+    # If a load balancer fails, 15,000 clients disappear at once. Closing their connections takes
+    # seconds, and other connections must not wait for that.
     #
-    # A bound on the events of a step is not enough. epoll reports events in their order, so each
-    # request would wait behind all the ends before it. Therefore ends are only collected, which
-    # is fast, and called back a batch at a time. While some are left, the next batch waits twice
-    # as long as this one took with its tasks: everybody else has most of the time.
+    # A limit on the events of a step is not enough. epoll reports events in order, so each request
+    # would wait for all the hang-ups before it. So hang-ups are only collected, which is fast, and
+    # reported in batches. While some are left, the pause before the next batch is twice as long as
+    # the last batch took with its tasks: other connections get most of the time.
     #
-    # One batch is called back at once, and that is all of the ends of any ordinary load. If those
-    # had to wait, sockets of closed connections would pile up until there are too many.
+    # The first batch is reported at once, and it has room for all hang-ups of an ordinary load. If
+    # those had to wait, the sockets of disconnected clients would pile up.
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._poll()
-            while self._ended:
+            while self._hang_ups:
                 began = time.perf_counter()
-                self._call_back_ended()
-                if self._ended:
+                self._report_hang_ups()
+                if self._hang_ups:
                     # Their tasks run in the next step, and in any order with this one.
                     for _ in range(2):
                         await trio.lowlevel.checkpoint()
                     await self._serve_others(2 * (time.perf_counter() - began))
 
     def _poll(self) -> None:
-        """Call back what has happened; but only collect the ends."""
+        """Report what has happened, but only collect the hang-ups."""
         for fileno, events in self._epoll.poll(0, MAX_EVENTS):
             callback = self._callbacks.get(fileno)
             if callback is None:
-                pass  # one of those before has closed it
-            elif events & ENDED:
-                self._ended[fileno] = events  # and all of its end that was reported before
+                pass  # a callback before has closed it
+            elif events & HANG_UP:
+                self._hang_ups[fileno] = events  # includes what was reported before
             else:
                 callback(events)
 
-    def _call_back_ended(self) -> None:
-        for _ in range(MAX_ENDS):
-            if self._ended:  # a callback may have closed others
-                fileno, events = self._ended.popitem(last=False)
+    def _report_hang_ups(self) -> None:
+        for _ in range(MAX_HANG_UPS):
+            if self._hang_ups:  # a callback may have closed others
+                fileno, events = self._hang_ups.popitem(last=False)
                 self._callbacks[fileno](events)
 
     async def _serve_others(self, seconds: float) -> None:
@@ -110,5 +110,5 @@ class EpollKernel(WaitsInTrio):
             self._poll()
 
     def close(self) -> None:
-        """Called when nobody reads any more: later than the end of ``run``."""
+        """Close the epoll. Call this when nobody reads any more, which is after ``run``."""
         self._epoll.close()

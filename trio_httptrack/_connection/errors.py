@@ -1,7 +1,7 @@
-"""Which exceptions end with their connection, and which go on.
+"""Which exceptions stay within their connection, and which propagate.
 
-An application's mistake, or a protocol's, ends one request or one connection.
-A cancellation, Ctrl-C and ``sys.exit()`` are meant for more than that: they travel.
+An error of an application or a protocol terminates one request or one connection.
+A cancellation, Ctrl-C and ``sys.exit()`` concern more than that, so they propagate.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .._states import Conn
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-TRAVELLING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
+PROPAGATING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
 
 
-class PeerGone(BrokenPipeError):
-    """An application sent when nobody reads its response any more: the connection has ended,
-    or this request's stream of it (ASGI asks for an OSError).
+class ClientDisconnected(BrokenPipeError):
+    """An application sent after its client had disconnected: the connection is closed, or this
+    request's stream is. (ASGI requires an OSError.)
 
-    Not an error of the application, so it is not logged as one.
+    This is no error of the application, so it is not logged as one.
     """
 
     def __init__(self, conn: Conn) -> None:
@@ -35,7 +35,7 @@ class PeerGone(BrokenPipeError):
 class UnexpectedMessage(RuntimeError):
     """An application sent a message that ASGI does not allow at this point.
 
-    Nothing was sent, and the response goes on as it was.
+    Nothing was sent, and the state of the response is unchanged.
     """
 
     def __init__(self, type_: object, state: str) -> None:
@@ -45,7 +45,7 @@ class UnexpectedMessage(RuntimeError):
 def split(
     error: BaseException, types: type[BaseException] | tuple[type[BaseException], ...]
 ) -> tuple[BaseException | None, BaseException | None]:
-    """Part an exception, group or not, into what is of ``types`` and the rest."""
+    """Split an exception, group or not, into the part that matches ``types`` and the rest."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(types)
     return (error, None) if isinstance(error, types) else (None, error)
@@ -53,7 +53,7 @@ def split(
 
 @contextmanager
 def ungrouped(nurseries: int) -> Iterator[None]:
-    """Unwrap an error that is alone in the groups that so many nurseries of ours put around it."""
+    """Unwrap a single error from the exception groups that this many nurseries put around it."""
     try:
         yield
     except BaseExceptionGroup as group:

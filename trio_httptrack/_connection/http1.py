@@ -1,15 +1,15 @@
-"""HTTP/1.x on one connection: one request after the other, until it ends or is upgraded.
+"""HTTP/1.x on one connection: one request at a time, until the connection closes or upgrades.
 
-The reader runs :meth:`Http1.run`. It reads a request, starts its exchange, feeds the exchange
-with the body, and then reads ahead: that is how a client's end is noticed while a response is
-being made, and a pipelined request waits there until it has its turn. The exchange's own task
-writes the response, through the methods of :class:`~.exchange.Stream`.
+The reader runs :meth:`Http1.run`. It reads a request, starts its exchange, feeds the body to the
+exchange, and then reads ahead. So it notices a disconnect while the response is in flight. A
+pipelined request waits until that response is written. The exchange's own task writes the
+response, through the methods of :class:`~.exchange.Stream`.
 
-An ordinary head is read by ``request_head``, and its body by counting. Everything else is h11's:
-it gets all the bytes of that one request, from the first to the last, and what it found behind
-them is read again in the ordinary way. What h11 lets pass and RFC 9112 does not is refused here.
+``request_head`` parses an ordinary head, and its body is read by its length. h11 parses every
+other head. It gets a new connection object for each such request, and the bytes that it leaves
+are read in the ordinary way again. Requests that h11 accepts and RFC 9112 forbids are refused here.
 
-Responses are ours alone (``response_head``); h11 never hears of them.
+h11 writes no responses: ``response_head`` does.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .chunked import Chunked
 from .exchange import Exchange, HttpExchange, base_scope
 from .http1_rules import (
     Refused,
-    are_http2_settings,
     check_gaps,
     check_headers,
+    error_status,
+    is_http2_settings,
     is_served,
     split_target,
-    status_of,
 )
 from .pace import Pace
 from .request_head import read_request_head
-from .response_head import UNTIL_CLOSE, ResponseHeads, left_of, tokens
+from .response_head import UNTIL_CLOSE, ResponseHeads, remaining_length, tokens
 from .settings import Headers
 from .transport import Parts
 from .websocket import WebSocket
 from .websocket_handshake import Handshake
 
-SMALL = 2**15  # bytes: copied into one piece rather than written from where they are
+JOIN_LIMIT = 2**15  # bytes of a body that is joined with what goes out around it
 
 
 class Connection(websocket.Connection, Protocol):
@@ -54,62 +54,62 @@ class Connection(websocket.Connection, Protocol):
 
     @property
     def unsent(self) -> int:
-        """How many bytes the client's system has not taken yet."""
+        """How many bytes the client's kernel has not received yet."""
 
-    async def receive(self, *, owed: bool = False, pace: Pace | None = None) -> bytes:
-        """The next bytes; none at the peer's end, or if the connection was closed."""
+    async def receive(self, *, mid_request: bool = False, pace: Pace | None = None) -> bytes:
+        """Receive the next bytes; ``b""`` at the peer's EOF or if the connection was closed."""
 
     def write_now(self, parts: Parts) -> Parts | None:
-        """Write what there is room for. What is left, if anything is, must be written next."""
+        """Write what there is room for; return the rest, which must be written next, or None."""
 
     async def write(self, parts: Parts) -> None:
-        """Write, in order. Not a checkpoint unless it has to wait."""
+        """Write everything, in order. A checkpoint only if it has to wait."""
 
-    def parked(self, *, end: bool) -> AbstractContextManager[object]:
-        """To be put around every wait of the reader that is not for bytes."""
+    def parked(self, *, eof: bool) -> AbstractContextManager[object]:
+        """Watch the socket while the reader waits for something other than bytes."""
 
     def begin_request(self) -> bool:
-        """A request's head has been read. Returns whether it is to be handled."""
+        """Count a request whose head was read; return whether to handle it."""
 
     def start(self, exchange: Exchange) -> None:
         """Run an exchange's application in a task of its own."""
 
-    def note_reason(self, reason: str) -> None:
-        """The connection ends soon, and this is why."""
+    def set_close_reason(self, reason: str) -> None:
+        """Set the reason for which the connection is about to close."""
 
-    def rest(self) -> None:
-        """Every request has its response."""
+    def become_idle(self) -> None:
+        """Report that every request has its response."""
 
     def hijack(self) -> None:
-        """It does not speak HTTP any more."""
+        """Report that the connection does not speak HTTP any more."""
 
-    async def finish(self, *, linger: bool, surprise: bool = False) -> None:
-        """There is no more to write: end our side, and the connection."""
+    async def finish(self, *, linger: bool, unexpected: bool = False) -> None:
+        """Send EOF after the last response, and close the connection."""
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None: ...
 
     async def upgrade_to_http2(self, headers: Headers, settings: bytes, data: bytes) -> None:
-        """Respond to a request over HTTP/2, and go on with that until the end."""
+        """Respond to a request over HTTP/2, and run HTTP/2 from then on."""
 
 
 class Http1:
-    """Reads requests, and is the way of each response."""
+    """Reads requests and writes responses: the ``exchange.Stream`` of each exchange."""
 
     __slots__ = (
-        "_body_left",
         "_connection",
         "_exchange",
         "_framing",
         "_http11",
+        "_input_discarded",
+        "_is_head",
         "_keep_alive",
-        "_overheard",
         "_pace",
         "_probed",
-        "_responded",
-        "_surprised",
-        "_to_head",
+        "_request_incomplete",
+        "_response_started",
+        "_response_written",
+        "_unexpected_close",
         "_upgrading",
-        "_written",
     )
 
     id = None
@@ -117,55 +117,55 @@ class Http1:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._exchange: Exchange | None = None  # until its response is written
-        self._body_left = False  # its request is not complete
+        self._request_incomplete = False  # a part of its request's body is missing
         self._keep_alive = True  # another request may follow it
         self._http11 = True
-        self._to_head = False
-        self._upgrading = False  # it is a WebSocket, or wants to be
-        self._responded = False  # the response has begun
-        self._framing = 0  # how much of it is to come, as ``response_head`` says it
-        self._pace: Pace | None = None  # that its body has to keep
-        self._probed = False  # its client was sent something to see if it still reads
-        self._surprised = False  # the client did not know that it would be its last
-        self._overheard = False  # something has come that nobody will read
-        self._written: trio.Event | None = None  # what the reader waits for
+        self._is_head = False
+        self._upgrading = False  # it is a WebSocket, or a request for one
+        self._response_started = False
+        self._framing = 0  # bytes of the response's body to come, or a constant of response_head
+        self._pace: Pace | None = None  # of its request's body, if there is a minimum rate
+        self._probed = False  # its client was sent an interim response as a probe
+        self._unexpected_close = False  # the client did not know that this response is the last
+        self._input_discarded = False  # input has come that nobody will read
+        self._response_written: trio.Event | None = None  # if the reader waits for it
 
     @property
-    def owes_response(self) -> bool:
-        """Whether a client that has ended its side still gets something."""
+    def response_pending(self) -> bool:
+        """Whether a client that has sent EOF still gets a response."""
         return self._exchange is not None and not self._upgrading
 
     # The reader
 
     async def run(self, data: bytes) -> None:
-        """Handle requests until the end, beginning with what was read."""
+        """Handle requests until nothing more can be read. ``data`` was read already."""
         connection, settings = self._connection, self._connection.settings
         while True:
             if not data:
-                # Also while a response is being made, to learn of the client's end. Not more than
-                # one read: a client that pipelines without end must fill its own buffers.
+                # Read even while a response is in flight, to notice a disconnect. But read only
+                # once: a client that pipelines without end must fill its own buffers.
                 data = await connection.receive()
                 if not data:
                     return
-            # Before anything else is asked: where the connection is closing, a handler may still
-            # be at work, and waiting for its response would never wait.
+            # Check this first: if the connection is closing, a handler may still be running, and
+            # the wait for its response would return at once, again and again.
             if not connection.phase.reads:
                 data = b""
                 continue
             if self._exchange is not None:
-                # It is not its turn. Behind a last request it never will be: it is discarded,
-                # because an error of a client that has said enough must not cost its response.
+                # A pipelined request waits for the response before it. Input after the last
+                # request is discarded: an error in it must not cost the client that response.
                 if self._keep_alive:
-                    await self._response()
+                    await self._wait_for_response()
                 else:
-                    self._overheard, data = True, b""
+                    self._input_discarded, data = True, b""
                 continue
             head = None
             if not settings.raw_header_names:
                 head = read_request_head(data, settings.max_head_size)
             try:
                 if head is None:
-                    data = await self._unusual(data)
+                    data = await self._parse_with_h11(data)
                 else:
                     method, target, headers, length, self._keep_alive, end = head
                     body = data[end : end + length]
@@ -173,46 +173,46 @@ class Http1:
                     self._http11 = True
                     raw_path, _, query = target.partition(b"?")
                     missing = length - len(body)
-                    await self._begin(
+                    await self._start_exchange(
                         method, raw_path, query, headers, "1.1", None if missing else body
                     )
                     if missing:
-                        data = await self._counted(body, missing)
+                        data = await self._read_sized_body(body, missing)
             except Refused as refused:
                 await self._refuse(refused.status)
                 data = b""
 
-    async def _counted(self, body: bytes, missing: int) -> bytes:
-        """Read the rest of a body whose length is known; return what came behind it."""
+    async def _read_sized_body(self, body: bytes, missing: int) -> bytes:
+        """Read the rest of a body whose length is known; return the bytes after it."""
         exchange = self._exchange
         if body:
-            self._count(body)
-            await self._feed(exchange, body, True)
+            self._count_body(body)
+            await self._feed_body(exchange, body, True)
         rest = b""
         while missing:
-            data = await self._connection.receive(owed=True, pace=self._pace)
+            data = await self._connection.receive(mid_request=True, pace=self._pace)
             if not data:
-                await self._cut_off()
+                await self._request_truncated()
                 return b""
             body, rest = data[:missing], data[missing:]
             missing -= len(body)
-            await self._feed(exchange, body, missing > 0)
+            await self._feed_body(exchange, body, missing > 0)
         return rest
 
-    def _count(self, data: bytes) -> None:
-        """What has come with the head counts for the body's pace, too."""
+    def _count_body(self, data: bytes) -> None:
+        """Count the bytes of a body that came with its head for its pace, too."""
         if self._pace is not None:
             self._pace.moved += len(data)
 
-    async def _feed(self, exchange: Exchange | None, body: bytes, more: bool) -> None:
+    async def _feed_body(self, exchange: Exchange | None, body: bytes, more: bool) -> None:
         if not more:
-            self._body_left = False
+            self._request_incomplete = False
         if exchange is None or self._exchange is not exchange:
-            self._overheard = True  # the response did not wait for it
+            self._input_discarded = True  # the response was complete before the request
         else:
             await exchange.put({"type": "http.request", "body": body, "more_body": more})
 
-    async def _begin(
+    async def _start_exchange(
         self,
         method: str,
         path: bytes,
@@ -228,12 +228,12 @@ class Http1:
         scope = base_scope(connection, path, query, headers, version)
         scope["type"] = "http"
         scope["method"] = method
-        self._to_head = method == "HEAD"
-        self._body_left = body is None
+        self._is_head = method == "HEAD"
+        self._request_incomplete = body is None
         if body is None and settings.min_request_rate is not None:
             self._pace = Pace(settings.min_request_rate)
-        self._responded = self._probed = False
-        # A connection that speaks HTTP/1 becomes active anew with each request.
+        self._response_started = self._probed = False
+        # An HTTP/1 connection becomes active with each request.
         started = connection.conn.state_since
         exchange = HttpExchange(
             connection, self, scope, settings.max_queue_size, started, body=body
@@ -244,58 +244,61 @@ class Http1:
         else:
             connection.start(exchange)
 
-    async def _response(self) -> None:
+    async def _wait_for_response(self) -> None:
         """Wait until the response in flight is written."""
-        self._written = trio.Event()
-        with self._connection.parked(end=True):
-            await self._written.wait()
+        self._response_written = trio.Event()
+        with self._connection.parked(eof=True):
+            await self._response_written.wait()
 
     async def _refuse(self, status: int) -> None:
-        """Respond to what is no request, or not one that can be handled."""
-        # What follows is not understood either, and the client is probably still sending it:
+        """Respond to an invalid request, or to one that cannot be handled."""
+        # What follows cannot be parsed either, and the client is probably still sending it. So
         # linger, or the reset for it destroys this response.
-        self._overheard = True
+        self._input_discarded = True
         if self._exchange is not None:
-            # Its handler may be about to respond, and this response may wait for room meanwhile.
-            # There must not be two.
-            self._exchange.lose(status)
-            if self._responded:
+            # This response may have to wait for room, and the handler may respond meanwhile. There
+            # must not be two responses.
+            self._exchange.disconnect_with_status(status)
+            if self._response_started:
                 await self._connection.finish(linger=True)
                 return
             self._exchange = None
         else:
-            self._keep_alive = True  # else the client had a last request before
-        self._body_left = self._to_head = False
+            self._keep_alive = True  # a last request before this one does not matter any more
+        self._request_incomplete = self._is_head = False
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await self.respond(status, headers, b"", False)
 
     def refuse_slow_request(self) -> None:
-        """Its body comes too slowly: say so, if there is no response yet, before the end.
+        """Respond with 408 to a request whose body is too slow, unless a response has started.
 
-        The connection does not linger behind that: it would give the client the time that it
-        must not have.
+        The connection does not linger after that: it would give the client more time.
         """
-        if self._exchange is not None and not self._responded:
-            self._exchange.lose(408)
-            self._responded = True
+        if self._exchange is not None and not self._response_started:
+            self._exchange.disconnect_with_status(408)
+            self._response_started = True
             self._connection.write_now([self._connection.response_heads.refusal(408)])
 
-    async def _cut_off(self) -> None:
-        """The client has ended its side in the middle of a request."""
-        if self._connection.phase.reads and not self._responded and self._exchange is not None:
+    async def _request_truncated(self) -> None:
+        """Respond with 400 to a client that has sent EOF in the middle of a request."""
+        if (
+            self._connection.phase.reads
+            and not self._response_started
+            and self._exchange is not None
+        ):
             await self._refuse(400)
 
-    # The unusual, by h11
+    # Requests that are not ordinary, by h11
 
-    async def _unusual(self, data: bytes) -> bytes:
-        """Read one request with h11, and return what came behind it."""
+    async def _parse_with_h11(self, data: bytes) -> bytes:
+        """Read one request with h11; return the bytes after it."""
         connection = self._connection
         while data in (b"\r", b"\r\n", b"\r\n\r"):
             more = await connection.receive()
             if not more:
                 return b""
             data += more
-        if data.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line is to be ignored
+        if data.startswith(b"\r\n"):  # RFC 9112, 2.2: ignore one empty line
             if data.startswith(b"\r\n\r\n"):
                 raise Refused(400)
             return data[2:]
@@ -307,19 +310,23 @@ class Http1:
             try:
                 event = reader.next_event()
             except h11.RemoteProtocolError as error:
-                raise Refused(status_of(error, data, connection.settings.max_head_size)) from None
+                raise Refused(
+                    error_status(error, data, connection.settings.max_head_size)
+                ) from None
             if isinstance(event, h11.Request):
                 request = event
             elif not connection.phase.reads or isinstance(event, h11.ConnectionClosed):
                 return b""
             else:
-                more = await connection.receive(owed=True)
+                more = await connection.receive(mid_request=True)
                 reader.receive_data(more)
                 data += more
-        return await self._handle(reader, request, data)
+        return await self._handle_h11_request(reader, request, data)
 
-    async def _handle(self, reader: h11.Connection, request: h11.Request, head: bytes) -> bytes:
-        """Start the exchange of a request that h11 has read, and feed it."""
+    async def _handle_h11_request(
+        self, reader: h11.Connection, request: h11.Request, head: bytes
+    ) -> bytes:
+        """Start the exchange of a request that h11 has parsed, and feed it."""
         connection, settings = self._connection, self._connection.settings
         if not request.http_version.startswith(b"1."):
             raise Refused(505)
@@ -328,94 +335,97 @@ class Http1:
         check_headers(headers, head, self._http11)
         method = request.method.decode("ascii").upper()
         authority, path, query = split_target(method, request.target)
-        said = {
+        connection_options = {
             token for name, value in headers if name == b"connection" for token in tokens(value)
         }
-        self._keep_alive = self._http11 and b"close" not in said
+        self._keep_alive = self._http11 and b"close" not in connection_options
         if method == "HEAD" and request.method != b"HEAD":
-            # Applications see upper case only. In lower case it is another method, and a proxy
-            # may expect a body where there is none: it must not take the next response for it.
+            # Applications get the method in upper case. In lower case it is another method, and a
+            # proxy may expect a body in this response. The next response must not be taken for it.
             self._keep_alive = False
         upgrade = b""
-        if self._http11 and b"upgrade" in said:
+        if self._http11 and b"upgrade" in connection_options:
             upgrade = next((value for name, value in headers if name == b"upgrade"), b"").lower()
         framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
         length = next((int(value) for name, value in headers if name == b"content-length"), 0)
         chunked = any(name == b"transfer-encoding" for name, _ in headers)
-        sent = [value for name, value in headers if name == b"http2-settings"]
+        http2_settings = [value for name, value in headers if name == b"http2-settings"]
         data = reader.trailing_data[0]
         if settings.raw_header_names:
             headers = request.headers.raw_items()
-        if authority is not None:  # RFC 9112, 3.2.2: it replaces what Host says
+        if authority is not None:  # RFC 9112, 3.2.2: it replaces the Host header
             headers = [header for header in headers if header[0].lower() != b"host"]
             headers.insert(0, (b"host", authority))
         if upgrade == b"websocket" and method == "GET":
-            await self._websocket(path, query, headers, data)
+            await self._upgrade_to_websocket(path, query, headers, data)
             return b""
-        # RFC 7540, 3.2. A body would have to be read before the response.
+        # RFC 7540, 3.2. A request with a body is not upgraded: the body would have to be read
+        # before the response.
         if (
             upgrade == b"h2c"
             and settings.h2c_upgrade
             and not connection.conn.tls
-            and b"http2-settings" in said
+            and b"http2-settings" in connection_options
             and self._keep_alive
-            and len(sent) == 1
-            and are_http2_settings(sent[0])
+            and len(http2_settings) == 1
+            and is_http2_settings(http2_settings[0])
             and not framed
         ):
             target = path + b"?" + query if b"?" in request.target else path
-            await self._h2c(request.method, target, headers, sent[0], data)
+            await self._upgrade_to_http2(request.method, target, headers, http2_settings[0], data)
             return b""
         body, data = (None, data) if chunked else (data[:length], data[length:])
         missing = 0 if body is None else length - len(body)
         expects = reader.they_are_waiting_for_100_continue
         version = "1.1" if self._http11 else "1.0"
         complete = body is not None and not missing
-        await self._begin(method, path, query, headers, version, body if complete else None)
-        if expects and not self._responded:
+        await self._start_exchange(
+            method, path, query, headers, version, body if complete else None
+        )
+        if expects and not self._response_started:
             await connection.write([connection.response_heads.interim(100)])
         if body is None:
-            return await self._chunked(data)
-        return await self._counted(body, missing) if missing else data
+            return await self._read_chunked_body(data)
+        return await self._read_sized_body(body, missing) if missing else data
 
-    async def _chunked(self, data: bytes) -> bytes:
-        """Read a chunked body; return what came behind it."""
+    async def _read_chunked_body(self, data: bytes) -> bytes:
+        """Read a chunked body; return the bytes after it."""
         exchange = self._exchange
-        self._count(data)
+        self._count_body(data)
         chunks = Chunked(self._connection.settings.max_head_size)
         while True:
             for body in chunks.feed(data):
-                await self._feed(exchange, body, True)
+                await self._feed_body(exchange, body, True)
             if chunks.complete:
-                await self._feed(exchange, b"", False)
+                await self._feed_body(exchange, b"", False)
                 return chunks.rest
-            data = await self._connection.receive(owed=True, pace=self._pace)
+            data = await self._connection.receive(mid_request=True, pace=self._pace)
             if not data:
-                await self._cut_off()
+                await self._request_truncated()
                 return b""
 
-    # The response: exchange.Stream
+    # exchange.Stream
 
     async def respond(self, status: int, headers: Headers, body: bytes, more_body: bool) -> None:
         connection = self._connection
-        # RFC 9112, 9.6: a server that does not read the whole request says that it closes.
-        last = connection.last or self._body_left or self._upgrading
+        # RFC 9112, 9.6: a server that does not read the whole request announces the close.
+        last = connection.last or self._request_incomplete or self._upgrading
         head, framing, closes = connection.response_heads.render(
             status,
             headers,
             http11=self._http11,
-            to_head=self._to_head,
+            to_head=self._is_head,
             last=last,
             client_closes=not self._keep_alive,
         )
         self._framing = framing
-        parts = self._framed(body, more_body)
-        self._responded = True
+        parts = self._frame_body(body, more_body)
+        self._response_started = True
         if closes and self._keep_alive:
-            # It is we who close: the client may have sent its next request already.
-            self._surprised = True
+            # The server chose to close: the client may have sent its next request already.
+            self._unexpected_close = True
             self._keep_alive = False
-        if len(body) <= SMALL:
+        if len(body) <= JOIN_LIMIT:
             parts = [b"".join((head, *parts))]
         else:
             parts.insert(0, head)
@@ -423,76 +433,76 @@ class Http1:
         if rest is not None:
             await connection.write(rest)
         if not more_body:
-            await self._finish()
+            await self._finish_response()
 
-    async def inform(self, status: int, headers: Headers) -> None:
+    async def send_interim(self, status: int, headers: Headers) -> None:
         if self._http11:
             response = self._connection.response_heads.interim(status, headers)
             await self._connection.write([response])
 
     async def write_body(self, body: bytes, more_body: bool) -> None:
-        parts = self._framed(body, more_body)
+        parts = self._frame_body(body, more_body)
         if parts:
             rest = self._connection.write_now(parts)
             if rest is not None:
                 await self._connection.write(rest)
         if not more_body:
-            await self._finish()
+            await self._finish_response()
 
-    def _framed(self, body: bytes, more_body: bool) -> list[bytes | memoryview]:
-        """A part of the body as it is written."""
+    def _frame_body(self, body: bytes, more_body: bool) -> list[bytes | memoryview]:
+        """Return a part of the body with its framing."""
         if self._framing >= 0:
-            self._framing = left_of(self._framing, len(body), more_body)
+            self._framing = remaining_length(self._framing, len(body), more_body)
             return [body] if body else []
         if self._framing == UNTIL_CLOSE:
             return [body] if body else []
         end = b"" if more_body else b"0\r\n\r\n"
         if not body:
             return [end] if end else []
-        if len(body) <= SMALL:
+        if len(body) <= JOIN_LIMIT:
             return [b"%x\r\n%b\r\n%b" % (len(body), body, end)]
         return [b"%x\r\n" % len(body), body, b"\r\n" + end]
 
-    async def _finish(self) -> None:
-        """The whole response is written.
+    async def _finish_response(self) -> None:
+        """Change the connection's state after the whole response is written.
 
-        The state changes here and not when the handler ends: a handler may do something after its
-        response, and its client need not wait for that.
+        The state does not wait for the handler: it may go on after its response, and the client
+        need not wait for that.
         """
-        if self._exchange is not None:  # before the connection closes, and asks
-            self._exchange.finished()
+        if self._exchange is not None:  # first, because a close reads this
+            self._exchange.response_written()
         self._exchange = None
         connection = self._connection
         if not self._keep_alive:
-            pipelined = self._written is not None
+            pipelined = self._response_written is not None
             await connection.finish(
-                linger=self._body_left or self._overheard or pipelined,
-                surprise=self._surprised,
+                linger=self._request_incomplete or self._input_discarded or pipelined,
+                unexpected=self._unexpected_close,
             )
         else:
-            connection.rest()
-        if self._written is not None:
-            self._written.set()
-            self._written = None
+            connection.become_idle()
+        if self._response_written is not None:
+            self._response_written.set()
+            self._response_written = None
 
     async def abandon(self) -> None:
         if self._exchange is not None:
             self._exchange = None
             self._connection.close()
 
-    def note_reason(self, reason: str) -> None:
-        self._connection.note_reason(reason)
+    def set_close_reason(self, reason: str) -> None:
+        self._connection.set_close_reason(reason)
 
     def probe(self) -> None:
-        """Find out whether a client that has ended its side still reads.
+        """Find out whether a client that has sent EOF still reads.
 
-        TCP says the same of a client that has closed and of one that only sends no more, until it
-        gets something: then the system of one that has closed responds with a reset. Before
-        the response nothing but an interim one can be sent. A client that has not asked for a
+        A client that has closed and a client that has half-closed look the same in TCP until they
+        are sent something. Then the kernel of a client that has closed responds with a reset.
+        Before the response only an interim response can be sent. A client that does not expect a
         100 may discard it (RFC 9110, 15.2.1), and all do.
         """
         connection = self._connection
-        if self._http11 and not (self._responded or self._probed or connection.unsent):
+        if self._http11 and not (self._response_started or self._probed or connection.unsent):
             self._probed = True
             connection.write_now([connection.response_heads.interim(100)])
 
@@ -501,11 +511,13 @@ class Http1:
         return not self._upgrading
 
     def waiting(self) -> AbstractContextManager[object]:
-        return self._connection.parked(end=False)
+        return self._connection.parked(eof=False)
 
     # Upgrades
 
-    async def _websocket(self, path: bytes, query: bytes, headers: Headers, data: bytes) -> None:
+    async def _upgrade_to_websocket(
+        self, path: bytes, query: bytes, headers: Headers, data: bytes
+    ) -> None:
         connection = self._connection
         if not connection.begin_request():
             return
@@ -513,8 +525,8 @@ class Http1:
         scope = base_scope(connection, path, query, headers, "1.1")
         WebSocket.complete_scope(scope, handshake)
         self._upgrading = True
-        self._to_head = False
-        self._responded = False
+        self._is_head = False
+        self._response_started = False
         websocket = WebSocket(connection, self, scope, handshake, connection.conn.state_since)
         self._exchange = websocket
         if not is_served(headers, connection.settings):
@@ -533,26 +545,26 @@ class Http1:
     async def accept(self, status: int, headers: Headers) -> None:
         response = self._connection.response_heads.interim(status, headers)
         self._connection.hijack()
-        self._responded = True
+        self._response_started = True
         await self._connection.write([response])
 
     async def write_data(self, data: bytes) -> None:
         await self._connection.write([data])
 
     async def end_data(self) -> None:
-        """The connection's end says so."""
+        """Do nothing: EOF follows."""
 
     async def release(self, *, linger: bool = False, discard: bool = False) -> None:
         self._exchange = None
         await self._connection.finish(linger=linger)
 
-    def cut_off(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         self._connection.close(reason)
 
-    async def _h2c(
+    async def _upgrade_to_http2(
         self, method: bytes, target: bytes, fields: Headers, settings: bytes, data: bytes
     ) -> None:
-        """RFC 7540, 3.2: the request is responded to as stream 1."""
+        """Upgrade to HTTP/2 (RFC 7540, 3.2): the request becomes stream 1."""
         connection = self._connection
         if not connection.begin_request():
             return

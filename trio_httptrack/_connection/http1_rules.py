@@ -1,8 +1,7 @@
-"""What h11 lets pass in a request, and RFC 9112 does not.
+"""Rules of RFC 9112 for requests that h11 does not enforce.
 
-h11 reads what is sent; it does not judge what a server may do with it. Each rule here has its
-section of RFC 9112 beside it, and a client that breaks one gets a status code and loses its
-connection: a request that two programs understand differently is how requests are smuggled.
+Each rule names its section of RFC 9112. A client that breaks one gets an error response, and its
+connection closes: a request that two programs parse differently allows request smuggling.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ FOLDED = re.compile(rb"\n[ \t]")
 GAP = re.compile(rb"[ \t]{256}")
 CODINGS = re.compile(rb"(?im)^transfer-encoding:(.*)$")
 
-# What is decoded; the values of all other headers may be any bytes.
+# These values are decoded; the values of all other headers may be any bytes.
 ASCII = frozenset({b"host", b"connection", b"upgrade", b"http2-settings"})
 
 
 class Refused(Exception):
-    """A request that is not handled: its client gets this status, and the connection ends."""
+    """A request is refused: the client gets this status, and the connection closes."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -39,7 +38,7 @@ class Refused(Exception):
 
 
 def is_host(value: bytes) -> bool:
-    """Whether it is a host, and perhaps a port."""
+    """Return whether a value is a host, perhaps with a port."""
     match = HOST.fullmatch(value)
     if match is None:
         return False
@@ -53,10 +52,10 @@ def is_host(value: bytes) -> bool:
 
 
 def check_gaps(data: bytes) -> None:
-    """Refuse a complete head that h11 would take too long to read.
+    """Refuse a complete head with long runs of spaces, which h11 parses too slowly.
 
-    Its pattern for a header line tries each part of a run of spaces as the beginning of the
-    end, and again for each: 16 KiB of them take more than a second.
+    The time of h11's pattern for a header line is quadratic in the length of such a run: 16 KiB
+    of spaces take more than a second.
     """
     end = HEAD_END.search(data)
     if end is not None and GAP.search(data, 0, end.start()):
@@ -64,7 +63,7 @@ def check_gaps(data: bytes) -> None:
 
 
 def check_headers(headers: Headers, head: bytes, http11: bool) -> None:
-    """Refuse a head whose headers are ambiguous, or cannot be decoded."""
+    """Refuse a head with ambiguous headers, or with some that cannot be decoded."""
     end = HEAD_END.search(head)
     if FOLDED.search(head, 0, end.start() + 1 if end else len(head)):
         raise Refused(400)  # 5.2
@@ -81,7 +80,7 @@ def check_headers(headers: Headers, head: bytes, http11: bool) -> None:
 
 
 def split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, bytes]:
-    """The authority, if the target has one, the path and the query (3.2)."""
+    """Return the authority, if the target has one, the path and the query (3.2)."""
     if method == "CONNECT":  # 3.2.3
         host, colon, port = target.rpartition(b":")
         authority = host and colon and port.isdigit() and is_host(target)
@@ -96,35 +95,35 @@ def split_target(method: str, target: bytes) -> tuple[bytes | None, bytes, bytes
     absolute = ABSOLUTE.fullmatch(target)  # 3.2.2
     if absolute is None or not is_host(absolute[1]) or absolute[1].startswith(b":"):
         raise Refused(400)
-    nothing = b"*" if method == "OPTIONS" and absolute[3] is None else b"/"
-    return absolute[1], absolute[2] or nothing, absolute[3] or b""
+    empty_path = b"*" if method == "OPTIONS" and absolute[3] is None else b"/"
+    return absolute[1], absolute[2] or empty_path, absolute[3] or b""
 
 
-def status_of(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -> int:
-    """The status code for what h11 does not accept."""
+def error_status(error: h11.RemoteProtocolError, head: bytes, max_head_size: int) -> int:
+    """Return the status code for a request that h11 does not accept."""
     status: int = error.error_status_hint
     end = HEAD_END.search(head)
     if end is not None:
-        head = head[: end.end()]  # what is behind it is another's
+        head = head[: end.end()]  # the rest is not part of it
     if status == 431 and b"\n" not in head[:max_head_size]:
         return 414  # 3
     if status == 501:
-        # 6.3: an unknown coding may be implemented one day, but a body that does not end with
-        # chunked, or is chunked twice, has no end.
+        # 6.3: an unknown coding could be implemented (501). But a body whose last coding is not
+        # chunked, or which is chunked twice, has no defined length (400).
         codings = tokens(b",".join(CODINGS.findall(head)))
         return 501 if codings[-1:] == [b"chunked"] and codings.count(b"chunked") == 1 else 400
     return status
 
 
-def are_http2_settings(value: bytes) -> bool:
-    """Whether it is the payload of a SETTINGS frame, as a header has it (RFC 7540, 3.2.1)."""
+def is_http2_settings(value: bytes) -> bool:
+    """Return whether a value is an ``HTTP2-Settings`` header (RFC 7540, 3.2.1)."""
     if not re.fullmatch(rb"[A-Za-z0-9_-]*", value) or len(value) % 4 == 1:
         return False
     return len(urlsafe_b64decode(value + b"=" * (-len(value) % 4))) % 6 == 0
 
 
 def is_served(headers: Headers, settings: Settings) -> bool:
-    """Whether the request is for one of our hosts."""
+    """Return whether the request is for one of the server's hosts."""
     if not settings.server_names:
         return True
     host = next((value for name, value in headers if name.lower() == b"host"), b"")

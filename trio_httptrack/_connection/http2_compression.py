@@ -1,15 +1,15 @@
-"""HTTP/2's header compression (RFC 7541): header blocks, as bytes.
+"""Encode and decode header blocks with HTTP/2's header compression, HPACK (RFC 7541).
 
 Both sides keep a table of headers that were sent, so that most of them are one byte the next time.
-Here the table's entries also remember what a header means to us (``kind``), which is found out when
-it is read for the first time: a header that comes back from the table costs no more than a look-up.
+Here a table entry also keeps the header's ``kind``, which is computed when the header is read for
+the first time. So a header from the table costs no more than a look-up.
 
-Writing uses no table, as in nginx: a header is a constant of the static table, or is written out.
-Then its bytes are the same in every response of every connection, and nothing has to be kept in
-step with any client.
+The encoder uses no dynamic table, as in nginx: a header is an entry of the static table, or is
+written out. So its bytes are the same in every response of every connection, and no state has to
+be kept in step with a client.
 
-The static table and Huffman's code are those of the library hpack. Tests hold this side by side
-with its decoder.
+The static table and the Huffman code are those of the library hpack. Tests compare this decoder
+with hpack's.
 """
 
 from __future__ import annotations
@@ -25,41 +25,40 @@ from .settings import Headers
 
 DEFAULT_TABLE_SIZE = 4096
 NO_TABLE = b"\x20"
-"""The first header block begins with this (RFC 7541, 6.3), whatever size the client allows now or
-later: the encoder uses no table."""
+"""The first header block begins with this table size of 0 (RFC 7541, 6.3), whatever size the
+client allows: the encoder uses no table."""
 
-ENTRY_SIZE = 32  # bytes that each entry counts for beside its own (RFC 7541, 4.1)
-LONGEST_INTEGER = 28  # bits behind the first byte's: more than any length or index can be
+ENTRY_SIZE = 32  # bytes that each entry counts in addition to its own (RFC 7541, 4.1)
+MAX_INTEGER_BITS = 28  # after the first byte: more than any length or index has
 
 STATIC: list[tuple[bytes, bytes]] = [(name, value) for name, value in HeaderTable.STATIC_TABLE]
 
 Entry = tuple[tuple[bytes, bytes], int, int]
-"""A header, what it means, and its size."""
+"""A header, its kind, and its size."""
 
 
 class Decoder:
-    """Reads the header blocks of one connection, each exactly once and in their order."""
+    """Decodes the header blocks of one connection, each exactly once and in order."""
 
-    __slots__ = ("_dynamic", "_kind_of", "_limit", "_max_size", "_size", "_static", "version")
+    __slots__ = ("_dynamic", "_header_kind", "_limit", "_max_size", "_size", "_static", "version")
 
     def __init__(
-        self, max_size: int, kind_of: Callable[[bytes, bytes], int], static: list[Entry]
+        self, max_size: int, header_kind: Callable[[bytes, bytes], int], static: list[Entry]
     ) -> None:
         self._max_size = max_size
-        self._kind_of = kind_of
+        self._header_kind = header_kind
         self._static = static
         self._dynamic: list[Entry] = []  # the newest is the last
         self._size = 0
         self._limit = DEFAULT_TABLE_SIZE
         self.version = 0
-        """Counts the table's changes. Its size, and the number of its entries, can be the same
-        again with other entries in it."""
+        """How often the table has changed. Its size and length do not show every change."""
 
     def decode(self, block: bytes) -> list[Entry]:
-        """The headers of a block.
+        """Return the headers of a block.
 
         Raises:
-          ConnectionFailure: it is broken, so none behind it can be read; or it is too large.
+          ConnectionFailure: it is invalid, so no block after it can be decoded; or too large.
         """
         try:
             return self._decode(block)
@@ -83,13 +82,13 @@ class Decoder:
                 if size == 0x1F:
                     size, position = _integer_at(block, position, size)
                 if entries or size > DEFAULT_TABLE_SIZE:
-                    raise ValueError("a table size that must not come, or not be so large")
+                    raise ValueError("unexpected table size, or too large")
                 self._resize(size)
                 continue
             else:
-                most = 0x3F if first & 0x40 else 0x0F
-                index = first & most
-                if index == most:
+                limit = 0x3F if first & 0x40 else 0x0F
+                index = first & limit
+                if index == limit:
                     index, position = _integer_at(block, position, index)
                 if index:
                     name = self._entry(index)[0][0]
@@ -97,13 +96,13 @@ class Decoder:
                     name, position = _string_at(block, position)
                 value, position = _string_at(block, position)
                 size = len(name) + len(value) + ENTRY_SIZE
-                entry = (name, value), self._kind_of(name, value), size
+                entry = (name, value), self._header_kind(name, value), size
                 if first & 0x40:
                     self._add(entry)
             entries.append(entry)
             left -= entry[2]
             if left < 0:
-                raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers that are too large")
+                raise ConnectionFailure(ENHANCE_YOUR_CALM, "headers too large")
         return entries
 
     def _entry(self, index: int) -> Entry:
@@ -135,7 +134,7 @@ class Decoder:
 
 
 def _integer_at(block: bytes, position: int, value: int) -> tuple[int, int]:
-    """The rest of an integer whose first byte was full (RFC 7541, 5.1), and where it ends."""
+    """Return an integer whose first byte was full (RFC 7541, 5.1), and the position after it."""
     shift = 0
     while True:
         byte = block[position]
@@ -144,8 +143,8 @@ def _integer_at(block: bytes, position: int, value: int) -> tuple[int, int]:
         if not byte & 0x80:
             return value, position
         shift += 7
-        if shift > LONGEST_INTEGER:
-            raise ValueError("an integer that is too long")
+        if shift > MAX_INTEGER_BITS:
+            raise ValueError("integer too long")
 
 
 def _string_at(block: bytes, position: int) -> tuple[bytes, int]:
@@ -156,18 +155,18 @@ def _string_at(block: bytes, position: int) -> tuple[bytes, int]:
         length, position = _integer_at(block, position, length)
     end = position + length
     if end > len(block):
-        raise IndexError("a string that is cut off")
+        raise IndexError("truncated string")
     text = block[position:end]
     return decode_huffman(text) if first & 0x80 else text, end
 
 
 def _integer(value: int, bits: int, first: int) -> bytes:
-    """An integer as RFC 7541, 5.1, has it, behind the pattern of its first byte."""
-    most = (1 << bits) - 1
-    if value < most:
+    """Encode an integer (RFC 7541, 5.1); ``first`` has the other bits of its first byte."""
+    limit = (1 << bits) - 1
+    if value < limit:
         return bytes([first | value])
-    encoded = bytearray([first | most])
-    value -= most
+    encoded = bytearray([first | limit])
+    value -= limit
     while value >= 128:
         encoded.append(value & 127 | 128)
         value >>= 7
@@ -179,8 +178,8 @@ _FIELDS = {field: index for index, field in reversed(list(enumerate(STATIC, 1)))
 _NAMES = {field[0]: index for index, field in reversed(list(enumerate(STATIC, 1)))}
 
 
-def encoded(name: bytes, value: bytes) -> bytes:
-    """A header in its shortest form that needs no dynamic table (RFC 7541, 6.1 and 6.2.2)."""
+def encode(name: bytes, value: bytes) -> bytes:
+    """Encode a header in its shortest form without the dynamic table (RFC 7541, 6.1 and 6.2.2)."""
     index = _FIELDS.get((name, value))
     if index is not None:
         return _integer(index, 7, 0x80)
@@ -192,5 +191,5 @@ def encoded(name: bytes, value: bytes) -> bytes:
 
 
 def header_block(headers: Headers) -> bytes:
-    """Headers of any message, whatever they mean."""
-    return b"".join(encoded(name.lower(), value) for name, value in headers)
+    """Encode headers of any kind."""
+    return b"".join(encode(name.lower(), value) for name, value in headers)

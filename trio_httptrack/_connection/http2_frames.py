@@ -1,6 +1,6 @@
-"""HTTP/2's frames, as bytes (RFC 9113, 4 and 6).
+"""Encode and decode HTTP/2 frames (RFC 9113, 4 and 6).
 
-Nothing here knows a stream's state: ``http2`` decides what a frame means where it comes.
+Nothing here depends on a stream's state: ``http2`` decides whether a frame is allowed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DEFAULT_FRAME_SIZE = 2**14
 LARGEST_FRAME_SIZE = 2**24 - 1
 
 HEADER = Struct(">BHBBL")
-"""A frame's length, in two parts, its type, its flags, and its stream."""
+"""A frame's length, in two parts, its type, its flags, and its stream's ID."""
 
 HEADER_SIZE = HEADER.size
 NUMBER = Struct(">L")
@@ -63,7 +63,7 @@ SETTING = Struct(">HL")
 
 
 class ConnectionFailure(Exception):
-    """The client broke the protocol in a way that ends the connection (RFC 9113, 5.4.1)."""
+    """A connection error (RFC 9113, 5.4.1): the client broke the protocol, so we disconnect."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class ConnectionFailure(Exception):
 
 
 class StreamFailure(Exception):
-    """The client broke the protocol in a way that ends one stream (RFC 9113, 5.4.2)."""
+    """A stream error (RFC 9113, 5.4.2): the client broke the protocol on one stream."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -89,7 +89,7 @@ def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
 def header_frames(
     stream_id: int, block: bytes, max_size: int, *, end: bool, kind: int = HEADERS
 ) -> bytes:
-    """A header block in as many frames as it takes."""
+    """Return a header block, split into as many frames as necessary."""
     flags = END_STREAM if end else 0
     if len(block) <= max_size:
         return frame(kind, flags | END_HEADERS, stream_id, block)
@@ -118,32 +118,32 @@ def settings_frame(settings: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
 
 
-def settings_of(payload: bytes) -> list[tuple[int, int]]:
-    """What a SETTINGS frame says, in its order.
+def parse_settings(payload: bytes) -> list[tuple[int, int]]:
+    """Parse the settings of a SETTINGS frame, in order.
 
     Raises:
-      ConnectionFailure: it is not a list of settings, or a value is not allowed.
+      ConnectionFailure: the length is wrong, or a value is not allowed.
     """
     if len(payload) % SETTING.size:
-        raise ConnectionFailure(FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+        raise ConnectionFailure(FRAME_SIZE_ERROR, "SETTINGS of the wrong length")
     settings = list(SETTING.iter_unpack(payload))
     for setting, value in settings:
         if setting in (ENABLE_PUSH, ENABLE_CONNECT_PROTOCOL) and value > 1:
-            raise ConnectionFailure(PROTOCOL_ERROR, "a setting that is neither 0 nor 1")
+            raise ConnectionFailure(PROTOCOL_ERROR, "a setting is neither 0 nor 1")
         if setting == INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
-            raise ConnectionFailure(FLOW_CONTROL_ERROR, "an initial window that is too large")
+            raise ConnectionFailure(FLOW_CONTROL_ERROR, "initial window too large")
         if setting == MAX_FRAME_SIZE and not DEFAULT_FRAME_SIZE <= value <= LARGEST_FRAME_SIZE:
-            raise ConnectionFailure(PROTOCOL_ERROR, "a frame size that is not allowed")
+            raise ConnectionFailure(PROTOCOL_ERROR, "maximum frame size out of range")
     return settings
 
 
-def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of a DATA or HEADERS frame without its padding."""
+def strip_padding(flags: int, payload: bytes) -> bytes:
+    """Return the payload of a DATA or HEADERS frame without its padding."""
     if not flags & PADDED:
         return payload
     if not payload:
-        raise ConnectionFailure(FRAME_SIZE_ERROR, "a padded frame without its padding's length")
+        raise ConnectionFailure(FRAME_SIZE_ERROR, "a padded frame without its padding length")
     padding = payload[0]
     if padding >= len(payload):
-        raise ConnectionFailure(PROTOCOL_ERROR, "more padding than there is payload")
+        raise ConnectionFailure(PROTOCOL_ERROR, "padding longer than the payload")
     return payload[1 : len(payload) - padding]

@@ -1,8 +1,8 @@
-"""Header sections of HTTP/2: what a client's say, and how a response's is written (RFC 9113, 8).
+"""Parse the header sections of HTTP/2 requests, and write those of responses (RFC 9113, 8).
 
 A client that repeats a request repeats its header block byte for byte, once its headers are in the
-compression's table. So the request that a block makes is remembered for as long as the table stays
-as it is. Header lines that are common in responses are remembered as in ``response_head``.
+compression's table. So the parsed request of a block is cached until the table changes. Headers
+that are common in responses are cached as in ``response_head``.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from .http2_compression import (
     STATIC,
     Decoder,
     Entry,
-    encoded,
+    encode,
     header_block,
 )
 from .http2_frames import PROTOCOL_ERROR, StreamFailure
-from .response_head import MOST_LINES, may_be_remembered, valid
+from .response_head import MAX_CACHED_LINES, is_cacheable, validate
 from .settings import Headers
 
-MAX_REMEMBERED = 64  # blocks of a connection
-LONGEST_REMEMBERED = 512  # bytes of a block
+MAX_CACHED_BLOCKS = 64  # blocks of a connection
+MAX_CACHED_BLOCK = 512  # bytes of a block
 
-# RFC 9113, 8.2.1: tokens, in lower case; values without what would end them, at either side.
+# RFC 9113, 8.2.1: names are tokens, in lower case; values have no white space at either end.
 NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
 VALUE = re.compile(rb"(?:[^\x00\r\n\t ](?:[^\x00\r\n]*[^\x00\r\n\t ])?)?")
 NUMBER = re.compile(rb"[0-9]{1,20}")
 SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986, 3.1
-PATH = re.compile(rb"[!-\"$-~]+")  # no fragment, and nothing that HTTP/1 could not send on
+PATH = re.compile(rb"[!-\"$-~]+")  # no fragment, and nothing that HTTP/1 could not forward
 
 PSEUDO_NAMES = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
-OF_CONNECTIONS = frozenset(  # RFC 9113, 8.2.2
+CONNECTION_HEADERS = frozenset(  # RFC 9113, 8.2.2
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 
-# What a header means to us.
+# Kinds of headers.
 PLAIN, PSEUDO, HOST, COOKIE, LENGTH, EXPECT, MALFORMED = range(7)
 KINDS = {b"host": HOST, b"cookie": COOKIE, b"content-length": LENGTH, b"expect": EXPECT}
 
 
-def kind_of(name: bytes, value: bytes) -> int:
+def header_kind(name: bytes, value: bytes) -> int:
     if not VALUE.fullmatch(value):
         return MALFORMED
     if name[:1] == b":":
         return PSEUDO if name in PSEUDO_NAMES else MALFORMED
     if (
         not NAME.fullmatch(name)
-        or name in OF_CONNECTIONS
+        or name in CONNECTION_HEADERS
         or (name == b"te" and value != b"trailers")
     ):
         return MALFORMED
@@ -65,71 +65,71 @@ def kind_of(name: bytes, value: bytes) -> int:
 
 
 STATIC_ENTRIES: list[Entry] = [
-    ((name, value), kind_of(name, value), len(name) + len(value) + ENTRY_SIZE)
+    ((name, value), header_kind(name, value), len(name) + len(value) + ENTRY_SIZE)
     for name, value in STATIC
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a request's header section says."""
+    """A request's parsed header section."""
 
     method: str
     path: bytes
     query: bytes
     headers: Headers
-    """With ``host`` first, as HTTP/1 has it."""
+    """The headers, ``host`` first, as in HTTP/1."""
 
     length: int | None
-    """Of the body, where it was announced."""
+    """The body's length, if there is a Content-Length."""
 
     protocol: bytes | None
-    """What CONNECT is to open (RFC 8441)."""
+    """The protocol of an extended CONNECT (RFC 8441)."""
 
     expects_100: bool
-    """Whether the client waits for leave to send the body."""
+    """Whether the client waits for a 100 before it sends the body."""
 
 
 class HeaderReader:
-    """Reads the header blocks of one connection, each exactly once and in their order."""
+    """Reads the header blocks of one connection, each exactly once and in order."""
 
-    __slots__ = ("_decoder", "_known")
+    __slots__ = ("_cache", "_decoder")
 
     def __init__(self, max_size: int) -> None:
-        self._decoder = Decoder(max_size, kind_of, STATIC_ENTRIES)
-        self._known: dict[bytes, Request] = {}  # as long as the table stays as it is
+        self._decoder = Decoder(max_size, header_kind, STATIC_ENTRIES)
+        self._cache: dict[bytes, Request] = {}  # cleared when the table changes
 
     def request(self, block: bytes) -> Request:
-        """The request that a header block makes.
+        """Parse the header block of a request.
 
         Raises:
-          ConnectionFailure: it cannot be decoded, so none behind it can be.
-          StreamFailure: it is no request.
+          ConnectionFailure: it cannot be decoded, so the blocks after it cannot be, either.
+          StreamFailure: it is not a valid request.
         """
-        known = self._known.get(block)
-        if known is None:
+        request = self._cache.get(block)
+        if request is None:
             version = self._decoder.version
-            known = request_of(self._decode(block))
+            request = parse_request(self._decode(block))
             if (
-                version == self._decoder.version  # else it would be another one the next time
-                and len(block) <= LONGEST_REMEMBERED
-                and len(self._known) < MAX_REMEMBERED
+                version == self._decoder.version  # otherwise the block has another meaning now
+                and len(block) <= MAX_CACHED_BLOCK
+                and len(self._cache) < MAX_CACHED_BLOCKS
             ):
-                self._known[block] = known
-        return known
+                self._cache[block] = request
+        return request
 
     def check_trailers(self, block: bytes) -> None:
-        """Read a header block whose headers nobody needs, but may follow a body.
+        """Check a request's trailers, which are dropped.
 
         Raises:
-          ConnectionFailure: it cannot be decoded.
-          StreamFailure: it must not follow a body.
+          ConnectionFailure: they cannot be decoded.
+          StreamFailure: they are not valid trailers.
         """
         if any(kind in (PSEUDO, MALFORMED) for _, kind, _ in self._decode(block)):
             raise StreamFailure(PROTOCOL_ERROR)
 
     def skip(self, block: bytes) -> None:
-        """Read a header block that is of no use: those behind it cannot be read without it.
+        """Decode a header block that is not needed, because the blocks after it depend on it.
 
         Raises:
           ConnectionFailure: it cannot be decoded.
@@ -140,15 +140,15 @@ class HeaderReader:
         version = self._decoder.version
         entries = self._decoder.decode(block)
         if self._decoder.version != version:
-            self._known.clear()
+            self._cache.clear()
         return entries
 
 
-def request_of(entries: list[Entry]) -> Request:
-    """What a request's header section says (RFC 9113, 8.3.1).
+def parse_request(entries: list[Entry]) -> Request:
+    """Parse a request's header section (RFC 9113, 8.3.1).
 
     Raises:
-      StreamFailure: it is malformed, or not ASCII where it is decoded.
+      StreamFailure: it is malformed, or a value that is decoded is not ASCII.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: Headers = [(b"host", b"")]
@@ -193,14 +193,14 @@ def request_of(entries: list[Entry]) -> Request:
     ):
         raise StreamFailure(PROTOCOL_ERROR)
     headers[0] = (b"host", authority)
-    if cookies:  # RFC 9113, 8.2.3: they are one to all but HTTP/2
+    if cookies:  # RFC 9113, 8.2.3: HTTP/2 may split them; applications get one header
         headers.append((b"cookie", b"; ".join(cookies)))
     path, _, query = path.partition(b"?")
     return Request(method.decode(), path, query, headers, length, protocol, expects)
 
 
 def trusted_request(fields: Headers) -> Request:
-    """A request that is our own, or was checked before, since it came over HTTP/1.1."""
+    """Return a request that needs no check: a push of ours, or an upgrade from HTTP/1.1."""
     pseudo = {name: value for name, value in fields if name[:1] == b":"}
     headers = [(b"host", pseudo.get(b":authority", b""))]
     headers += [each for each in fields if each[0] not in pseudo and each[0] != b"host"]
@@ -210,10 +210,10 @@ def trusted_request(fields: Headers) -> Request:
 
 # Writing
 
-# The application's replace the server's own (RFC 9110, 6.6.1 and 10.2.4).
+# The application's headers of these names replace the server's (RFC 9110, 6.6.1 and 10.2.4).
 REPLACEABLE = frozenset({b"date", b"server"})
 
-_STATUSES = {status: encoded(b":status", b"%d" % status) for status in range(100, 1000)}
+_STATUSES = {status: encode(b":status", b"%d" % status) for status in range(100, 1000)}
 
 
 class HeaderWriter:
@@ -222,19 +222,18 @@ class HeaderWriter:
     def __init__(self, server_headers: Callable[[str], Headers]) -> None:
         self._server_headers = server_headers
         self.sent: list[int] = [0] * 10
-        """How many responses there were, by the first digit of their status codes."""
+        """The number of responses, by the first digit of their status codes."""
 
-        self._known: dict[Any, tuple[bytes, int | None]] = {}
+        self._cache: dict[Any, tuple[bytes, int | None]] = {}
         self._own: Headers | None = None
         self._own_block = b""
 
     def response(
         self, status: int, headers: Iterable[tuple[bytes, bytes]]
     ) -> tuple[bytes, int | None]:
-        """A response's header block, with the server's own headers, and the body's length if that
-        is in it.
+        """Return a response's header block, with the server's own headers, and its Content-Length.
 
-        What belongs to a connection of HTTP/1 is left out (RFC 9113, 8.2.2).
+        Headers about an HTTP/1 connection are left out (RFC 9113, 8.2.2).
 
         Raises:
           h11.LocalProtocolError: a header cannot be sent.
@@ -245,15 +244,15 @@ class HeaderWriter:
             self._own = own
         if status < 200 or status in (204, 205):  # RFC 9110, 8.6
             headers = [each for each in headers if _name(each) != b"content-length"]
-        known = self._known
+        cache = self._cache
         parts = [_STATUSES[status]]
         length: int | None = None
         replaced = False
         for header in headers:
             try:
-                part, value = known[header]
-            except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
-                part, value = self._learn(header)
+                part, value = cache[header]
+            except (KeyError, TypeError, ValueError):  # it may be unhashable, such as a list
+                part, value = self._parse_and_cache(header)
                 replaced = replaced or _name(header) in REPLACEABLE
             if value is not None:
                 if length not in (None, value):
@@ -268,18 +267,18 @@ class HeaderWriter:
         self.sent[status // 100] += 1
         return b"".join(parts), length
 
-    def _learn(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
-        name, value = valid(header)
+    def _parse_and_cache(self, header: tuple[bytes, bytes]) -> tuple[bytes, int | None]:
+        name, value = validate(header)
         name, length = name.lower(), None
         if name == b"content-length":
             if not NUMBER.fullmatch(value):
                 raise h11.LocalProtocolError(f"bad Content-Length {value!r}")
             length = int(value)
-        part = b"" if name in OF_CONNECTIONS else encoded(name, value), length
-        if may_be_remembered(header, part[0]):
-            if len(self._known) >= MOST_LINES:
-                self._known.clear()
-            self._known[header] = part
+        part = b"" if name in CONNECTION_HEADERS else encode(name, value), length
+        if is_cacheable(header, part[0]):
+            if len(self._cache) >= MAX_CACHED_LINES:
+                self._cache.clear()
+            self._cache[header] = part
         return part
 
 

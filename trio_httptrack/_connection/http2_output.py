@@ -1,17 +1,16 @@
-"""What an HTTP/2 connection writes, and in what order.
+"""Write an HTTP/2 connection's frames, and schedule its streams.
 
-Frames that belong to no body are written first, in the order in which they were made: settings,
-acknowledgements, windows, resets and the headers of responses. Behind them the streams that have
-something to send, and a window for it, take turns by a frame each. Priorities are ignored, as RFC
-9113 (5.3) allows: they cost memory for streams that are long finished, and clients no longer send
-them.
+Control frames are written first, in order: settings, acknowledgements, window updates, resets and
+the headers of responses. After them, the streams that have body bytes and a window for them take
+turns, one frame each. Priorities are ignored, as RFC 9113 (5.3) allows: they cost memory for
+streams that are long closed, and clients no longer send them.
 
-What is written together leaves in one write. Where one handler alone is at work, its response is
-written at once; where there are several, they probably finish in the same scheduler step, and the
-sender, a task that runs in the next one, writes for all of them. The sender also writes whatever
-has to wait for room, and lets other tasks run between two writes.
+Queued frames are written together. If only one handler is running, its response is written at
+once. If there are several, they probably finish in the same scheduler step, and the sender, a task
+that runs in the next step, writes for all of them. The sender also writes everything that has to
+wait for room, and lets other tasks run between two writes.
 
-Invariant: while ``_sending`` is true nobody but the sender writes, for it may be in the middle of a
+Invariant: while ``_sending`` is true, only the sender writes, because it may be in the middle of a
 frame.
 """
 
@@ -33,10 +32,10 @@ from .pace import Pace, Rate
 from .transport import Parts
 
 WRITE_SIZE = 2**16  # bytes of bodies in one write
-JOINED = 2**14  # bytes that are copied into one piece rather than written from where they are
-CONGESTED = 2**14  # bytes of frames that belong to no body
+JOIN_LIMIT = 2**14  # bytes of one write that are joined first
+CONGESTED = 2**14  # bytes of control frames
 
-# Bytes of one stream's body: where its handler waits, and where it goes on.
+# Bytes of one stream's body: where its handler starts to wait, and where it continues.
 HIGH_WATER, LOW_WATER = 2**15, 2**14
 
 
@@ -44,10 +43,10 @@ class Connection(Protocol):
     """What the output needs of its connection."""
 
     def write_now(self, parts: Parts) -> Parts | None:
-        """Write what there is room for. What is left, if anything is, must be written next."""
+        """Write what there is room for; return the rest, which must be written next, or None."""
 
     async def write(self, parts: Parts) -> None:
-        """Write, in order. Not a checkpoint unless it has to wait."""
+        """Write everything, in order. A checkpoint only if it has to wait."""
 
 
 class Body(Protocol):
@@ -56,26 +55,26 @@ class Body(Protocol):
     id: int
     outbox: Outbox
 
-    def tail(self) -> bytes:
-        """The frames behind the one that ends it."""
+    def final_frames(self) -> bytes:
+        """Return the frames to send after the last frame of the body."""
 
     def sent(self) -> None:
-        """Everything is written, and nothing follows."""
+        """Note that everything is written, and nothing follows."""
 
 
 class Outbox:
-    """What one stream has to send: its body, and how it ends."""
+    """The bytes that one stream has to send: the rest of its body, and the frames after it."""
 
     __slots__ = ("_changed", "_drained", "_parts", "end", "pace", "queued", "size", "window")
 
     def __init__(self, window: int, rate: Rate | None = None) -> None:
         self.window = window
-        self.pace = None if rate is None else Pace(rate)  # that the client has to keep
-        self._drained = False  # so far that there was room for another part
+        self.pace = None if rate is None else Pace(rate)  # of the response's body
+        self._drained = False  # since the last part was added, there was room for another
         self._parts: deque[bytes | memoryview] | None = None
         self.size = 0
         self.end: bytes | None = None
-        """The frames behind the body; empty if its last frame ends the stream."""
+        """The frames after the body; empty if the last DATA frame ends the stream."""
         self.queued = False
         self._changed: trio.Event | None = None
 
@@ -84,14 +83,14 @@ class Outbox:
             self._parts = deque()
         self._parts.append(body)
         if self.pace is not None and (self._drained or not self.size):
-            # For each part by itself, as for each write over HTTP/1: what the client has read
-            # before gives it no more time.
+            # Each part has a pace of its own, as each write over HTTP/1 has: a client that has
+            # read the last part fast gets no extra time for this one.
             self.pace.restart(trio.current_time())
             self._drained = False
         self.size += len(body)
 
-    def take(self, size: int, parts: list[bytes | memoryview]) -> None:
-        """Move so much of the body into ``parts``."""
+    def move(self, size: int, parts: list[bytes | memoryview]) -> None:
+        """Move ``size`` bytes of the body to ``parts``."""
         assert self._parts is not None
         if self.pace is not None:
             self.pace.moved += size
@@ -111,14 +110,14 @@ class Outbox:
             self._wake()
 
     def close(self) -> None:
-        """Nothing more will be sent."""
+        """Drop everything: nothing more will be sent."""
         self.end = self.pace = None
         self.size = 0
         self._parts = None
         self._wake()
 
     async def wait_for_room(self) -> None:
-        """Wait, if it is too full, until it is nearly empty."""
+        """If it is above the high-water mark, wait until it is at the low-water mark."""
         if self.size >= HIGH_WATER:
             while self.size > LOW_WATER:
                 if self._changed is None:
@@ -132,7 +131,7 @@ class Outbox:
 
 
 class Output:
-    """Writes for one connection."""
+    """Writes the frames of one connection."""
 
     __slots__ = (
         "_changed",
@@ -141,11 +140,11 @@ class Output:
         "_control_size",
         "_ending",
         "_out_of_window",
-        "_rest",
         "_sender",
         "_sending",
         "_turns",
-        "carried",
+        "_unsent",
+        "body_bytes",
         "max_frame_size",
         "window",
     )
@@ -155,81 +154,81 @@ class Output:
         self._control: list[bytes] = []
         self._control_size = 0
         self._turns: deque[Body] = deque()
-        self._out_of_window: dict[Body, None] = {}  # the connection's
-        self._ending: list[Body] = []  # what is written ends them
-        self._rest: Parts | None = None  # what there was no room for
+        self._out_of_window: dict[Body, None] = {}  # streams blocked by the connection's window
+        self._ending: list[Body] = []  # streams that end with what is being written
+        self._unsent: Parts | None = None  # the rest of a write that had no room
         self._sending = False
-        self._sender: trio.lowlevel.Task | None = None  # while it waits for work
+        self._sender: trio.lowlevel.Task | None = None  # while it is idle
         self._changed: trio.Event | None = None
         self.window = DEFAULT_WINDOW
         self.max_frame_size = DEFAULT_FRAME_SIZE
-        self.carried = 0  # bytes of bodies
+        self.body_bytes = 0  # bytes of bodies
 
     def add(self, frame: bytes, *, ends: Body | None = None) -> None:
-        """Queue a frame that belongs to no body. It may be the last of its stream."""
+        """Queue a control frame. ``ends`` is the stream whose last frame it is, if any."""
         self._control.append(frame)
         self._control_size += len(frame)
         if ends is not None:
             self._ending.append(ends)
 
-    def add_whole(self, stream: Body, headers: bytes, body: bytes) -> bool:
-        """Queue a whole response, if the windows have room for it; return whether they had.
+    def add_response(self, stream: Body, headers: bytes, body: bytes) -> bool:
+        """Queue a whole response, if the windows have room for it; return whether it is queued.
 
-        The usual response is small, and its stream need not wait for its turn.
+        Most responses are small, and need not wait for their turn.
         """
         length, box = len(body), stream.outbox
         if length > min(box.window, self.window, self.max_frame_size) or self.congested:
             return False
         box.window -= length
         self.window -= length
-        self.carried += length
+        self.body_bytes += length
         end = frame_header(length, DATA, END_STREAM, stream.id)
-        self.add(b"".join((headers, end, body, stream.tail())), ends=stream)
+        self.add(b"".join((headers, end, body, stream.final_frames())), ends=stream)
         return True
 
-    def has_some(self, stream: Body) -> None:
-        """A stream has something to send, or a window for it again."""
+    def schedule(self, stream: Body) -> None:
+        """Give a stream its turns, if it has something to send."""
         box = stream.outbox
         if not box.queued and (box.size or box.end is not None):
             box.queued = True
             self._turns.append(stream)
 
-    def open_window(self, increment: int) -> None:
-        """The client takes so many more bytes of all bodies together."""
+    def update_window(self, increment: int) -> None:
+        """Enlarge the client's window for all bodies together."""
         self.window += increment
         if self.window > 0:
             self._turns.extend(self._out_of_window)
             self._out_of_window.clear()
 
     def forget(self, stream: Body) -> None:
-        """A stream has ended. Where it has had a turn it needs none any more."""
+        """Forget a closed stream. If it still has a turn, that finds nothing to send."""
         self._out_of_window.pop(stream, None)
 
     @property
     def empty(self) -> bool:
-        """Whether everything that can be written is. Bodies may wait for a window."""
-        return not (self._control or self._turns or self._rest is not None or self._sending)
+        """Whether everything is written that can be. Bodies may wait for a window."""
+        return not (self._control or self._turns or self._unsent is not None or self._sending)
 
     @property
     def congested(self) -> bool:
-        """Whether the client does not read what must be written before anything else is read."""
+        """Whether to stop reading, because the client does not read our control frames."""
         return self._sending and self._control_size > CONGESTED
 
     async def wait_for_change(self) -> None:
-        """Wait until something, or everything, has been written."""
+        """Wait until the next write is done."""
         if self._changed is None:
             self._changed = trio.Event()
         await self._changed.wait()
 
     def flush(self) -> None:
-        """Write what there is room for, and leave the rest to the sender."""
+        """Write what there is room for, and let the sender write the rest."""
         if self._sending:
             return
-        parts = self._next()
+        parts = self._next_write()
         if not parts:
             return
-        self._rest = self._connection.write_now(parts)
-        if self._rest is None:
+        self._unsent = self._connection.write_now(parts)
+        if self._unsent is None:
             self._written()
         else:
             self._sending = True
@@ -244,20 +243,20 @@ class Output:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """The sender."""
+        """Run the sender."""
         while True:
             self._sending = True
-            # What is left may be empty and still have to be written: TLS has encrypted it already.
-            parts, self._rest = self._rest, None
+            # The rest may be empty and still have to be written: TLS has encrypted it already.
+            parts, self._unsent = self._unsent, None
             if parts is None:
-                parts = self._next() or None
+                parts = self._next_write() or None
             if parts is not None:
                 await self._connection.write(parts)
                 self._written()
                 await trio.lowlevel.checkpoint()
             else:
                 self._sending = False
-                self._tell()
+                self._notify()
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
 
@@ -269,15 +268,15 @@ class Output:
         ending, self._ending = self._ending, []
         for stream in ending:
             stream.sent()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
 
-    def _next(self) -> list[bytes | memoryview]:
-        """What is to be written now."""
+    def _next_write(self) -> list[bytes | memoryview]:
+        """Return what is to be written next."""
         parts: list[bytes | memoryview] = list(self._control)
         size = self._control_size
         self._control.clear()
@@ -286,12 +285,12 @@ class Output:
         while self._turns and size < limit:
             stream = self._turns.popleft()
             size += self._frame(stream, parts)
-        if len(parts) > 1 and size <= JOINED:
+        if len(parts) > 1 and size <= JOIN_LIMIT:
             return [b"".join(parts)]
         return parts
 
     def _frame(self, stream: Body, parts: list[bytes | memoryview]) -> int:
-        """Give a stream its turn; return how many bytes it had to send."""
+        """Give a stream its turn; return how many bytes it has added to ``parts``."""
         box = stream.outbox
         length = box.size
         if length:
@@ -305,17 +304,17 @@ class Output:
             box.window -= length
             self.window -= length
         ends = length == box.size and box.end is not None
-        if not (length or ends):  # it has ended meanwhile
+        if not (length or ends):  # it was closed meanwhile
             box.queued = False
             return 0
         if length or (ends and not box.end):
             flags = END_STREAM if ends and not box.end else 0
             parts.append(frame_header(length, DATA, flags, stream.id))
             if length:
-                box.take(length, parts)
-                self.carried += length
+                box.move(length, parts)
+                self.body_bytes += length
         if ends:
-            if rest := (box.end or b"") + stream.tail():
+            if rest := (box.end or b"") + stream.final_frames():
                 parts.append(rest)
             box.end = None
             self._ending.append(stream)

@@ -1,12 +1,12 @@
-"""Where handlers run that may have to be cancelled, each by itself.
+"""Lanes: reusable cancel scopes, in which handlers can be cancelled one by one.
 
-A cancel scope around each handler would do, but takes more than a quarter of the instructions of a
-small request. A lane is a cancel scope in which one handler runs at a time. The first one runs in
-the lane's own task: a connection with a single request has no more than that. Then the lane opens
-a nursery for the handlers that follow, and they pay next to nothing. Only a lane that was cancelled
-is spent. A connection has as many lanes as it has had handlers at a time.
+A cancel scope around each handler would cost more than a quarter of the instructions of a small
+request. A lane is a cancel scope in which one handler runs at a time. The first handler runs in
+the lane's own task, which is all that a connection with a single request needs. Then the lane
+opens a nursery for the handlers that follow, at almost no cost. A lane that was cancelled is not
+used again. A connection has as many lanes as it has had concurrent handlers.
 
-Where no setting cancels handlers there are no lanes: they run in the connection's nursery.
+If no setting cancels handlers, there are no lanes: handlers run in the connection's nursery.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import trio
 from .errors import ungrouped
 from .exchange import Exchange
 
-MAX_FREE = 16  # lanes of a connection: each is a task
+MAX_FREE = 16  # free lanes of a connection: each is a task
 
 Handle = Callable[[Exchange, "Lane"], Awaitable[None]]
 
 
 class Lane:
-    """Room for one handler.
+    """A cancel scope for one handler at a time.
 
     Args:
-      exchange: the first one.
-      free: the lanes of its connection that are free, of which it is one between two handlers.
+      exchange: the first exchange.
+      free: the connection's free lanes. The lane adds itself when its handler is done.
     """
 
     __slots__ = ("_closed", "_free", "_nursery", "_wake", "exchange", "scope")
 
     def __init__(self, exchange: Exchange, free: list[Lane]) -> None:
         self.scope = trio.CancelScope()
-        """Cancelling it cancels the handler."""
+        """The scope around the handler."""
 
         self.exchange: Exchange | None = exchange
-        """Whose handler that is, until it has ended."""
+        """The handler's exchange; None when the handler is done."""
 
         self._free = free
         self._closed = False
@@ -46,11 +46,11 @@ class Lane:
         self._wake: trio.Event | None = None
 
     async def run(self, handle: Handle) -> None:
-        """Handle the exchange, and others that follow, until closed or cancelled."""
+        """Handle the first exchange, and those that follow, until closed or cancelled."""
         assert self.exchange is not None
         with self.scope:
             await handle(self.exchange, self)
-            # Who finds a lane that is free must be able to start a handler in it.
+            # A free lane must be able to start a handler, so it has an open nursery.
             if self.exchange is None and not self._closed:
                 await self._stay_open()
 
@@ -62,13 +62,13 @@ class Lane:
                 await self._wake.wait()
 
     def start(self, exchange: Exchange, handle: Handle) -> None:
-        """Handle another exchange, when the last one has ended."""
+        """Handle another exchange, after the last one is done."""
         self.exchange = exchange
         assert self._nursery is not None
         self._nursery.start_soon(handle, exchange, self, name="trio_httptrack exchange")
 
-    def end(self, *, more: bool) -> None:
-        """Its handler has ended. ``more`` is whether others may follow on the connection."""
+    def handler_done(self, *, more: bool) -> None:
+        """Free the lane. ``more`` says whether the connection may have other exchanges."""
         self.exchange = None
         if not more or len(self._free) >= MAX_FREE:
             self.close()
@@ -76,7 +76,7 @@ class Lane:
             self._free.append(self)
 
     def close(self) -> None:
-        """No other exchange follows."""
+        """Close the lane: no other exchange follows."""
         self._closed = True
         if self._wake is not None:
             self._wake.set()

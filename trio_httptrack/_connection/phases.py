@@ -1,28 +1,26 @@
-"""How a connection ends, as data: its phases, and what leads from one to the next.
+"""The phases of a connection's close, as data, and the steps from one to the next.
 
-The states that trackers see (``ConnState``) say what a connection is doing for its client.
-These phases say how far its *end* has come, which is another question: an ACTIVE connection
-may be draining, or its client may have ended its side. They follow TCP, where each side ends
-what it sends, and the socket is closed when both have:
+The states that trackers see (``ConnState``) say what a connection does for its client. A phase
+says how far the connection is on its way to being closed. The two are independent: an ACTIVE
+connection may be draining, or its client may have sent EOF. The phases follow TCP: each side
+closes its own direction, and the socket is closed when both directions are.
 
 * OPEN: requests are read and responded to.
-* DRAINING: the same, but none is to follow those in flight. Responses that begin now say so,
-  and whoever rests is given little time.
-* HALF_CLOSED: the client has ended its side. Nothing more will be read; responses that are
-  owed are still written, because an HTTP/1 client may send its FIN behind its request and
-  read on.
-* LINGERING: we have ended our side, and the client has not. What it still sends is read and
-  discarded. Were the socket closed now, the kernel would answer those bytes with a reset,
-  and a reset can overtake the response and destroy it (RFC 9112, 9.6).
-* LEAVING: the same in a drain, where there is less time for it.
-* CLOSED: the socket is closed. Nothing follows.
+* DRAINING: as OPEN, but no request is expected after those in flight. A response that begins
+  now announces the close, and an idle connection gets a shorter timeout.
+* HALF_CLOSED: the client has sent EOF. Nothing more is read. Pending responses are still
+  written, because an HTTP/1 client may send FIN after its request and read on.
+* LINGERING: we have sent EOF, and the client has not. Its input is read and discarded. If we
+  closed the socket now, the kernel would respond to that input with a reset, and a reset can
+  overtake the response and destroy it (RFC 9112, 9.6).
+* LINGERING_IN_DRAIN: as LINGERING, with a shorter timeout.
+* CLOSED: the socket is closed. No step follows.
 
-The rules for reading the table: a connection is in one phase; ``after(phase, step)`` is the
-only way to the next, and raises, without changing anything, where the table has no entry.
-What may be done in a phase is said by the phase itself and by nothing else.
+A connection is in one phase. ``after(phase, step)`` is the only way to the next. Where the table
+has no entry it raises, and changes nothing. The phase alone says what may be done in it.
 
-What is *not* here: who still works on the connection. Its handlers and its reader are tasks
-of its nursery, and the nursery knows them.
+The tasks of a connection are *not* described here. Its reader and its handlers run in its
+nursery, and the nursery keeps track of them.
 """
 
 from __future__ import annotations
@@ -34,9 +32,10 @@ from enum import Enum
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Phase:
-    """How far a connection's end has come.
+    """How far a connection is on its way to being closed.
 
-    No Enum, because each request asks it several things, and an Enum's hash is Python code.
+    This is no Enum: each request reads several of these fields, and an Enum's hash is slow
+    Python code.
     """
 
     name: str
@@ -45,59 +44,59 @@ class Phase:
     """Whether requests are read and handled."""
 
     writes: bool = False
-    """Whether responses can be written; elsewhere the peer is gone for the application."""
+    """Whether responses can be written. Where they cannot, the application sees a disconnect."""
 
     discards: bool = False
-    """Whether what is read is thrown away."""
+    """Whether input is read and discarded."""
 
 
 class Step(Enum):
-    """What brings the end nearer."""
+    """An event that moves a connection towards its close."""
 
     DRAIN = "drain"
-    """The server shuts down, or the connection has had its share of requests."""
+    """The server shuts down, or the connection has reached a limit of its own."""
 
-    PEER_END = "the peer's end"
-    """The client has ended its side, in order: FIN, or TLS's close_notify."""
+    PEER_EOF = "the peer's EOF"
+    """The client has closed its direction properly: FIN, or TLS's close_notify."""
 
-    OWN_END = "our own end"
+    OWN_EOF = "our own EOF"
     """The last response is written, and the client may still be sending."""
 
     CLOSE = "close"
-    """Both sides are done, or one of them has failed, or time is up."""
+    """Both sides have sent EOF, or one of them has failed, or a timeout has expired."""
 
 
 class IllegalStep(RuntimeError):
-    """A bug of ours: a connection was led where the table has no way."""
+    """A bug in this package: the table does not allow this step in this phase."""
 
 
 OPEN = Phase("open", reads=True, writes=True)
 DRAINING = Phase("draining", reads=True, writes=True)
 HALF_CLOSED = Phase("half-closed", writes=True)
 LINGERING = Phase("lingering", discards=True)
-LEAVING = Phase("leaving", discards=True)
+LINGERING_IN_DRAIN = Phase("lingering in a drain", discards=True)
 CLOSED = Phase("closed")
-DRAIN, PEER_END, OWN_END, CLOSE = Step
+DRAIN, PEER_EOF, OWN_EOF, CLOSE = Step
 
 STEPS: Mapping[Phase, Mapping[Step, Phase]] = {
-    OPEN: {DRAIN: DRAINING, PEER_END: HALF_CLOSED, OWN_END: LINGERING, CLOSE: CLOSED},
-    DRAINING: {DRAIN: DRAINING, PEER_END: HALF_CLOSED, OWN_END: LEAVING, CLOSE: CLOSED},
-    # No OWN_END: when both sides have ended, that is CLOSE.
+    OPEN: {DRAIN: DRAINING, PEER_EOF: HALF_CLOSED, OWN_EOF: LINGERING, CLOSE: CLOSED},
+    DRAINING: {DRAIN: DRAINING, PEER_EOF: HALF_CLOSED, OWN_EOF: LINGERING_IN_DRAIN, CLOSE: CLOSED},
+    # No OWN_EOF: the second EOF is a CLOSE.
     HALF_CLOSED: {DRAIN: HALF_CLOSED, CLOSE: CLOSED},
-    # No PEER_END, for the same reason.
-    LINGERING: {DRAIN: LEAVING, CLOSE: CLOSED},
-    LEAVING: {DRAIN: LEAVING, CLOSE: CLOSED},
+    # No PEER_EOF, for the same reason.
+    LINGERING: {DRAIN: LINGERING_IN_DRAIN, CLOSE: CLOSED},
+    LINGERING_IN_DRAIN: {DRAIN: LINGERING_IN_DRAIN, CLOSE: CLOSED},
     CLOSED: {},
 }
 
 
 def after(phase: Phase, step: Step) -> Phase:
-    """The phase to which a step leads.
+    """Return the phase that follows ``phase`` after ``step``.
 
     Raises:
-      IllegalStep: it leads nowhere from there.
+      IllegalStep: the table does not allow this step in this phase.
     """
     try:
         return STEPS[phase][step]
     except KeyError:
-        raise IllegalStep(f"no way from {phase.name!r} by {step.value!r}") from None
+        raise IllegalStep(f"{step.value!r} is illegal in the phase {phase.name!r}") from None

@@ -1,12 +1,12 @@
 """A worker's sockets on systems without epoll, such as macOS and Windows.
 
-For developing: it does what ``epoll`` does, with a task for each connection, and with what Trio
-and Python have on every system. Sockets are read and written by their own methods, because on
-Windows they are no file descriptors.
+This is for development. It does what ``epoll`` does, but with a task for each connection, and with
+what Trio and Python have on every system. Sockets are read and written by their own methods,
+because on Windows they are no file descriptors.
 
-Two things are worse than on Linux. A peer that has hung up behind bytes that nobody reads is
-noticed when they are read. And nobody knows what is still in flight: within one machine, nothing
-is for long.
+Two things are worse than on Linux. If there are unread bytes before a hang-up, it is noticed only
+when they are read. And it is unknown how much is still in flight: within one machine, nothing is
+for long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trio
 
 from .kernel import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, WaitsInTrio
 
-INTERVAL = 0.25  # seconds, at most, between two looks for a reset behind the peer's end
+INTERVAL = 0.25  # seconds, at most, between two checks for a reset after the peer's EOF
 
 
 class Watched:
@@ -30,7 +30,7 @@ class Watched:
 
     def __init__(self, callback: Callable[[int], None]) -> None:
         self.callback = callback
-        self.read = trio.Event()  # since the last look, or forgotten
+        self.read = trio.Event()  # set by the first read after a check, and by `forget`
         self.error: OSError | None = None
 
 
@@ -50,7 +50,7 @@ class PortableKernel(WaitsInTrio):
         watched = self._watched.get(fileno)
         if watched is not None:
             watched.read.set()
-            if watched.error is not None:  # which the system reports only once
+            if watched.error is not None:  # the system reports it only once
                 raise watched.error
         return self._sockets[fileno].recv(size)
 
@@ -81,13 +81,13 @@ class PortableKernel(WaitsInTrio):
                 if fileno in self._watched:
                     nursery.start_soon(self._watch, fileno, self._watched[fileno])
 
-    # Trio reports that there is something for as long as it is there. So it is not asked again
-    # before somebody has read: this task would never stop. Behind the peer's end it would report
-    # that for ever. A reset may still come there, and is looked for now and then.
+    # Trio reports a socket as readable for as long as it has input. So this task waits for a read
+    # before it asks Trio again: otherwise it would spin. After the peer's EOF the socket is
+    # readable for ever. A reset may still come then, so the task checks for one periodically.
     async def _watch(self, fileno: int, watched: Watched) -> None:
         while self._watched.get(fileno) is watched:
             self._waited.add(fileno)
-            with suppress(trio.ClosedResourceError):  # which only says that `wake` was called
+            with suppress(trio.ClosedResourceError):  # `wake` was called
                 await trio.lowlevel.wait_readable(fileno)
             if self._watched.get(fileno) is not watched:
                 return
@@ -111,7 +111,7 @@ class PortableKernel(WaitsInTrio):
                 watched.callback(events)
 
     def _events(self, fileno: int, watched: Watched) -> int:
-        """What epoll would say of it now."""
+        """Return the events that epoll would report now."""
         sock = self._sockets[fileno]
         try:
             if error := sock.getsockopt(SOL_SOCKET, SO_ERROR):
@@ -125,6 +125,6 @@ class PortableKernel(WaitsInTrio):
         return EPOLLIN if found else EPOLLIN | EPOLLRDHUP
 
     def close(self) -> None:
-        """Called when nobody reads any more: later than the end of ``run``."""
+        """Close the channel. Call this when nobody reads any more, which is after ``run``."""
         self._registered.close()
         self._to_watch.close()

@@ -1,21 +1,20 @@
-"""Read the ordinary HTTP/1.1 request head without h11.
+"""Parse an ordinary HTTP/1.1 request head without h11.
 
-A request head is *ordinary* when nothing about it can be read in two ways. It is read here, at
-about a tenth of what it costs in h11. Everything else is declined, and h11 reads it from the same
-bytes.
+A request head is *ordinary* if it is not ambiguous in any way. It is parsed here, at about a tenth
+of h11's cost. Every other head is declined, and h11 parses it from the same bytes.
 
-The invariant: a head is either declined, or it gives exactly what h11 gives: the same request,
-the same length of its body, the same end. A head that is declined for no reason costs some time.
-A head that is accepted where h11 or a proxy in front sees another request lets requests be
-smuggled. So each rule says what is accepted, never what is refused, and where HTTP leaves a
-choice (a repeated name, a list of lengths, a bare line feed), this module declines.
+The invariant: a head is either declined, or it gives exactly what h11 gives: the same request, the
+same length of its body, the same end. Declining a head without need costs some time. Accepting a
+head in which h11, or a proxy in front, sees another request allows request smuggling. So each rule
+says what is accepted, never what is refused. Where HTTP leaves a choice (a repeated name, a list
+of lengths, a bare line feed), this module declines.
 
-A header line is valid or not by itself, whatever stands around it. Only two rules look at a whole
-head: no name is repeated, and there is a Host. That allows the lines which clients send again and
-again to be kept with what they mean, see ``_Lines``.
+A header line is valid or not by itself, whatever is around it. Only two rules concern a whole head:
+no name is repeated, and there is a Host. So the lines that clients send again and again can be
+cached with their meaning, see ``_Lines``.
 
-Each pattern is linear: behind a repetition stands a byte that the repetition does not accept. h11's
-pattern for a header line is not: the spaces of an invalid line cost their number squared.
+Each pattern is linear: a repetition is followed by a byte that the repetition does not accept.
+h11's pattern for a header line is quadratic in the spaces of an invalid line.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from typing import TypeAlias
 Header: TypeAlias = tuple[bytes, bytes]
 
 RequestHead: TypeAlias = tuple[str, bytes, list[Header], int, bool, int]
-"""``(method, target, headers, content_length, keep_alive, end)``. A plain tuple, because
-making a named one costs a fifth of what reading a short head costs.
+"""``(method, target, headers, content_length, keep_alive, end)``. A plain tuple, because creating
+a named tuple costs a fifth of parsing a short head.
 
 ``method`` is upper-case. ``target`` begins with ``b"/"``. ``headers`` has lower-case names, and
-values without surrounding white space; the list is the caller's own. ``content_length`` is 0
-without such a header. ``keep_alive`` is False with ``Connection: close``. ``end`` is the offset
-of the first byte behind the head.
+values without surrounding white space; the caller owns the list. ``content_length`` is 0 without
+such a header. ``keep_alive`` is False with ``Connection: close``. ``end`` is the offset of the
+first byte after the head.
 """
 
 METHODS = {
@@ -55,7 +54,7 @@ _match_host = re.compile(
 
 
 def _is_ordinary_host(value: bytes) -> bool:
-    """Whether a Host is a name or an address, and perhaps a port.
+    """Return whether a Host is a name or an address, perhaps with a port.
 
     RFC 3986 also allows a percent sign and ``!$&'()*+,;=`` in a name. No host has such a name.
     """
@@ -74,11 +73,11 @@ def _never(value: bytes) -> bool:
     return False
 
 
-# The headers that say where the request ends, what follows it, or whom it is for. All others are
-# passed on as they are, TE and Trailer too: without Transfer-Encoding they frame nothing.
+# The headers that define where the request ends, what follows it, or which host it is for. All
+# others are passed on unchecked, even TE and Trailer: without Transfer-Encoding they frame nothing.
 _ORDINARY_VALUES: dict[bytes, Callable[[bytes], object]] = {
     b"connection": re.compile(rb"keep-alive|close", re.IGNORECASE).fullmatch,
-    # Below 10**18: any program that reads it can hold it.
+    # Below 10**18: it fits into a 64-bit integer everywhere.
     b"content-length": re.compile(rb"0|[1-9][0-9]{0,17}").fullmatch,
     b"expect": _never,
     b"host": _is_ordinary_host,
@@ -87,9 +86,9 @@ _ORDINARY_VALUES: dict[bytes, Callable[[bytes], object]] = {
     b"upgrade": _never,
 }
 
-# Headers that are the same in many requests and hold nothing secret. A cache that clients share
-# lets one of them learn, by timing its own request, whether another has just sent the same line.
-# So a line is kept only if its name stands here, never because it looks harmless.
+# Headers that are the same in many requests and contain nothing secret. Clients share the cache, so
+# one can learn, by timing its own request, whether another has just sent the same line. So a line
+# is cached only if its name is here. Do not add a name just because it looks harmless.
 _SHARED_NAMES = frozenset(
     b"accept accept-encoding accept-language cache-control connection content-type dnt host origin"
     b" pragma priority sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode"
@@ -98,7 +97,7 @@ _SHARED_NAMES = frozenset(
 
 MAX_CACHED_LINES = 512
 MAX_CACHED_LINE = 256
-"""In bytes. Both together keep the cache below half a megabyte, whatever clients send."""
+"""In bytes. Both limits keep the cache below half a megabyte, whatever clients send."""
 
 
 class _Unusual(Exception):
@@ -106,15 +105,14 @@ class _Unusual(Exception):
 
 
 class _Lines(dict[bytes, Header]):
-    """What header lines mean: the lines seen before, and by ``__missing__`` every other.
+    """A cache from header lines to parsed headers. ``__missing__`` parses a new line.
 
-    A line that is here costs a tenth of reading it. Only valid lines are kept.
+    A cached line costs a tenth of parsing it. Only valid lines are cached.
 
-    A full cache starts again empty. One that kept its first lines would be useless for good once
-    a client had filled it with lines of its own. One that kept the lines used last would cost more
-    in each request than it costs to read the common lines again now and then. So a client that
-    sends only new lines can slow the others down to the speed without a cache, which is still
-    twice h11's.
+    A full cache is cleared. If it kept its first lines, a client could fill it for good with lines
+    of its own. If it kept the lines used last, that would cost more in each request than parsing
+    the common lines again now and then. So a client that sends only new lines can slow the others
+    down to the speed without a cache, which is still twice h11's.
     """
 
     __slots__ = ()
@@ -141,10 +139,10 @@ _read_line = _lines.__getitem__  # with ``map``, no bytecode runs for a line see
 
 
 def read_request_head(data: bytes, max_size: int) -> RequestHead | None:
-    """Return the ordinary request head that ``data`` begins with, or None to leave it to h11.
+    """Return the ordinary request head at the start of ``data``, or None to leave it to h11.
 
-    ``data`` begins where a request may begin. What follows the head is not looked at. None if
-    the head is unusual, incomplete, or longer than ``max_size`` bytes.
+    The bytes after the head are ignored. The result is None if the head is not ordinary, is
+    incomplete, or is longer than ``max_size`` bytes.
     """
     end = data.find(b"\r\n\r\n", 0, max_size)
     if end < 0:

@@ -1,12 +1,11 @@
-"""The head of an HTTP/1.1 response, and what it says about the end of the body.
+"""Write the head of an HTTP/1.1 response, and choose the framing of its body.
 
-Bytes, order and errors are those of h11's writer with Hypercorn's headers before it, which is
-what clients of Hypercorn know: the application's headers, the server's own, and behind them
-what frames the body. Header lines are checked as strictly as h11 checks them, because a line
-break in a value would let an application be talked into a second response.
+Bytes, order and errors are those of Hypercorn's responses, which h11 writes: the application's
+headers, the server's own headers, and then the headers that frame the body. Header lines are
+checked as strictly as by h11, because a line break in a value would allow response splitting.
 
-Most responses repeat the same few header lines, so a line that was checked once is remembered
-together with what it means.
+Most responses repeat the same few header lines, so a valid line is cached together with its
+meaning.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import h11
 
 from .settings import Headers
 
-# What a body is framed by; a number that is not negative is its length.
+# The framing of a body. A number that is not negative is its length.
 CHUNKED = -1
 UNTIL_CLOSE = -2
 
 NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 VALUE = re.compile(rb"(?:[^\x00\s\x7f]+(?:[ \t]+[^\x00\s\x7f]+)*)?")
 
-# What a line means to us: nothing, the body's length, ...
+# The meanings of header lines. PLAIN has none.
 PLAIN, LENGTH, CODING, CONNECTION, DATE, SERVER = range(6)
 MEANINGS = {
     b"content-length": LENGTH,
@@ -36,8 +35,8 @@ MEANINGS = {
     b"server": SERVER,
 }
 
-# Headers that are the same in many responses and tell nothing secret: only these are remembered,
-# and no name because it looks harmless.
+# Headers that are the same in many responses and contain nothing secret. Only these are cached. Do
+# not add a name just because it looks harmless.
 COMMON = frozenset(
     b"accept-ranges access-control-allow-origin allow cache-control connection content-encoding"
     b" content-language content-length content-type referrer-policy strict-transport-security"
@@ -45,24 +44,24 @@ COMMON = frozenset(
 )
 
 Line = tuple[bytes, int, Any]
-"""A header's line, what it means, and its value as that is understood."""
+"""A header's line, its meaning, and its parsed value."""
 
 NO_CONTENT = frozenset({204, 205, 304})
 
-MOST_LINES = 1000
-LONGEST_LINE = 200
+MAX_CACHED_LINES = 1000
+MAX_CACHED_LINE = 200
 
 
 def tokens(value: bytes) -> list[bytes]:
-    """The members of a comma-separated list, in lower case."""
+    """Return the members of a comma-separated list, in lower case."""
     return [token for each in value.lower().split(b",") if (token := each.strip())]
 
 
-def left_of(length: int, size: int, more_body: bool) -> int:
-    """How much of a body of this length is left behind so many bytes.
+def remaining_length(length: int, size: int, more_body: bool) -> int:
+    """Return how much of a body of ``length`` bytes is left after ``size`` bytes.
 
     Raises:
-      h11.LocalProtocolError: that is more than there may be, or too little. Nothing was written.
+      h11.LocalProtocolError: the body is longer than its length, or shorter. Nothing was written.
     """
     left = length - size
     if left < 0:
@@ -72,24 +71,24 @@ def left_of(length: int, size: int, more_body: bool) -> int:
     return left
 
 
-def may_be_remembered(header: tuple[bytes, bytes], line: bytes) -> bool:
-    """Whether a header line is usual, and its header a key.
+def is_cacheable(header: tuple[bytes, bytes], line: bytes) -> bool:
+    """Return whether a header line is common, and its header can be a dictionary key.
 
     A client that can choose a header's value must not be able to fill the memory.
     """
     return (
-        len(line) <= LONGEST_LINE
+        len(line) <= MAX_CACHED_LINE
         and type(header) is tuple
         and type(header[0]) is type(header[1]) is bytes
         and header[0].lower() in COMMON
     )
 
 
-def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """A header that an application gave, as it is sent.
+def validate(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Validate an application's header; return it as it is sent.
 
     Raises:
-      h11.LocalProtocolError: it cannot be sent. The error does not tell its value.
+      h11.LocalProtocolError: it is invalid. The error does not contain its value.
       ValueError: it is a pseudo-header.
       TypeError: it is not bytes.
     """
@@ -103,65 +102,65 @@ def valid(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return name, value
 
 
-def checked(header: tuple[bytes, bytes]) -> Line:
-    """The line of a header, and what it means.
+def header_line(header: tuple[bytes, bytes]) -> Line:
+    """Validate a header; return its line.
 
     Raises:
-      h11.LocalProtocolError: as ``valid``, or its value is not one of such a header.
+      h11.LocalProtocolError: as ``validate``, or the value is invalid for this name.
     """
-    name, value = valid(header)
+    name, value = validate(header)
     meaning = MEANINGS.get(name.lower(), PLAIN)
-    understood: Any = None
+    parsed: Any = None
     if meaning is LENGTH:
-        said = {each.strip() for each in value.split(b",")}
-        value = said.pop()
-        if said or not value.isdigit() or len(value) > 20:
+        lengths = {each.strip() for each in value.split(b",")}
+        value = lengths.pop()
+        if lengths or not value.isdigit() or len(value) > 20:
             raise h11.LocalProtocolError(f"bad Content-Length {header[1]!r}")
-        understood = int(value)
+        parsed = int(value)
     elif meaning is CODING:
         value = value.lower()
         if value != b"chunked":
             raise h11.LocalProtocolError(f"Only Transfer-Encoding: chunked is supported: {value!r}")
     elif meaning is CONNECTION:
-        understood = tokens(value)
-    return b"%b: %b\r\n" % (name, value), meaning, understood
+        parsed = tokens(value)
+    return b"%b: %b\r\n" % (name, value), meaning, parsed
 
 
 class ResponseHeads:
-    """Renders heads for all connections of a worker."""
+    """Renders response heads for all connections of a worker."""
 
     def __init__(self, server_headers: Callable[[str], Headers]) -> None:
         self._server_headers = server_headers
-        self._known: dict[Any, Line] = {}
+        self._cache: dict[Any, Line] = {}
         self._status_lines = {
             status: b"HTTP/1.1 %d \r\n" % status for status in (200, 201, 204, 302, 304, 404)
         }
         self.sent: list[int] = [0] * 10
-        """How many responses there were, by the first digit of their status codes."""
+        """The number of responses, by the first digit of their status codes."""
 
-        self._own: Headers | None = None  # what the lines below were made of
+        self._own: Headers | None = None  # the source of the lines below
         self._own_lines: list[Line] = []
         self._own_block = b""
 
     def own(self) -> bytes:
-        """The server's own header lines, such as the date's."""
+        """Return the server's own header lines, such as the date."""
         headers = self._server_headers("h11")
         if headers is not self._own:
-            self._own_lines = [checked(each) for each in headers]
+            self._own_lines = [header_line(each) for each in headers]
             self._own_block = b"".join(line for line, _, _ in self._own_lines)
             self._own = headers
         return self._own_block
 
     def interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-        """The whole of a response that is not the final one."""
+        """Return a whole interim response."""
         self.sent[1] += 1
-        known = map(checked, headers)
+        header_lines = map(header_line, headers)
         # RFC 9110, 8.6, and RFC 9112, 6.1
-        lines = [line for line, meaning, _ in known if meaning not in (LENGTH, CODING)]
+        lines = [line for line, meaning, _ in header_lines if meaning not in (LENGTH, CODING)]
         return b"HTTP/1.1 %d \r\n%b%b\r\n" % (status, b"".join(lines), self.own())
 
     def refusal(self, status: int, retry_after: int | None = None) -> bytes:
-        """The whole of a response behind which the connection closes, whatever was requested."""
+        """Return a whole error response, after which the connection closes."""
         self.sent[status // 100] += 1
         retry = b"" if retry_after is None else b"retry-after: %d\r\n" % retry_after
         line = b"HTTP/1.1 %d \r\n" % status
@@ -177,34 +176,34 @@ class ResponseHeads:
         last: bool,
         client_closes: bool,
     ) -> tuple[bytes, int, bool]:
-        """The head's bytes, what frames the body, and whether the connection closes behind it.
+        """Return the head's bytes, the body's framing, and whether the connection closes after it.
 
         Args:
-          http11: whether the client speaks at least HTTP/1.1, and so knows chunks.
+          http11: whether the client speaks at least HTTP/1.1, and so understands chunks.
           to_head: whether it responds to a HEAD request.
-          last: whether it is we who close the connection.
-          client_closes: whether it is the client who does.
+          last: whether the server closes the connection.
+          client_closes: whether the client closes the connection.
 
         Raises:
-          h11.LocalProtocolError: a header cannot be sent, or they contradict each other.
+          h11.LocalProtocolError: a header is invalid, or headers contradict each other.
         """
         if not 200 <= status < 1000:
-            raise h11.LocalProtocolError(f"a response's status is from 200 to 999, not {status}")
-        known = self._known
+            raise h11.LocalProtocolError(f"a status code is from 200 to 999, not {status}")
+        cache = self._cache
         lines = [self._status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
         special: list[Line] | None = None
         for header in headers:
             try:
-                line = known[header]
-            except (KeyError, TypeError, ValueError):  # or it is no key, as a list is none
-                line = self._learn(header)
+                line = cache[header]
+            except (KeyError, TypeError, ValueError):  # it may be unhashable, such as a list
+                line = self._parse_and_cache(header)
             lines.append(line[0])
             if line[1]:
                 if special is None:
                     special = []
                 special.append(line)
         own = self.own()
-        # The usual: a length, or no body, and the connection goes on.
+        # The fast path: a length, or no body, and the connection is kept alive.
         if not (last or client_closes):
             if (
                 special
@@ -222,17 +221,19 @@ class ResponseHeads:
                 lines.append(b"\r\n")
                 self.sent[status // 100] += 1
                 return b"".join(lines), 0, False
-        return self._unusual(status, lines, special or [], http11, to_head, last, client_closes)
+        return self._render_general(
+            status, lines, special or [], http11, to_head, last, client_closes
+        )
 
-    def _learn(self, header: tuple[bytes, bytes]) -> Line:
-        line = checked(header)
-        if may_be_remembered(header, line[0]):
-            if len(self._known) >= MOST_LINES:
-                self._known.clear()
-            self._known[header] = line
+    def _parse_and_cache(self, header: tuple[bytes, bytes]) -> Line:
+        line = header_line(header)
+        if is_cacheable(header, line[0]):
+            if len(self._cache) >= MAX_CACHED_LINES:
+                self._cache.clear()
+            self._cache[header] = line
         return line
 
-    def _unusual(
+    def _render_general(
         self,
         status: int,
         lines: list[bytes],
@@ -256,10 +257,10 @@ class ResponseHeads:
         for line, _ in lengths[1:]:
             lines.remove(line)  # the first one stays
         lines.reverse()
-        said = {each for _, meaning, value in special if meaning is CONNECTION for each in value}
+        options = {each for _, meaning, value in special if meaning is CONNECTION for each in value}
         end: list[bytes] = []
         dropped = set()
-        if last and b"close" not in said:
+        if last and b"close" not in options:
             end.append(b"connection: close\r\n")
         framing = lengths[0][1] if lengths else UNTIL_CLOSE
         if status in NO_CONTENT:
@@ -269,19 +270,19 @@ class ResponseHeads:
             if status == 205:
                 end.append(b"content-length: 0\r\n")
         elif CODING in meanings or framing == UNTIL_CLOSE:
-            # In HTTP/1.0 nothing but the connection's end can end such a body.
+            # In HTTP/1.0 only a close can end such a body.
             dropped |= {LENGTH, CODING}
             framing = CHUNKED if http11 else UNTIL_CLOSE
             if http11:
                 end.append(b"Transfer-Encoding: chunked\r\n")
         if to_head:
             framing = 0
-        closes = last or client_closes or framing == UNTIL_CLOSE or b"close" in said
+        closes = last or client_closes or framing == UNTIL_CLOSE or b"close" in options
         if client_closes or framing == UNTIL_CLOSE:
             dropped.add(CONNECTION)
             end = [line for line in end if not line.startswith(b"connection")]
-            said = (said - {b"keep-alive"}) | {b"close"}
-            end += [b"Connection: %b\r\n" % each for each in sorted(said)]
+            options = (options - {b"keep-alive"}) | {b"close"}
+            end += [b"Connection: %b\r\n" % each for each in sorted(options)]
         if dropped:
             unsent = [line for line, meaning, _ in special if meaning in dropped]
             lines = [line for line in lines if line not in unsent]

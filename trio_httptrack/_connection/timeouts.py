@@ -1,11 +1,11 @@
-"""One clock for all connections of a worker that may wait equally long.
+"""One timer for all connections of a worker that have the same timeout.
 
 A cancel scope with a deadline for each connection, set and cleared with each request, costs
-ten times as much. Connections that may wait equally long are due in the order in which they
-began, so a dictionary is queue enough, and one task sleeps until the first one is due.
+ten times as much. Connections with the same timeout expire in the order in which they were
+started. So a dictionary serves as the queue, and one task sleeps until the first deadline.
 
-A connection that is no longer waiting may stay in the queue: it is asked to expire, and knows
-that it need not. So a request costs one move to the queue's end, and none out of it.
+A connection that no longer waits may stay in the queue. ``expire`` is called for it, and ignores
+the call. So a request costs one move to the end of the queue, and no removal from it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ Waiting = TypeVar("Waiting")
 
 
 class Timeout(Generic[Waiting]):
-    """Calls ``expire`` with whatever has waited for ``seconds``. It must not block."""
+    """Calls ``expire`` with each object that has waited for ``seconds``.
 
-    __slots__ = ("_begun", "_due", "_expire", "_seconds")
+    ``expire`` must not block.
+    """
+
+    __slots__ = ("_due", "_expire", "_seconds", "_started_event")
 
     def __init__(self, seconds: float, expire: Callable[[Waiting], object]) -> None:
         self._seconds = seconds
         self._expire = expire
         self._due: dict[Waiting, float] = {}
-        self._begun: trio.Event | None = None  # while nothing waits
+        self._started_event: trio.Event | None = None  # while nothing waits
 
-    def begin(self, waiting: Waiting, now: float) -> None:
-        """Start to wait, or start again. The time is given because the caller mostly has it."""
+    def start(self, waiting: Waiting, now: float) -> None:
+        """Start to wait, or restart. ``now`` is an argument because most callers have it."""
         due = self._due
         due.pop(waiting, None)
         due[waiting] = now + self._seconds
-        if self._begun is not None:
-            self._begun.set()
-            self._begun = None
+        if self._started_event is not None:
+            self._started_event.set()
+            self._started_event = None
 
-    def end(self, waiting: Waiting) -> None:
-        """Wait no longer, and be forgotten."""
+    def cancel(self, waiting: Waiting) -> None:
+        """Stop waiting, and leave the queue."""
         self._due.pop(waiting, None)
 
     def __len__(self) -> int:
@@ -50,8 +53,8 @@ class Timeout(Generic[Waiting]):
         """Watch the clock until cancelled."""
         while True:
             if not self._due:
-                self._begun = trio.Event()
-                await self._begun.wait()
+                self._started_event = trio.Event()
+                await self._started_event.wait()
                 continue
             waiting, due = next(iter(self._due.items()))
             if due > trio.current_time():

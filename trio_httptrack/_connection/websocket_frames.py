@@ -1,21 +1,21 @@
-"""The frames of one WebSocket, both ways, without I/O (RFC 6455, and RFC 7692 for compression).
+"""Read and write the frames of one WebSocket, without I/O (RFC 6455; RFC 7692 for compression).
 
-Most frames of most WebSockets are whole, uncompressed data frames. Those are read and written
-here, in a few lines. Every other frame goes to wsproto, which decides what it means: fragments,
-control frames, compressed messages, and everything that is wrong.
+Most frames of most WebSockets are whole, uncompressed data frames. A short fast path here reads
+and writes those. Every other frame goes to wsproto, which decides what it means: fragments,
+control frames, compressed messages, and invalid frames.
 
-wsproto does not say how much it has buffered, so two rules keep both on one truth of state:
+wsproto does not expose how much it has buffered. Two rules keep the two in step:
 
-* wsproto gets the bytes of one frame at a time and none of the next one, so where it stands is
-  known: ``_rest`` bytes before the end of a frame, and inside a message while ``_message`` is not
-  None. The fast path is taken only where both say that a new message begins.
-* A frame on the fast path changes no state. Who has sent a close frame, only wsproto knows.
+* wsproto gets the bytes of one frame at a time, and none of the next. So its position is known:
+  ``_frame_left`` bytes before the end of a frame, and inside a message unless ``_message`` is None.
+  The fast path is taken only if both say that a new message begins.
+* A frame on the fast path changes no state. Only wsproto knows which side has sent a close frame.
 
-After a message that was too big wsproto is not asked any more: frames are cut off as before and
-discarded, up to the peer's close frame.
+After a message that was too big, wsproto is not used any more: frames are split as before, and
+discarded up to the peer's close frame.
 
-An event is what the caller has to do something about: a ``str`` or ``bytes`` is a complete
-message, ``Reply`` has bytes to write, ``Ended`` comes once and last.
+An event is something for the caller to handle: a ``str`` or ``bytes`` is a complete message,
+``Reply`` has bytes to write, ``EndOfMessages`` comes once and last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from wsproto.frame_protocol import (
 )
 from wsproto.utilities import LocalProtocolError
 
-# The first byte of a data frame that is a message of its own: FIN, no reserved bit, the opcode.
+# The first byte of a data frame that is a whole message: FIN, no reserved bit, the opcode.
 TEXT = 0x80 | Opcode.TEXT
 BINARY = 0x80 | Opcode.BINARY
 
@@ -48,21 +48,21 @@ OPEN, LOCAL_CLOSING = ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Bytes to write now: the pong for a ping."""
+    """A pong, to be written now."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndOfMessages:
     """No message follows: the peer sent a close frame or broke the protocol.
 
-    ``code`` and ``reason`` are the peer's (1005 for a close frame without a code) or say what was
-    wrong. ``close_frame`` is to be written, and empty if ours was sent before.
+    ``code`` and ``reason`` are the peer's (1005 for a close frame without a code), or describe the
+    error. ``close_frame`` is to be written. It is empty if we have sent one before.
 
-    It is also empty where the peer broke the protocol. What came before that may still be
-    replied to, so it is for the caller to say when the violation is named: with
-    ``close(code, reason)``, after which nothing can be sent.
+    It is also empty if the peer broke the protocol. The application may still reply to the
+    messages before that. So the caller decides when to send ``close(code, reason)``, after which
+    nothing can be sent.
     """
 
     code: int
@@ -71,11 +71,11 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
-    """Nothing to do, after many frames that bring nothing: time to let others run."""
+class Checkpoint:
+    """Many frames have brought no event: the caller should let other tasks run."""
 
 
-Event = str | bytes | Reply | Ended | Busy
+Event = str | bytes | Reply | EndOfMessages | Checkpoint
 
 MAX_SILENT_FRAMES = 64
 
@@ -84,11 +84,11 @@ class Frames:
     """Both directions of a server's WebSocket, from the end of its handshake."""
 
     closed: bool
-    """Whether all has been read: the peer's close frame, or what broke the protocol.
+    """Whether nothing more is read, after the peer's close frame or a protocol error.
 
-    Follows ``Ended``, except after a message that was too big. There the peer's close frame is
-    still to come, and what comes before it is discarded: the peer learns more from our close frame
-    than from a reset, which would overtake that frame if bytes of the message were left unread.
+    It is true after ``EndOfMessages``, except after a message that was too big. Then the input is
+    discarded up to the peer's close frame. If bytes of the message were left unread, a reset would
+    overtake our close frame, and the peer would not learn why.
     """
 
     def __init__(self, max_message_size: int, deflate: Deflate | None = None) -> None:
@@ -96,15 +96,15 @@ class Frames:
         self._max_message_size = max_message_size
         self._connection = Connection(ConnectionType.SERVER, [deflate] if deflate else [])
         self._deflates = deflate is not None
-        self._ended = False
-        # What has been received; wsproto or the fast path had the part before _start.
+        self._no_more_messages = False
+        # The received bytes. wsproto or the fast path has handled the part before _start.
         self._data = b""
         self._start = 0
-        # The frame that is not read on the fast path: its opcode, and what is still to come of it.
+        # A frame that is not on the fast path: its opcode, and its bytes that are still to come.
         self._opcode = 0
-        self._rest = 0
-        # What wsproto has read of the message that it is reading. One buffer and not a list of
-        # parts: a part may be empty, so a limit to their bytes is no limit to their number.
+        self._frame_left = 0
+        # The message that wsproto is reading, so far. One buffer and not a list of parts: a part
+        # may be empty, so a limit on their bytes is no limit on their number.
         self._message: bytearray | None = None
 
     @property
@@ -113,9 +113,9 @@ class Frames:
         return self._connection.state is OPEN
 
     def receive(self, data: bytes) -> Iterator[Event]:
-        """Return what these bytes bring, one event at a time as the iterator is asked for it.
+        """Return an iterator over the events in these bytes, which reads them lazily.
 
-        The iterator may be left at any time; that of the next call goes on from there.
+        The iterator may be dropped at any time; the next call's iterator continues from there.
         """
         if not self.closed:
             self._data = self._data[self._start :] + data
@@ -123,7 +123,7 @@ class Frames:
         return iter(self._next_event, None)
 
     def text(self, data: str) -> bytes:
-        """Return a text message's frame; like all that is sent, nothing after a close frame."""
+        """Return a text message's frame. As for all frames, empty after a close frame."""
         if self._deflates:
             return self._send(TextMessage(data))
         return self._frame(TEXT, data.encode())
@@ -139,7 +139,7 @@ class Frames:
         return self._send(Ping())
 
     def close(self, code: int, reason: str | None = None) -> bytes:
-        """Return a close frame; a reason that is too long for it is cut."""
+        """Return a close frame. A reason that is too long is truncated."""
         return self._send(CloseConnection(code, reason))
 
     def _send(self, event: wsproto.events.Event) -> bytes:
@@ -159,21 +159,21 @@ class Frames:
         return pack("!BBQ", first, 127, size) + payload
 
     def _next_event(self) -> Event | None:
-        """Return the next event, or None if the bytes received so far hold no other."""
+        """Return the next event in the bytes received so far, or None."""
         silent = 0
         while not self.closed:
             if silent == MAX_SILENT_FRAMES:
-                return Busy()
+                return Checkpoint()
             silent += 1
-            if not self._rest and self._message is None and not self._ended:
+            if not self._frame_left and self._message is None and not self._no_more_messages:
                 message = self._whole_message()
                 if message is not None:
                     return message
-            data = self._part_of_a_frame()
+            data = self._next_frame_part()
             if not data:
                 break
-            if self._ended:
-                self.closed = self._opcode == Opcode.CLOSE and not self._rest
+            if self._no_more_messages:
+                self.closed = self._opcode == Opcode.CLOSE and not self._frame_left
                 continue
             self._connection.receive_data(data)
             for part in self._connection.events():  # a single one, or none
@@ -183,9 +183,9 @@ class Frames:
         return None
 
     def _whole_message(self) -> str | bytes | None:
-        """Read the next frame if it is a message by itself and there is nothing else to it.
+        """Read the next frame if it is a whole, uncompressed message.
 
-        Longer frames than a 16-bit length allows are not read here: they do not come in one piece.
+        A frame with a 64-bit length is not read here: it does not come in one piece.
         """
         data, start = self._data, self._start
         payload = start + 6
@@ -197,7 +197,7 @@ class Frames:
             payload += 2
             if size < 126:
                 return None
-        elif not 0 <= size < 126:  # without a mask, or a longer length
+        elif not 0 <= size < 126:  # without a mask, or with a 64-bit length
             return None
         end = payload + size
         if end > len(data) or size > self._max_message_size:
@@ -212,10 +212,10 @@ class Frames:
         self._start = end
         return message
 
-    def _part_of_a_frame(self) -> bytes:
-        """Cut off what wsproto reads next: a frame, or what there is of one."""
+    def _next_frame_part(self) -> bytes:
+        """Split off what wsproto reads next: a frame, or a part of one."""
         start = self._start
-        if not self._rest:
+        if not self._frame_left:
             header = self._data[start : start + 10]
             if len(header) < 2:
                 return b""
@@ -227,29 +227,30 @@ class Frames:
                 if len(header) < 2 + extended:
                     return b""
                 size = extended + int.from_bytes(header[2 : 2 + extended], "big")
-            self._rest = 2 + (4 if header[1] & 0x80 else 0) + size
-        data = self._data[start : start + self._rest]
+            self._frame_left = 2 + (4 if header[1] & 0x80 else 0) + size
+        data = self._data[start : start + self._frame_left]
         self._start += len(data)
-        self._rest -= len(data)
+        self._frame_left -= len(data)
         return data
 
     def _event(self, part: wsproto.events.Event) -> Event | None:
         if isinstance(part, CloseConnection):
-            # Is it a close frame, or wsproto that gives up? Only a close frame changes the state.
-            gives_up = self._connection.state in (OPEN, LOCAL_CLOSING)
-            if gives_up and part.code == CloseReason.MESSAGE_TOO_BIG:
+            # wsproto reports close frames and protocol errors alike. Only a close frame changes
+            # its state.
+            error = self._connection.state in (OPEN, LOCAL_CLOSING)
+            if error and part.code == CloseReason.MESSAGE_TOO_BIG:
                 return self._too_big()
-            self._ended = self.closed = True
-            response = b"" if gives_up else self._send(part.response())
-            return Ended(int(part.code), part.reason or "", response)
+            self._no_more_messages = self.closed = True
+            response = b"" if error else self._send(part.response())
+            return EndOfMessages(int(part.code), part.reason or "", response)
         if isinstance(part, Ping):
             pong = self._send(part.response())
             return Reply(pong) if pong else None
         if isinstance(part, TextMessage | BytesMessage):
-            return self._part_of_a_message(part)
+            return self._add_to_message(part)
         return None
 
-    def _part_of_a_message(self, part: TextMessage | BytesMessage) -> Event | None:
+    def _add_to_message(self, part: TextMessage | BytesMessage) -> Event | None:
         if self._message is None:
             self._message = bytearray()
         message = self._message
@@ -261,17 +262,17 @@ class Frames:
         self._message = None
         return message.decode() if isinstance(part, TextMessage) else bytes(message)
 
-    def _too_big(self) -> Ended:
-        self._ended = True
+    def _too_big(self) -> EndOfMessages:
+        self._no_more_messages = True
         self._message = None
         code = int(CloseReason.MESSAGE_TOO_BIG)
-        return Ended(code, "", self.close(code))
+        return EndOfMessages(code, "", self.close(code))
 
 
 def unmask(data: bytes, mask: bytes) -> bytes:
     """Remove a client's mask (RFC 6455, 5.3).
 
-    One large number is the fastest way for short data, and wsproto's four strides for long.
+    For short data, one large integer is fastest; for long data, wsproto's four strides are.
     """
     size = len(data)
     if size > 2000:
@@ -282,10 +283,10 @@ def unmask(data: bytes, mask: bytes) -> bytes:
 
 
 class Deflate(PerMessageDeflate):
-    """permessage-deflate that inflates a message only as far as its size is allowed.
+    """permessage-deflate that inflates a message only up to the maximum message size.
 
-    wsproto's inflates all that has come, and a thousand bytes for each one of them are possible.
-    It negotiates and compresses; what is received is inflated here. Two more things differ:
+    wsproto's inflates all its input, and each byte may become a thousand. It still negotiates and
+    compresses, but this class inflates. Two more things differ:
 
     * A ping between two fragments of a compressed message does not end its compression.
     * A client may finish a message's deflate stream and begin the next message with a new one
@@ -296,7 +297,7 @@ class Deflate(PerMessageDeflate):
         super().__init__()
         self._max_message_size = max_message_size
         self._inflater: zlib._Decompress | None = None
-        # Whether the message is compressed, which its first frame says; None between messages.
+        # Whether the message is compressed, as its first frame says; None between messages.
         self._compressed: bool | None = None
         self._control = False
 
@@ -335,12 +336,12 @@ class Deflate(PerMessageDeflate):
     def _inflate(self, data: bytes) -> bytes | CloseReason:
         if self._inflater is None:
             self._inflater = zlib.decompressobj(-self.client_max_window_bits)
-        # What follows the end of a stream is not inflated, but zlib would keep it all.
+        # zlib would not inflate what follows the end of a stream, but would keep it all.
         if self._inflater.eof:
             return b""
         try:
-            # Never more than the limit and the byte that shows that it is exceeded. Fragments
-            # that only exceed it together are refused by ``Frames``, as uncompressed ones are.
+            # Never inflate more than the limit, and one byte that shows that it is exceeded.
+            # ``Frames`` refuses fragments that exceed the limit together, as uncompressed ones.
             inflated = self._inflater.decompress(data, self._max_message_size + 1)
         except zlib.error:
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA

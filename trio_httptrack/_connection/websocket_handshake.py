@@ -1,7 +1,7 @@
 """The server's side of a WebSocket's opening handshake, over HTTP/1.1 and HTTP/2.
 
-The request alone decides whether it can be accepted (RFC 6455, 4.2.1, and RFC 8441 for HTTP/2);
-nothing here raises for what a client sent, only for what an application asks for.
+The request alone decides whether it can be accepted (RFC 6455, 4.2.1, and RFC 8441 for HTTP/2).
+No input of a client raises here, only invalid arguments of an application.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Handshake:
-    """A request to open a WebSocket, and how it is accepted."""
+    """A request to open a WebSocket."""
 
     valid: bool
     """Whether it may be accepted."""
 
     subprotocols: list[str]
-    """What the client offers, in the order of its preference."""
+    """The subprotocols that the client offers, in the order of its preference."""
 
     def __init__(
         self, headers: Iterable[tuple[bytes, bytes]], http_version: str, max_message_size: int
@@ -34,7 +34,7 @@ class Handshake:
         for name, value in headers:
             name = name.lower()
             if name in (b"connection", b"upgrade") or name.startswith(b"sec-websocket-"):
-                # A field that is repeated is one list (RFC 9110, 5.3).
+                # A repeated field is one list (RFC 9110, 5.3).
                 fields[name] = fields[name] + b"," + value if name in fields else value
         ascii_only = all(value.isascii() for value in fields.values())
         self._key = fields.get(b"sec-websocket-key")
@@ -48,7 +48,7 @@ class Handshake:
         )
 
     def _upgrades(self, fields: dict[bytes, bytes]) -> bool:
-        """Return whether it asks HTTP/1.1 to upgrade. HTTP/2 has CONNECT for that."""
+        """Return whether the request is for an HTTP/1.1 upgrade. HTTP/2 has CONNECT for that."""
         connection = [token.lower() for token in _split(fields, b"connection")]
         return (
             self._key is not None
@@ -59,7 +59,7 @@ class Handshake:
     def accept(
         self, subprotocol: str | None, additional_headers: Iterable[tuple[bytes, bytes]]
     ) -> tuple[int, Headers, Frames]:
-        """Return the response's status code and headers, and the WebSocket that it opens.
+        """Return the response's status code and headers, and the frames of the open WebSocket.
 
         Raises:
           ValueError: the client did not offer the subprotocol, or a header must not be added.
@@ -87,8 +87,8 @@ class Handshake:
     def _negotiate(self) -> tuple[Deflate | None, bytes]:
         """Accept the first offer of compression that can be met, and decline the others.
 
-        Each offer gets an extension of its own, since one that is declined may already have
-        changed the parameters that it could agree to.
+        Each offer gets an extension object of its own, because an object that declines an offer
+        may already have changed its parameters.
         """
         for offer in self._extensions:
             if offer.split(";", 1)[0].strip() != Deflate.name:
@@ -96,7 +96,7 @@ class Handshake:
             deflate = Deflate(self._max_message_size)
             try:
                 parameters = deflate.accept(offer)
-            except ValueError:  # cannot be understood
+            except ValueError:  # invalid
                 continue
             if isinstance(parameters, str):
                 response = f"{Deflate.name}; {parameters}" if parameters else Deflate.name

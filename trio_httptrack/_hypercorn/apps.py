@@ -10,7 +10,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.typing import AppWrapper
 
-from .._connection.errors import PeerGone
+from .._connection.errors import ClientDisconnected
 from .._connection.exchange import App
 
 
@@ -45,7 +45,7 @@ def undisturbed(scope: Any, receive: Callable[[], Awaitable[Any]]) -> Callable[[
     async def receive_or_leave() -> Any:
         event = await receive()
         if event["type"] == "http.disconnect":
-            raise PeerGone(scope["extensions"]["httptrack"])
+            raise ClientDisconnected(scope["extensions"]["httptrack"])
         return event
 
     return receive_or_leave

@@ -153,10 +153,10 @@ class Worker:
         self.drain_idle_timeout = self._timeout(self.settings.drain_idle_timeout)
         self.refusal_timeout = self._timeout(REFUSAL_TIMEOUT)
         ages = self.settings.max_connection_ages
-        self._ages = [Timeout(age, Connection.grow_old) for age in ages]
+        self._ages = [Timeout(age, Connection.drain_at_max_age) for age in ages]
         seconds = self.settings.websocket_ping_timeout
         self.websocket_ping_timeout = (
-            None if seconds is None else Timeout(seconds, WebSocket.miss_pong)
+            None if seconds is None else Timeout(seconds, WebSocket.pong_timed_out)
         )
         seconds = self.settings.request_timeout
         self.request_timeout: Timeout[Exchange] | None = (

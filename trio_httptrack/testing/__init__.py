@@ -1,4 +1,4 @@
-"""Deterministic tests: a real Hypercorn on an in-memory network, under Trio's mock clock."""
+"""Deterministic tests: a real Hypercorn on an in-memory network, with Trio's mock clock."""
 
 from ._client import ClientStream
 from ._recording import RecordingTracker, Transition

@@ -1,4 +1,4 @@
-"""A client's end of a connection in memory."""
+"""The client's side of a connection in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ._network import MemoryStream
 
 
 class ClientStream(trio.abc.HalfCloseableStream):
-    """A client's end of a connection, as :meth:`MemoryServer.connect` returns it.
+    """The client's side of a connection; :meth:`MemoryServer.connect` returns it.
 
-    It holds 64 KiB each way that were sent and are not read yet; then sending waits. It is a
-    Trio stream, and what it raises is what any of them does.
+    It is a Trio stream, and raises the exceptions of one. It buffers 64 KiB in each direction.
+    If a buffer is full, its sender waits.
 
     >>> import trio
     >>> from trio_httptrack.testing import memory_server
@@ -32,7 +32,7 @@ class ClientStream(trio.abc.HalfCloseableStream):
     """
 
     conn: Conn
-    """The connection as the server sees it, and as its trackers are told of it."""
+    """The connection as the server and its trackers see it."""
 
     def __init__(self, transport: MemoryStream, conn: Conn) -> None:
         self.conn = conn
@@ -42,12 +42,12 @@ class ClientStream(trio.abc.HalfCloseableStream):
 
     @property
     def alpn(self) -> str | None:
-        """The protocol that the TLS handshake has agreed on; None if on none."""
+        """The protocol that the TLS handshake has selected; None if there is none."""
         return self._tls.selected_alpn_protocol() if self._tls is not None else None
 
     @property
     def _readable(self) -> bool:
-        """Whether something has come that was not read yet, beneath the TLS if there is any."""
+        """Whether there are unread bytes, below TLS if there is TLS."""
         return bool(self._transport.socket.events)
 
     async def _start_tls(self, context: ssl.SSLContext) -> None:
@@ -57,7 +57,7 @@ class ClientStream(trio.abc.HalfCloseableStream):
         await self._tls.do_handshake()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, and wait while there is no room. As any Trio stream, as are its errors."""
+        """Send, and wait while there is no room, as any Trio stream does."""
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -65,27 +65,27 @@ class ClientStream(trio.abc.HalfCloseableStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive what is there, or wait for it; ``b""`` at the server's end.
+        """Receive what is there, or wait for it; ``b""`` at the server's EOF.
 
         Raises:
-          trio.BrokenResourceError: the server has reset the connection. What came before and
-            was not read is lost, as with TCP it may be.
+          trio.BrokenResourceError: the server has reset the connection. Unread bytes are lost,
+            which may happen with TCP, too.
         """
         return await self._stream.receive_some(max_bytes)
 
     async def send_eof(self) -> None:
-        """Send no more, and go on receiving: a half-close.
+        """Half-close the connection: send EOF, and keep receiving.
 
-        With TLS the connection ends so beneath it, without a ``close_notify``.
+        With TLS, the EOF is sent below it, without a ``close_notify``.
         """
         await self._transport.send_eof()
 
     async def aclose(self) -> None:
-        """Close as a client does that is done: with a reset if it has not read everything."""
+        """Close the connection as a client that is done; with a reset if there are unread bytes."""
         await self._stream.aclose()
 
     def reset(self) -> None:
-        """Close as a client does that crashes: with a reset. Not a checkpoint."""
+        """Reset the connection, as if the client crashed. Not a checkpoint."""
         self._transport.reset()
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""httpx on the in-memory network: a transport, and the network beneath its connection pools.
+"""httpx on the in-memory network: a transport, and a network backend for its connection pools.
 
-Only public names of httpx and httpcore are used: what a request becomes on the wire, and which
-connection takes it, is theirs to say.
+Only public names of httpx and httpcore are used. httpcore writes the requests, and chooses the
+connections.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MemoryTransport(httpx.AsyncBaseTransport):
         self._pools: dict[bool, httpcore.AsyncConnectionPool] = {}
 
     def _pool(self, tls: bool) -> httpcore.AsyncConnectionPool:
-        # Two, because who is to connect for httpcore does not know whether TLS will follow.
+        # Two pools, because a network backend does not know whether TLS will follow.
         if tls not in self._pools:
             self._pools[tls] = httpcore.AsyncConnectionPool(
                 ssl_context=self._server._tls.client() if tls else None,
@@ -57,7 +57,7 @@ class MemoryTransport(httpx.AsyncBaseTransport):
             port=request.url.port,
             target=request.url.raw_path,
         )
-        with raising(HTTPX):
+        with map_exceptions(HTTPX):
             response = await self._pool(request.url.scheme == "https").handle_async_request(
                 httpcore.Request(
                     request.method,
@@ -80,13 +80,13 @@ class MemoryTransport(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """A response's body as it comes."""
+    """A response's body, as a stream."""
 
     def __init__(self, response: httpcore.Response) -> None:
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with raising(HTTPX):
+        with map_exceptions(HTTPX):
             async for part in self._response.aiter_stream():
                 yield part
 
@@ -109,7 +109,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> Stream:
-        with raising(CONNECTING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(CONNECTING), trio.fail_after(seconds(timeout)):
             return Stream(await self._server.connect(tls=self._tls, handshake=False))
 
 
@@ -122,11 +122,11 @@ class Stream(httpcore.AsyncNetworkStream):
         self._stream: trio.abc.Stream = tls or client
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with raising(READING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(READING), trio.fail_after(seconds(timeout)):
             return bytes(await self._stream.receive_some(max_bytes))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with raising(WRITING), trio.fail_after(seconds(timeout)):
+        with map_exceptions(WRITING), trio.fail_after(seconds(timeout)):
             await self._stream.send_all(buffer)
 
     async def aclose(self) -> None:
@@ -142,7 +142,7 @@ class Stream(httpcore.AsyncNetworkStream):
             self._client, ssl_context, server_hostname=server_hostname, https_compatible=True
         )
         try:
-            with raising(CONNECTING), trio.fail_after(seconds(timeout)):
+            with map_exceptions(CONNECTING), trio.fail_after(seconds(timeout)):
                 await stream.do_handshake()
         except BaseException:
             self._client.reset()
@@ -152,7 +152,7 @@ class Stream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         conn = self._client.conn
         return {
-            "ssl_object": self._tls,  # which has its methods
+            "ssl_object": self._tls,  # it has the same methods
             "client_addr": conn.client,
             "server_addr": conn.server,
             "is_readable": self._client._readable,
@@ -200,8 +200,8 @@ HTTPX: Errors = {
 
 
 @contextmanager
-def raising(errors: Errors) -> Iterator[None]:
-    """Raise for each of some errors another."""
+def map_exceptions(errors: Errors) -> Iterator[None]:
+    """Replace each error of a type in ``errors`` by one of the type that it maps to."""
     try:
         yield
     except Exception as error:

@@ -1,12 +1,12 @@
-"""A network without an operating system: a connection is two buffers.
+"""An in-memory network, without an operating system: a connection is two buffers.
 
-It does what TCP does within one machine: what is sent has arrived, until a buffer is full.
-Where TCP leaves it to luck whether a client still reads what came before a reset, here it
-never does: a server that keeps its answers on this network keeps them on any. What a server
-still reads, it reads as on Linux.
+It behaves as TCP does within one machine: bytes arrive at once, until a buffer is full. One case is
+stricter. With TCP it depends on timing whether a client can still read what came before a reset.
+Here it never can. So a server whose responses survive on this network does not lose them on any
+other. A server reads what came before a reset as on Linux.
 
-:class:`MemorySocket` never waits, as a non-blocking socket does not. :class:`MemoryStream`
-waits for it, and :class:`MemoryKernel` tells the server's connections when they need not.
+:class:`MemorySocket` is non-blocking. :class:`MemoryStream` waits for it on the client's side, and
+:class:`MemoryKernel` reports its events to the server's connections.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ BUFFER_SIZE = 2**16  # bytes, each way
 
 
 class MemorySocket:
-    """One end of a connection, with as much of a socket's interface as a server asks for."""
+    """One side of a connection, with the part of a socket's interface that a server uses."""
 
     def __init__(self, address: Address, *, client: bool = False) -> None:
         self.family = AF_INET6 if ":" in address[0] else AF_INET
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.closed: bool = False
-        self.ended: bool = False  # what we send
-        self._peer_ended = False
+        self.eof_sent: bool = False
+        self._eof_received = False
         self._broken = False  # nothing can be sent any more
-        self._was_reset = False  # and nothing more is to be received
+        self._reset_received = False  # recv() raises after the last byte
         self._received = bytearray()
         self._address = address
         self._client = client
-        self._peer = self  # until it is connected
+        self._peer = self  # until connect()
         self._kernel: MemoryKernel | None = None
         self._fileno = -1
 
@@ -54,7 +54,7 @@ class MemorySocket:
         self._peer, peer._peer = peer, self
 
     def open(self, kernel: MemoryKernel, fileno: int) -> None:
-        """Get a file descriptor, as a server's end does when it is accepted."""
+        """Set a file descriptor, which a server's socket gets when it is accepted."""
         self._kernel = kernel
         self._fileno = fileno
 
@@ -70,26 +70,26 @@ class MemorySocket:
     def recv(self, size: int) -> bytes:
         if self.closed:
             raise _error(errno.EBADF)
-        if not self._received and self._was_reset:
+        if not self._received and self._reset_received:
             raise _error(errno.ECONNRESET)
-        if not self._received and not self._peer_ended:
+        if not self._received and not self._eof_received:
             raise _error(errno.EAGAIN)
         data = bytes(self._received[:size])
         del self._received[:size]
-        self._peer._wake()  # for there is room
+        self._peer._wake()  # there is room
         return data
 
     def send(self, data: bytes | memoryview) -> int:
-        """Returns for how many of the bytes there was room."""
+        """Send as many bytes as there is room for; return their number."""
         if self.closed:
             raise _error(errno.EBADF)
-        if self.ended or self._broken:
+        if self.eof_sent or self._broken:
             raise _error(errno.EPIPE)
         if not data:
             return 0
         if self._peer.closed:
-            self._be_reset()
-            return len(data)  # this once, as TCP, which does not know it yet
+            self._on_reset()
+            return len(data)  # the first time, as in TCP, which learns of the reset only then
         if not self.room():
             raise _error(errno.EAGAIN)
         data = data[: self.room()]
@@ -103,20 +103,20 @@ class MemorySocket:
         return len(self._peer._received)
 
     def room(self) -> int:
-        """How many bytes can be sent without waiting."""
+        """Return how many bytes can be sent without waiting."""
         return BUFFER_SIZE - self.unread_by_peer
 
     def shutdown(self, how: int) -> None:
-        """End what we send. ``how`` must be ``SHUT_WR``."""
+        """Send EOF. ``how`` must be ``SHUT_WR``."""
         if self.closed or self._broken:
             raise _error(errno.ENOTCONN)
-        self.ended = True
-        self._peer._peer_ended = True
+        self.eof_sent = True
+        self._peer._eof_received = True
         self._peer._wake()
         self._wake()
 
     def close(self) -> None:
-        """End both ways; with a reset if something is left unread, as TCP does (RFC 2525)."""
+        """Close both directions; with a reset if there are unread bytes, as in TCP (RFC 2525)."""
         if self._received:
             self.reset()
         elif not self.closed:
@@ -125,9 +125,9 @@ class MemorySocket:
             self._close()
 
     def reset(self) -> None:
-        """End both ways. What a client has not read yet, it never will."""
+        """Close both directions with a reset. A client loses its unread bytes."""
         if not self.closed:
-            self._peer._be_reset()
+            self._peer._on_reset()
             self._close()
 
     def _close(self) -> None:
@@ -137,49 +137,49 @@ class MemorySocket:
         self._fileno = -1
         self._wake()
 
-    def _be_reset(self) -> None:
+    def _on_reset(self) -> None:
         self._broken = True
         if self._client and self._received:
             self._received.clear()
-            self._was_reset = True
-        elif not self._peer_ended:
-            self._was_reset = True
+            self._reset_received = True
+        elif not self._eof_received:
+            self._reset_received = True
         self._wake()
 
     def _wake(self) -> None:
         self.changed.unpark_all()
         if self._kernel is not None:
-            self._kernel.notice(self._fileno)
+            self._kernel.notify(self._fileno)
 
     @property
     def events(self) -> int:
-        """What epoll would say of it now."""
-        events = EPOLLIN if self._received or self._peer_ended else 0
-        if self._peer_ended:
-            events |= EPOLLRDHUP | (EPOLLHUP if self.ended else 0)
+        """The events that epoll would report now."""
+        events = EPOLLIN if self._received or self._eof_received else 0
+        if self._eof_received:
+            events |= EPOLLRDHUP | (EPOLLHUP if self.eof_sent else 0)
         if self._broken:
             events |= EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
         return events
 
     @property
     def writable(self) -> bool:
-        """Whether ``send`` would not have to wait."""
-        return self.closed or self.ended or self._broken or self.room() > 0
+        """Whether ``send`` would not block."""
+        return self.closed or self.eof_sent or self._broken or self.room() > 0
 
 
 def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))  # of the subclass that belongs to the number
+    return OSError(number, os.strerror(number))  # an instance of the number's subclass
 
 
 class MemoryKernel:
-    """What a worker asks of the operating system, for memory sockets."""
+    """The kernel of a worker (``_connection.kernel``), for memory sockets."""
 
     def __init__(self) -> None:
         self._filenos = count()
         self._sockets: dict[int, MemorySocket] = {}
         self._registered: dict[int, Callable[[int], None]] = {}
-        self._noticed: dict[int, None] = {}  # in this order
-        self._happened = trio.Event()
+        self._changed: dict[int, None] = {}  # an ordered set
+        self._wakeup = trio.Event()
 
     def add(self, socket: MemorySocket, /) -> int:
         fileno = next(self._filenos)
@@ -204,7 +204,7 @@ class MemoryKernel:
 
     def register(self, fileno: int, callback: Callable[[int], None]) -> None:
         self._registered[fileno] = callback
-        self.notice(fileno)
+        self.notify(fileno)
 
     async def wait_writable(self, fileno: int) -> None:
         if self._sockets[fileno].writable:
@@ -220,50 +220,50 @@ class MemoryKernel:
         self._registered.pop(fileno, None)
         self.wake(fileno)
 
-    def notice(self, fileno: int) -> None:
-        """Something may have happened to the socket."""
+    def notify(self, fileno: int) -> None:
+        """Note that the events of a socket may have changed."""
         if fileno in self._registered:
-            self._noticed[fileno] = None
-            self._happened.set()
+            self._changed[fileno] = None
+            self._wakeup.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         while True:
-            await self._happened.wait()
-            self._happened = trio.Event()
-            noticed, self._noticed = self._noticed, {}
-            for fileno in noticed:
-                # One of those before may have closed it.
+            await self._wakeup.wait()
+            self._wakeup = trio.Event()
+            changed, self._changed = self._changed, {}
+            for fileno in changed:
+                # A callback before may have closed it.
                 if fileno in self._registered and (events := self._sockets[fileno].events):
                     self._registered[fileno](events)
 
 
 class MemoryStream(trio.abc.HalfCloseableStream):
-    """A memory socket as a stream, as ``trio.SocketStream`` is of a real one."""
+    """A stream over a memory socket, as ``trio.SocketStream`` is over a real one."""
 
     def __init__(self, socket: MemorySocket) -> None:
         self.socket = socket
         self._busy: set[str] = set()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             self._refuse_after_eof()
             rest = memoryview(data).cast("B")
             while True:
-                sent = await self._when_possible(partial(self.socket.send, rest))
+                sent = await self._retry_until_ready(partial(self.socket.send, rest))
                 rest = rest[sent:]
                 if not rest:
                     return
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             self._refuse_after_eof()
-            await self._when_possible(partial(self.socket.send, b""))
+            await self._retry_until_ready(partial(self.socket.send, b""))
             while not self.socket.room():
                 await self.socket.changed.park()
-                await self._when_possible(partial(self.socket.send, b""))
+                await self._retry_until_ready(partial(self.socket.send, b""))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is None:
@@ -272,17 +272,17 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             raise TypeError(f"max_bytes must be an int, not {max_bytes!r}")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
-        with self._alone("receiving"):
+        with self._exclusive("receiving"):
             await trio.lowlevel.checkpoint()
-            return await self._when_possible(partial(self.socket.recv, max_bytes))
+            return await self._retry_until_ready(partial(self.socket.recv, max_bytes))
 
     async def send_eof(self) -> None:
-        with self._alone("sending"):
+        with self._exclusive("sending"):
             await trio.lowlevel.checkpoint()
             if self.socket.closed:
                 raise trio.ClosedResourceError
-            if not self.socket.ended:
-                await self._when_possible(partial(self.socket.shutdown, SHUT_WR))
+            if not self.socket.eof_sent:
+                await self._retry_until_ready(partial(self.socket.shutdown, SHUT_WR))
 
     async def aclose(self) -> None:
         self.socket.close()
@@ -291,7 +291,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         self.socket.reset()
 
-    async def _when_possible(self, operation: Callable[[], T]) -> T:
+    async def _retry_until_ready(self, operation: Callable[[], T]) -> T:
         while True:
             try:
                 return operation()
@@ -303,11 +303,11 @@ class MemoryStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError(f"{error}") from error
 
     def _refuse_after_eof(self) -> None:
-        if self.socket.ended:
+        if self.socket.eof_sent:
             raise trio.ClosedResourceError("nothing can be sent after send_eof()")
 
     @contextmanager
-    def _alone(self, doing: str) -> Iterator[None]:
+    def _exclusive(self, doing: str) -> Iterator[None]:
         if doing in self._busy:
             raise trio.BusyResourceError(f"another task is already {doing} on this stream")
         self._busy.add(doing)
@@ -317,11 +317,11 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             self._busy.remove(doing)
 
 
-class ServerEnd(trio.abc.AsyncResource):
-    """A server's end of a connection, before and after it is accepted."""
+class ServerSide(trio.abc.AsyncResource):
+    """The server's side of a connection, before and after it is accepted."""
 
     conn: Conn
-    """What the server has made of it; set before ``accepted``."""
+    """The accepted connection; set before ``accepted``."""
 
     def __init__(self, socket: MemorySocket, ssl_context: ssl.SSLContext | None = None) -> None:
         self.socket = socket
@@ -333,24 +333,24 @@ class ServerEnd(trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint()
 
 
-class MemoryListener(trio.abc.Listener[ServerEnd]):
-    """Where a server accepts the connections that clients offer, each when it comes to it."""
+class MemoryListener(trio.abc.Listener[ServerSide]):
+    """Accepts the connections that clients offer, one at a time."""
 
     def __init__(self) -> None:
-        self._offer, self._accept = trio.open_memory_channel[ServerEnd](0)
+        self._offer, self._accept = trio.open_memory_channel[ServerSide](0)
 
-    async def offer(self, end: ServerEnd) -> None:
+    async def offer(self, side: ServerSide) -> None:
         """Wait until the server accepts the connection.
 
         Raises:
-          ConnectionRefusedError: it accepts none any more.
+          ConnectionRefusedError: the server does not accept any more.
         """
         try:
-            await self._offer.send(end)
+            await self._offer.send(side)
         except trio.BrokenResourceError:
             raise _error(errno.ECONNREFUSED) from None
 
-    async def accept(self) -> ServerEnd:
+    async def accept(self) -> ServerSide:
         return await self._accept.receive()
 
     async def aclose(self) -> None:

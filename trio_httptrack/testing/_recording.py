@@ -1,4 +1,4 @@
-"""A tracker for tests: it keeps every transition, and waits for one."""
+"""A tracker for tests, which records every transition and can wait for one."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Transition(NamedTuple):
     """The connection."""
 
     state: ConnState
-    """The state that began."""
+    """The new state."""
 
     time: float
     """When, in seconds on Trio's clock; a mock clock starts at 0."""
 
 
 class RecordingTracker(ProcessLocal):
-    """Keeps every transition and its time, for tests.
+    """Records every transition and its time, for tests.
 
-    Its ``repr()`` has a line for each connection. Make it the message of an assertion, and it
-    says what has happened where that fails: ``assert conn.state is ConnState.IDLE, str(tracker)``.
+    Its ``repr()`` has a line for each connection. As the message of an assertion, it shows what
+    happened before the failure: ``assert conn.state is ConnState.IDLE, str(tracker)``.
 
     >>> import trio, trio.testing
     >>> from trio_httptrack import Conn, ConnState
@@ -56,10 +56,10 @@ class RecordingTracker(ProcessLocal):
         self._changed = trio.lowlevel.ParkingLot()
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Keep one transition.
+        """Record one transition.
 
         Raises:
-          RuntimeError: it is not called within Trio, whose clock is read.
+          RuntimeError: it is called outside of Trio, whose clock it reads.
         """
         self.events.append(Transition(conn, state, trio.current_time()))
         self._changed.unpark_all()
@@ -70,7 +70,7 @@ class RecordingTracker(ProcessLocal):
         return list(dict.fromkeys(event.conn for event in self.events))
 
     def states(self, conn: Conn) -> list[ConnState]:
-        """The states of one connection, first to last; empty if it reported none."""
+        """Return the states of one connection, in order; empty if none was reported."""
         return [event.state for event in self.events if event.conn == conn]
 
     async def wait_for(
@@ -78,14 +78,14 @@ class RecordingTracker(ProcessLocal):
     ) -> Transition:
         """Wait until a state has been reported, and return that transition.
 
-        What was reported before counts, so nothing can be missed: two requests on one connection
-        are over ``wait_for(ConnState.IDLE, times=2)``. A checkpoint. It waits for ever for what
-        never comes; put ``trio.fail_after()`` around it where that may be.
+        Transitions before the call count, so none can be missed: after
+        ``wait_for(ConnState.IDLE, times=2)``, two requests on one connection are complete. A
+        checkpoint. If the state may never be reported, put ``trio.fail_after()`` around it.
 
         Args:
           state: the state.
           conn: the connection; None for any.
-          times: how often it must have been reported, at least 1.
+          times: how often the state must have been reported, at least 1.
 
         Raises:
           ValueError: ``times`` is below 1, or ``state`` is not a ConnState.
@@ -105,7 +105,7 @@ class RecordingTracker(ProcessLocal):
             await self._changed.park()
 
     def __repr__(self) -> str:
-        """One line for each connection."""
+        """Return a line for each connection."""
         lines = [self._line(conn) for conn in self.conns]
         return "\n".join(lines) or "RecordingTracker: no connection"
 
@@ -116,9 +116,9 @@ class RecordingTracker(ProcessLocal):
         return f"{name[:1].upper()}{name[1:]}: {history}" + (f" ({reason})" if reason else "")
 
     def _history(self, conn: Conn) -> str:
-        return joined(event for event in self.events if event.conn == conn)
+        return format_transitions(event for event in self.events if event.conn == conn)
 
 
-def joined(events: Iterable[Transition]) -> str:
-    """The states of a connection and their times."""
+def format_transitions(events: Iterable[Transition]) -> str:
+    """Format the states of a connection and their times."""
     return " > ".join(f"{event.state.name} {round(event.time, 3)}" for event in events)

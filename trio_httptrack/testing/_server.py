@@ -1,8 +1,8 @@
 """memory_server: a tracked Hypercorn whose clients connect in memory.
 
-It is Hypercorn's own worker with the connections of every tracked server. Only the listener
-is another, and what the connections ask of the operating system. And where a server in
-production logs an error and goes on, this one ends, and the test gets the error.
+It runs Hypercorn's own worker, with the same connections as every tracked server. Only the listener
+and the kernel (``_connection.kernel``) are replaced. There is one more difference: if a server in
+production would log an error and continue, this server stops, and the test gets the error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ._network import (
     MemoryListener,
     MemorySocket,
     MemoryStream,
-    ServerEnd,
+    ServerSide,
 )
 from ._tls import Tls
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 
 class MemoryServer(TrackedServer):
-    """A running server; what ``async with memory_server(...)`` gives you.
+    """A running server, from ``async with memory_server(...)``.
 
-    It has all that a :class:`trio_httptrack.TrackedServer` has. Its ``urls`` lead to it from its
-    :meth:`httpx_transport` only, as does any other URL.
+    It has everything that a :class:`trio_httptrack.TrackedServer` has. Its ``urls`` work only with
+    its :meth:`httpx_transport`, which connects any other URL to this server, too.
 
     >>> import httpx, trio
     >>> async def app(scope, receive, send):
@@ -88,14 +88,14 @@ class MemoryServer(TrackedServer):
         handshake: bool = True,
         client: tuple[str, int] | None = None,
     ) -> ClientStream:
-        """Open a connection; return the client's end of it when the server has accepted it.
+        """Open a connection; return the client's side when the server has accepted it.
 
-        NEW is reported by then. A stream that is left open ends with the server.
+        NEW has been reported by then. A stream that is left open is closed with the server.
 
         Args:
-          tls: whether the server expects TLS. Its certificate is that of the config; without
-            one it is made for the occasion, which needs the extra ``testing``.
-          alpn: the protocols that the client offers, such as ``["h2"]``, best first.
+          tls: whether the server expects TLS. Its certificate is that of the config. If there is
+            none, one is created, which needs the extra ``testing``.
+          alpn: the protocols that the client offers, such as ``["h2"]``, preferred ones first.
           handshake: False for a client that does no TLS handshake, or does it itself.
           client: the client's address and port, IPv4 or IPv6; by default 127.0.0.1 and a port
             that no other connection of this server has.
@@ -107,18 +107,20 @@ class MemoryServer(TrackedServer):
           ModuleNotFoundError: a certificate is needed, and the extra ``testing`` is missing.
         """
         if alpn and not (tls and handshake):
-            raise ValueError(f"alpn={alpn!r} is part of the TLS handshake, and there is none")
+            raise ValueError(f"alpn={alpn!r} needs a TLS handshake, and there is none")
         if client is None:
             client = ("127.0.0.1", next(self._client_ports))
-        theirs = MemorySocket(client, client=True)
-        ours = MemorySocket(("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80))
-        ours.connect(theirs)
-        server_end = ServerEnd(ours, self._tls.server if tls else None)
+        client_socket = MemorySocket(client, client=True)
+        server_socket = MemorySocket(
+            ("::1" if ":" in client[0] else "127.0.0.1", 443 if tls else 80)
+        )
+        server_socket.connect(client_socket)
+        server_side = ServerSide(server_socket, self._tls.server if tls else None)
         with ExitStack() as undo:
-            undo.callback(theirs.close)
-            await self._listener.offer(server_end)
-            await server_end.accepted.wait()
-            stream = ClientStream(MemoryStream(theirs), server_end.conn)
+            undo.callback(client_socket.close)
+            await self._listener.offer(server_side)
+            await server_side.accepted.wait()
+            stream = ClientStream(MemoryStream(client_socket), server_side.conn)
             if tls and handshake:
                 await stream._start_tls(self._tls.client(alpn))
             undo.pop_all()
@@ -127,15 +129,15 @@ class MemoryServer(TrackedServer):
     def httpx_transport(
         self, *, http1: bool = True, http2: bool = False
     ) -> httpx.AsyncBaseTransport:
-        """A transport for ``httpx.AsyncClient`` whose connections all lead to this server.
+        """Return a transport for ``httpx.AsyncClient`` that connects to this server only.
 
-        Whatever the URL's host and port are. ``https`` means TLS, and HTTP/2 if both ends want
-        it; with ``http1=False``, ``http`` means HTTP/2 by prior knowledge. Needs the extra
+        The host and port of a URL are ignored. ``https`` means TLS, and HTTP/2 if both sides
+        support it. With ``http1=False``, ``http`` means HTTP/2 by prior knowledge. Needs the extra
         ``testing``.
 
         Args:
-          http1: whether HTTP/1.1 may be spoken.
-          http2: whether HTTP/2 may be spoken.
+          http1: whether the client supports HTTP/1.1.
+          http2: whether the client supports HTTP/2.
 
         Raises:
           ModuleNotFoundError: the extra ``testing`` is missing.
@@ -146,7 +148,7 @@ class MemoryServer(TrackedServer):
 
 
 class Listener:
-    """Where a server accepts in memory, as it accepts from sockets."""
+    """Accepts connections in memory, in place of sockets."""
 
     def __init__(self, listener: MemoryListener) -> None:
         self._listener = listener
@@ -155,10 +157,10 @@ class Listener:
     async def accept(self, start: Start) -> None:
         async with self._listener:
             while True:
-                end = await self._listener.accept()
-                client, server = end.socket.getpeername(), end.socket.getsockname()
-                end.conn = start(Accepted(end.socket, end.ssl_context, client, server)).conn
-                end.accepted.set()  # NEW is reported before anybody notices
+                side = await self._listener.accept()
+                client, server = side.socket.getpeername(), side.socket.getsockname()
+                side.conn = start(Accepted(side.socket, side.ssl_context, client, server)).conn
+                side.accepted.set()  # after NEW is reported
 
 
 LIFESPAN = (
@@ -168,7 +170,7 @@ LIFESPAN = (
 
 
 class MemoryWorker(Worker):
-    """A worker whose first error, which in production it would have to survive, is ``fail``'s."""
+    """A worker that passes errors to ``fail`` that a worker in production would only log."""
 
     def __init__(
         self,
@@ -199,11 +201,11 @@ class MemoryWorker(Worker):
             try:
                 await app(scope, received, sent, *others)
             except Exception as error:
-                said_so, _ = split(error, LifespanFailureError)
-                if said_so is not None:
+                reported, _ = split(error, LifespanFailureError)
+                if reported is not None:
                     raise
                 if not supported:
-                    return  # that is how it says that it has no lifespan
+                    return  # the application does not support the lifespan
                 if sys.version_info >= (3, 11):
                     error.add_note(LIFESPAN)
                 self._fail(error)
@@ -238,34 +240,34 @@ async def memory_server(
 ) -> AsyncIterator[MemoryServer]:
     """Serve ``app`` with Hypercorn in memory, tracked, while the block runs.
 
-    All that :func:`trio_httptrack.tracked_server` does, and by the same code, but without
-    sockets: time passes as Trio's clock says. With pytest-trio's ``autojump_clock`` a timeout
-    of minutes is over at once, and everything happens at the same time in each run, and on
-    each connection in the same order. Only where a test does several things in one instant,
-    or with several connections, does Trio's scheduler choose which is seen first: let it wait
-    for an answer, or for ``trio.testing.wait_all_tasks_blocked()``, in between.
+    It does what :func:`trio_httptrack.tracked_server` does, with the same code, but without
+    sockets. So only Trio's clock determines the time. With pytest-trio's ``autojump_clock`` a
+    timeout of minutes takes no real time. In each run everything happens at the same time, and on
+    each connection in the same order. Trio's scheduler chooses the order only if a test does
+    several things at the same instant, or on several connections. Then wait for a response between
+    them, or for ``trio.testing.wait_all_tasks_blocked()``.
 
-    Leaving the block drains, and then ends the application's lifespan. Two things are made
-    for tests. An error that in production is logged and survived ends the block and is raised
-    in its place: one of a tracker, of a lifespan that has received its first event, or of the
-    server itself. (A handler's exception is answered with a 500, as ever; but ``pytest.fail()``
-    in one ends the test.) And clients connect by
-    :meth:`MemoryServer.connect` or :meth:`MemoryServer.httpx_transport` only.
+    When the block is left, the server drains its connections, and then shuts down the application's
+    lifespan. Two things differ from production:
 
-    An error that leaves the block has a note, which pytest prints, with the history of the
-    connections and the requests in flight when it was raised (Python 3.11 and later).
+    * An error that production would only log cancels the block, and is raised from it: an error of
+      a tracker, of a lifespan that has received its first event, or of the server itself. (A
+      handler's exception gets a 500 as usual, but ``pytest.fail()`` in a handler fails the test.)
+    * Clients connect only by :meth:`MemoryServer.connect` or :meth:`MemoryServer.httpx_transport`.
+
+    An error that leaves the block has a note, which pytest prints. It shows the history of the
+    connections, and the requests in flight when the error was raised (Python 3.11 and later).
 
     Args:
-      app: an ASGI application. (A WSGI application runs in threads, which know no mock clock.)
-      config: Hypercorn's; it is not changed, and its addresses are not used.
+      app: an ASGI application. (A WSGI application runs in threads, which have no mock clock.)
+      config: Hypercorn's Config. It is not changed, and its addresses are not used.
       tracker: called for each transition, after ``config.conn_state`` if that is set.
-      settings: what is to be changed in the config, such as ``keep_alive_timeout=5`` (s).
+      settings: changes to the config, such as ``keep_alive_timeout=5`` (s).
 
     Raises:
-      TypeError: there is no such setting, or Hypercorn's is of another type; ``config`` is not
-        Hypercorn's Config, or ``tracker`` no tracker.
-      ValueError: ``config.conn_state`` does not lead to a tracker, or another of its settings
-        cannot be used.
+      TypeError: there is no such setting, or the value is of a wrong type; ``config`` is not
+        Hypercorn's Config, or ``tracker`` is not a tracker.
+      ValueError: ``config.conn_state`` does not refer to a tracker, or another setting is invalid.
       hypercorn.utils.LifespanFailureError: the application's startup has failed.
 
     >>> import trio, trio.testing
@@ -278,7 +280,7 @@ async def memory_server(
     >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     b'' 300.0
     """
-    config = configured(config, settings)
+    config = with_settings(config, settings)
     server = MemoryServer(config)
     history = History()
     block = trio.CancelScope()
@@ -313,29 +315,29 @@ async def memory_server(
                         history.keep(error, server.connections())
                         raise
                 if errors:
-                    raise errors[0]  # the others are in the log
+                    raise errors[0]  # the others were logged
         except BaseException as error:
-            ends_all, _ = split(error, (KeyboardInterrupt, SystemExit))
-            if not errors or ends_all is not None:
+            stops_program, _ = split(error, (KeyboardInterrupt, SystemExit))
+            if not errors or stops_program is not None:
                 raise
             if not set(leaves(error)) <= set(leaves(errors[0])):
-                raise errors[0]  # noqa: B904  # whose context is now what the block made of it
+                raise errors[0]  # noqa: B904  # the block's own error is its context
         if errors:
             raise errors[0]
     except BaseException as error:
         if server.urls:  # it has started
-            # Where its lifespan failed behind the drain, only the worker has the report.
+            # If its lifespan failed after the drain, only the worker has the report.
             history.add_note(error, getattr(worker, "report", None))
         raise
 
 
-def configured(config: Config | None, settings: Mapping[str, Any]) -> Config:
-    """A copy of the config, or a new one, with these settings."""
+def with_settings(config: Config | None, settings: Mapping[str, Any]) -> Config:
+    """Return a copy of the config, or a new one, with these settings."""
     if config is None:
         config = Config()
     check_config(config)
     config = copy(config)
-    config._log = None  # which is made of the settings as they are
+    config._log = None  # it is created from the settings
     for name, value in settings.items():
         if not is_setting(name):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
@@ -347,8 +349,10 @@ def configured(config: Config | None, settings: Mapping[str, Any]) -> Config:
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors of a group, of which one that passed a nursery is a copy; but what only
-    carries others is left out."""
+    """Yield the errors in a group, without those that only wrap others.
+
+    A group that has passed a nursery is a copy, so groups cannot be compared themselves.
+    """
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from leaves(each)

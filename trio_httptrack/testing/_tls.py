@@ -1,4 +1,4 @@
-"""TLS for both ends, by the server's own certificate or by one that is made for the tests."""
+"""TLS for both sides, with the server's own certificate or one that is created for the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._extra import needed
 
 
 class Tls:
-    """The contexts of a server and of the clients that trust it."""
+    """The SSL contexts of a server and of the clients that trust it."""
 
     def __init__(self, config: Config) -> None:
         with TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ class Tls:
             self._trusted = Path(config.certfile).read_text(encoding="utf-8")
 
     def client(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
-        """Trusts the server's own certificate only, and by whatever name it is called."""
+        """Return a context that trusts only the server's certificate, under any host name."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
