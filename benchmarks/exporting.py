@@ -15,7 +15,7 @@ from typing import Any
 import hypercorn.trio
 import trio
 from hypercorn.config import Config
-from hypercorn.statsd import StatsdLogger as AnyStatsdLogger
+from hypercorn.statsd import StatsdLogger as BaseStatsdLogger
 from hypercorn.trio.statsd import StatsdLogger
 
 from trio_httptrack import Conn, ConnState, ConnTracker, StatsTracker, compose, wrap
@@ -44,7 +44,7 @@ for _ in range(rounds):
 """
 
 
-class HypercornsOwn(StatsdLogger):
+class HypercornStatsdLogger(StatsdLogger):
     """StatsD with Hypercorn's own numbers, and without ours."""
 
     def __init__(self, config: Config) -> None:
@@ -90,22 +90,22 @@ async def serve(kind: str, requests: int) -> None:
     if EXPORTER == "statsd":
         config.statsd_host = "127.0.0.1:9"
     elif EXPORTER == "hypercorn's statsd":
-        config.logger_class = HypercornsOwn
-        assert isinstance(config.log, AnyStatsdLogger)
+        config.logger_class = HypercornStatsdLogger
+        assert isinstance(config.log, BaseStatsdLogger)
     wrap(config, compose(tracker, ConnTracker()))
-    over = trio.Event()
+    finished = trio.Event()
     async with trio.open_nursery() as nursery:
 
         async def start(task_status: trio.TaskStatus[Any]) -> None:
             await hypercorn.trio.serve(
-                app, config, shutdown_trigger=over.wait, task_status=task_status
+                app, config, shutdown_trigger=finished.wait, task_status=task_status
             )
 
         (url,) = await nursery.start(start)
         rounds = str(requests // CLIENTS)
         arguments = [url.rpartition(":")[2], kind, rounds]
         await trio.run_process([sys.executable, "-c", CLIENT, *arguments])
-        over.set()
+        finished.set()
 
 
 async def once() -> float:

@@ -28,8 +28,8 @@ from typing import Any
 
 import trio
 
-from trio_httptrack._monitor.asking import Peers
 from trio_httptrack._monitor.directory import sockets
+from trio_httptrack._monitor.peers import Peers
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.view import view_of
 from trio_httptrack.status import StatusApp
@@ -101,9 +101,9 @@ def watch_page(port: int, paths: list[str]) -> None:
 async def top(directory: Path) -> None:
     """Look as ``httptrack top`` does."""
     peers = Peers(directory)
-    with peers.looking():
+    with peers.viewing():
         while True:
-            view_of(Query(), *await peers.ask(Query()))
+            view_of(Query(), *await peers.fetch_reports(Query()))
             await trio.sleep(1)
 
 

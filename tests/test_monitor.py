@@ -16,15 +16,15 @@ from trio.testing import MockClock
 
 from trio_httptrack import Conn, ConnState, StatsTracker
 from trio_httptrack._monitor.monitor import (
-    BEAT,
-    LENGTH,
-    PORTION,
-    SHARE,
-    Chosen,
+    BATCH_SIZE,
+    HISTORY_LENGTH,
+    LAG_INTERVAL,
+    REST_FACTOR,
     Monitor,
+    Selection,
 )
-from trio_httptrack._monitor.query import DEFAULTS, ORDERS, ROWS, Query
-from trio_httptrack._monitor.report import LISTED, Report, row_of
+from trio_httptrack._monitor.query import DEFAULTS, ORDERS, ROWS_PER_PAGE, Query
+from trio_httptrack._monitor.report import MAX_LISTED, Report, row_of
 from trio_httptrack._monitor.view import View, view_of
 from trio_httptrack._states import RequestInFlight
 
@@ -159,7 +159,7 @@ async def test_of_many_requests_a_row_has_the_oldest() -> None:
     requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
     (row,) = (await report_of(connection(*requests, state=ACTIVE, protocol="h2")))["rows"]
     assert row["in_flight_count"] == 57
-    assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(LISTED)]
+    assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(MAX_LISTED)]
 
 
 async def test_the_request_that_was_looked_for_is_in_its_row() -> None:
@@ -275,16 +275,16 @@ async def test_of_ten_thousand_connections_a_page_has_a_hundred() -> None:
     seen: set[int] = set()
     for page in (1, 2, 10):
         view = view_of(Query(page=page), [await monitor.report(Query(page=page))])
-        first = (page - 1) * ROWS
-        assert ids(view) == [conn.id for conn in conns[first : first + ROWS]]
+        first = (page - 1) * ROWS_PER_PAGE
+        assert ids(view) == [conn.id for conn in conns[first : first + ROWS_PER_PAGE]]
         assert view["pages"] == 10
         assert view["matching"] == 10_000
         seen.update(ids(view))
-    assert len(seen) == 3 * ROWS
+    assert len(seen) == 3 * ROWS_PER_PAGE
     query = Query(page=10**9 - 1)
     view = view_of(query, [await monitor.report(query)])
     assert view["query"]["page"] == 10
-    assert ids(view) == [conn.id for conn in conns[9 * ROWS : 10 * ROWS]]
+    assert ids(view) == [conn.id for conn in conns[9 * ROWS_PER_PAGE : 10 * ROWS_PER_PAGE]]
 
 
 async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
@@ -293,7 +293,7 @@ async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
     conns += [connection(client=("10.1.1.1", number)) for number in range(50)]
     query = Query(group="client")
     report = await report_of(*conns, query=query)
-    assert len(report["groups"]) == 10 * ROWS
+    assert len(report["groups"]) == 10 * ROWS_PER_PAGE
     view = view_of(query, [report])
     assert view["pages"] == 10
     assert [(each["client"], each["connections"]) for each in view["groups"][:1]] == [
@@ -391,7 +391,7 @@ async def test_a_viewers_own_connection_does_not_look_stuck() -> None:
     viewer = connection(request("/status", -600), state=ACTIVE, since=-600)
     others = [connection(request("/slow", -5), state=ACTIVE, since=-5), connection(since=-1)]
     monitor = Monitor(Server(viewer, *others))
-    with monitor.looking(viewer):
+    with monitor.viewing(viewer):
         report = await monitor.report(Query())
         assert ids(report) == [*(conn.id for conn in others), viewer.id]
         assert ids(await monitor.report(Query(sort="-age")))[0] == viewer.id
@@ -434,8 +434,11 @@ async def test_the_history_is_there_before_anybody_looked(autojump_clock: MockCl
         history = (await monitor.report(Query()))["history"]
         assert history["new"] == [0] * 10 + [1] * 10 + [0] * 10
         assert history["hijacked"] == [0] * 30
-        await trio.sleep(2 * LENGTH)
-        assert len((await monitor.report(Query()))["history"]["idle"]) in (LENGTH, LENGTH + 1)
+        await trio.sleep(2 * HISTORY_LENGTH)
+        assert len((await monitor.report(Query()))["history"]["idle"]) in (
+            HISTORY_LENGTH,
+            HISTORY_LENGTH + 1,
+        )
         assert (await monitor.report(None))["history"] == {}
         nursery.cancel_scope.cancel()
 
@@ -473,14 +476,14 @@ async def test_a_loop_that_was_blocked_is_logged_once(mock_clock: MockClock) -> 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(monitor.run)
         await trio.testing.wait_all_tasks_blocked()
-        await pass_time(BEAT + 0.85)
+        await pass_time(LAG_INTERVAL + 0.85)
         assert server.blocked == []
         assert (await monitor.report(None))["worker"]["lag"] == pytest.approx(0.85)
-        await pass_time(BEAT / 2)
+        await pass_time(LAG_INTERVAL / 2)
         await pass_time(3.2)
         assert server.blocked == [pytest.approx(3.2)]
         for _ in range(120):
-            await pass_time(BEAT)
+            await pass_time(LAG_INTERVAL)
         assert len(server.blocked) == 1
         assert (await monitor.report(None))["worker"]["lag"] == pytest.approx(0, abs=1e-6)
         nursery.cancel_scope.cancel()
@@ -494,36 +497,36 @@ async def test_reports_take_a_tenth_of_the_time_at_most(
 ) -> None:
     """However many look: behind each report there is a rest."""
     looks: list[float] = []
-    look_at = Chosen.look_at
+    add = Selection.add
 
-    def slow(self: Chosen, conns: list[Conn]) -> None:
+    def slow(self: Selection, conns: list[Conn]) -> None:
         mock_clock.jump(0.01)  # as long as this takes
         looks.append(trio.current_time())
-        look_at(self, conns)
+        add(self, conns)
 
-    monkeypatch.setattr(Chosen, "look_at", slow)
-    monitor = Monitor(Server(*(connection() for _ in range(4 * PORTION))))
+    monkeypatch.setattr(Selection, "add", slow)
+    monitor = Monitor(Server(*(connection() for _ in range(4 * BATCH_SIZE))))
     mock_clock.autojump_threshold = 0
     async with trio.open_nursery() as nursery:
         for page in range(1, 11):
             nursery.start_soon(monitor.report, Query(page=page))
     assert len(looks) == 40
-    assert trio.current_time() == pytest.approx(9 * SHARE * 0.04 + 0.04, rel=0.01)
+    assert trio.current_time() == pytest.approx(9 * REST_FACTOR * 0.04 + 0.04, rel=0.01)
 
 
 async def test_time_in_which_it_was_stopped_counts_little(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would rest for hours when somebody had stopped it for some minutes."""
-    look_at = Chosen.look_at
+    add = Selection.add
 
-    def stopped(self: Chosen, conns: list[Conn]) -> None:
+    def stopped(self: Selection, conns: list[Conn]) -> None:
         mock_clock.jump(600)
-        look_at(self, conns)
+        add(self, conns)
 
     monitor = Monitor(Server(connection()))
     with monkeypatch.context() as patched:
-        patched.setattr(Chosen, "look_at", stopped)
+        patched.setattr(Selection, "add", stopped)
         await monitor.report(Query())
     began = trio.current_time()
     mock_clock.autojump_threshold = 0
@@ -545,7 +548,7 @@ async def test_metrics_do_not_wait_for_viewers(mock_clock: MockClock) -> None:
 
 async def test_others_have_their_turn_while_a_report_is_made() -> None:
     """After each portion of connections."""
-    monitor = Monitor(Server(*(connection() for _ in range(10 * PORTION))))
+    monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     turns = 0
 
     async def others() -> None:
@@ -564,7 +567,7 @@ async def test_others_have_their_turn_while_a_report_is_made() -> None:
 @pytest.mark.parametrize("checkpoints", range(8))
 async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: int) -> None:
     """Though a request may have begun while the report was made, whenever that was."""
-    conns = [connection(state=IDLE) for _ in range(2 * PORTION)]
+    conns = [connection(state=IDLE) for _ in range(2 * BATCH_SIZE)]
     server = Server(*conns)
 
     async def others() -> None:
@@ -594,13 +597,13 @@ async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: 
     assert await monitor.report(Query(), max_age=0.9) is fresh
     await trio.sleep(1)
     assert await monitor.report(Query(page=3), max_age=0.9) is not fresh
-    assert len(monitor._recent) == 1  # what is too old for anybody is forgotten
+    assert len(monitor._recent_reports) == 1  # what is too old for anybody is forgotten
     assert await monitor.report(Query(), max_age=0.9) is not fresh
 
 
 async def test_a_viewer_that_leaves_lets_the_next_one_look() -> None:
     """Also in the middle of a report."""
-    monitor = Monitor(Server(*(connection() for _ in range(10 * PORTION))))
+    monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(monitor.report, Query())
@@ -608,4 +611,4 @@ async def test_a_viewer_that_leaves_lets_the_next_one_look() -> None:
                 await trio.lowlevel.checkpoint()
             scope.cancel()
     assert scope.cancelled_caught
-    assert len(ids(await monitor.report(Query()))) == ROWS
+    assert len(ids(await monitor.report(Query()))) == ROWS_PER_PAGE

@@ -22,18 +22,18 @@ from trio.testing import MockClock
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import SettingError
 from trio_httptrack._monitor import directory as directories
-from trio_httptrack._monitor.asking import MAKING, PATIENCE, Peers
 from trio_httptrack._monitor.directory import (
     DirectoryError,
     check_private,
-    prepared,
-    servers,
+    prepare_directory,
+    server_directories,
     sockets,
 )
 from trio_httptrack._monitor.monitor import Monitor
+from trio_httptrack._monitor.peers import REPORT_TIMEOUT, RESPONSE_TIMEOUT, Peers
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import Report, Worker
-from trio_httptrack._monitor.serving import LOOK_EVERY, listen, serve
+from trio_httptrack._monitor.serving import CHECK_INTERVAL, listen, serve
 from trio_httptrack.status import StatusApp
 
 from .hypercorn_process import HypercornProcess, hypercorn
@@ -46,7 +46,7 @@ if not hasattr(socket, "AF_UNIX"):
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return prepared(str(tmp_path / "workers"))
+    return prepare_directory(str(tmp_path / "workers"))
 
 
 @asynccontextmanager
@@ -61,7 +61,7 @@ async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
 
 async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], list[Worker]]:
     with trio.fail_after(20):
-        return await peers.ask(query)
+        return await peers.fetch_reports(query)
 
 
 # The directory
@@ -80,11 +80,11 @@ def test_each_server_has_a_directory_of_its_own(
         (tmp_path / runtime).mkdir()
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime))
         base = tmp_path / runtime / "trio-httptrack"
-    directory = prepared(None)
+    directory = prepare_directory(None)
     assert directory == base / str(os.getpid())
     for path in (directory, base):
         assert path.stat().st_mode & 0o777 == 0o700
-    assert prepared(None) == directory  # again, as another worker does
+    assert prepare_directory(None) == directory  # again, as another worker does
 
 
 def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
@@ -92,18 +92,18 @@ def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "there"
     path.mkdir(mode=0o755)
     with pytest.raises(DirectoryError, match=f"{path} is open to other users: use one"):
-        prepared(str(path))
+        prepare_directory(str(path))
     path.chmod(0o700)
-    assert prepared(str(path)) == path
+    assert prepare_directory(str(path)) == path
     link = tmp_path / "link"
     link.symlink_to(path)
     with pytest.raises(DirectoryError, match="link is not a directory"):
-        prepared(str(link))
+        prepare_directory(str(link))
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
-        prepared(str(tmp_path / "file"))
+        prepare_directory(str(tmp_path / "file"))
     with pytest.raises(FileNotFoundError):
-        prepared(str(tmp_path / "not" / "there"))
+        prepare_directory(str(tmp_path / "not" / "there"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -112,7 +112,7 @@ def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "theirs"
     path.mkdir(mode=0o700)
     os.chown(path, 65534, -1)
-    prepared(str(path))  # root looks
+    prepare_directory(str(path))  # root looks
     os.chown(path, 0, -1)
     tmp_path.chmod(0o755)
     opened = os.open(tmp_path, os.O_PATH)  # what is above it is not open to others
@@ -127,7 +127,7 @@ def test_another_users_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     """The system would cut it off, or fail with another's words."""
-    long = prepared(str(tmp_path / ("long" * 25)))
+    long = prepare_directory(str(tmp_path / ("long" * 25)))
     with pytest.raises(DirectoryError, match="too long for a Unix socket's path"):
         listen(long, "1-aaaaaaaa")
     assert list(long.iterdir()) == []
@@ -139,14 +139,14 @@ async def test_what_a_killed_server_has_left_is_removed(
     """By the next server that starts; what a living one has stays."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    base = prepared(None).parent
+    base = prepare_directory(None).parent
     dead, living = base / "1", base / "2"
     for path in (dead, living):
-        prepared(str(path))
+        prepare_directory(str(path))
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(dead / "1-aaaaaaaa.sock"))
     async with worker(living) as monitor:
-        prepared(None)
+        prepare_directory(None)
         assert not dead.exists()
         assert [path.stem for path in sockets(living)] == [monitor.name]
     assert not living.exists()
@@ -159,8 +159,8 @@ def test_what_another_worker_has_just_made_stays(
     """It is empty until that worker listens in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    directory = prepared(None)
-    assert prepared(None) == directory
+    directory = prepare_directory(None)
+    assert prepare_directory(None) == directory
     assert directory.is_dir()
 
 
@@ -170,7 +170,7 @@ def test_a_runtime_directory_that_is_not_there_is_not_taken(
     """As in a shell that has another user's environment."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "not" / "there"))
-    assert prepared(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
+    assert prepare_directory(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
 
 
 async def test_all_servers_that_may_be_looked_at_are_found(
@@ -191,21 +191,21 @@ async def find_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for base in bases:
         for name in ("1", "open"):
-            prepared(str(base))
-            found.append(prepared(str(base / name)))
-    hidden = prepared(str(tmp_path / "elsewhere"))
+            prepare_directory(str(base))
+            found.append(prepare_directory(str(base / name)))
+    hidden = prepare_directory(str(tmp_path / "elsewhere"))
     (bases[0] / "link").symlink_to(hidden)
     async with AsyncExitStack() as stack:
         for directory in (*found, hidden):
             await stack.enter_async_context(worker(directory))
             if directory.name == "open":
                 directory.chmod(0o755)
-        assert servers() == sorted(base / "1" for base in bases)
+        assert server_directories() == sorted(base / "1" for base in bases)
         bases[1].chmod(0o755)
-        assert servers() == [bases[0] / "1"]
+        assert server_directories() == [bases[0] / "1"]
         bases[0].rename(tmp_path / "moved")
         bases[0].symlink_to(tmp_path / "moved")
-        assert servers() == []
+        assert server_directories() == []
 
 
 async def test_a_directory_that_has_gone_is_made_again(
@@ -215,10 +215,10 @@ async def test_a_directory_that_has_gone_is_made_again(
     async with worker(directory) as monitor:
         for name in ("moved", "moved too"):
             take_away(directory, name)
-            mock_clock.jump(LOOK_EVERY)
+            mock_clock.jump(CHECK_INTERVAL)
             await trio.testing.wait_all_tasks_blocked(0.01)
             give_back(directory)
-            mock_clock.jump(LOOK_EVERY)
+            mock_clock.jump(CHECK_INTERVAL)
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert [path.stem for path in sockets(directory)] == [monitor.name]
             peers = Peers(directory)
@@ -237,8 +237,8 @@ def give_back(directory: Path) -> None:
 
 
 async def asked_of(peers: Peers) -> None:
-    with peers.looking():
-        reports, silent = await peers.ask(None)
+    with peers.viewing():
+        reports, silent = await peers.fetch_reports(None)
         assert (len(reports), silent) == (1, [])
 
 
@@ -253,7 +253,7 @@ async def test_workers_report_to_each_other(directory: Path) -> None:
         worker(directory) as own,
     ):
         peers = Peers(directory, own.name)
-        with peers.looking():
+        with peers.viewing():
             reports, silent = await ask(peers, Query(sort="-age"))
             names = {report["worker"]["name"]: len(report["rows"]) for report in reports}
             assert names == {one.name: 1, two.name: 2}
@@ -271,7 +271,7 @@ async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
         found: dict[int, int] = {}
 
         async def look(page: int) -> None:
-            with peers.looking():
+            with peers.viewing():
                 for _ in range(10):
                     (report,), _ = await ask(peers, Query(page=page))
                     found[page] = len(report["rows"])
@@ -287,11 +287,11 @@ async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(directory / "4711-aaaaaaaa.sock"))
     outside = Peers(directory)
-    with outside.looking():
+    with outside.viewing():
         assert await ask(outside) == ([], [])
         assert len(sockets(directory)) == 1
     peers = Peers(directory, "4712-bbbbbbbb")
-    with peers.looking():
+    with peers.viewing():
         assert await ask(peers) == ([], [])
         assert sockets(directory) == []
         async with worker(directory) as monitor:
@@ -307,7 +307,7 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
         stopped.listen()
         peers = Peers(directory)
         async with worker(directory) as living:
-            with peers.looking():
+            with peers.viewing():
                 began = trio.current_time()
                 for number in range(5):
                     reports, (silent,) = await ask(peers, Query(page=number + 1))
@@ -315,8 +315,8 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
                     assert (silent["pid"], silent["name"]) == (4711, "4711-aaaaaaaa")
                     passed = trio.current_time() - began
                     assert silent["silent"] is not None
-                    assert PATIENCE - 0.01 <= silent["silent"] <= passed + 0.01
-                assert passed < 2 * PATIENCE
+                    assert RESPONSE_TIMEOUT - 0.01 <= silent["silent"] <= passed + 0.01
+                assert passed < 2 * RESPONSE_TIMEOUT
                 asked, _ = stopped.accept()
                 with trio.socket.from_stdlib_socket(asked) as sock:
                     questions = (await sock.recv(10_000)).splitlines()
@@ -348,20 +348,20 @@ async def test_a_worker_that_has_begun_to_respond_is_waited_for(
     found: list[Any] = []
 
     async def look(peers: Peers) -> None:
-        with peers.looking():
-            found.append(await peers.ask(None))
-            found.append(await peers.ask(None))
+        with peers.viewing():
+            found.append(await peers.fetch_reports(None))
+            found.append(await peers.fetch_reports(None))
 
     with closing(socket.socket(socket.AF_UNIX)) as busy:
         busy.bind(str(directory / "4711-aaaaaaaa.sock"))
         busy.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look, Peers(directory))
-            await pass_time(PATIENCE - 0.1)
+            await pass_time(RESPONSE_TIMEOUT - 0.1)
             asked, _ = busy.accept()
             with asked:
                 asked.send(b" ")
-                await pass_time(MAKING - 0.1)
+                await pass_time(REPORT_TIMEOUT - 0.1)
                 report = json.dumps(await Monitor(Server()).report(None)).encode()
                 await pass_time(0)
                 asked.send(report + b"\n")
@@ -369,10 +369,10 @@ async def test_a_worker_that_has_begun_to_respond_is_waited_for(
                 (reports, silent) = found.pop()
                 assert (len(reports), silent) == (1, [])
                 asked.send(b" ")
-                await pass_time(MAKING + 0.1)
+                await pass_time(REPORT_TIMEOUT + 0.1)
                 await trio.testing.wait_all_tasks_blocked(0.01)
         ((reports, (silent,)),) = found
-        assert (reports, silent["silent"]) == ([], MAKING + 0.1)
+        assert (reports, silent["silent"]) == ([], REPORT_TIMEOUT + 0.1)
 
 
 async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> None:
@@ -382,7 +382,7 @@ async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> No
         stopped.bind(path)
         stopped.listen(0)
         peers = Peers(directory)
-        with ExitStack() as waiting, peers.looking():
+        with ExitStack() as waiting, peers.viewing():
             clients = 0
             with suppress(BlockingIOError):
                 while True:
@@ -421,7 +421,7 @@ async def test_what_is_not_a_report_is_left_out(directory: Path) -> None:
             nursery.start_soon(respond, other, responses)
             for _ in responses:
                 peers = Peers(directory)
-                with peers.looking():
+                with peers.viewing():
                     assert await ask(peers) == ([], [])
 
 
@@ -430,11 +430,11 @@ async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
     conns = [connection(client=("10.0.0.1", number)) for number in range(3000)]
     async with worker(directory, *conns) as monitor:
         peers = Peers(directory)
-        with peers.looking():
+        with peers.viewing():
             for checkpoints in range(12):
                 with trio.CancelScope() as scope:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(peers.ask, Query(page=checkpoints + 1))
+                        nursery.start_soon(peers.fetch_reports, Query(page=checkpoints + 1))
                         for _ in range(checkpoints):
                             await trio.lowlevel.checkpoint()
                         scope.cancel()
@@ -447,8 +447,8 @@ async def test_nothing_is_open_when_nobody_looks(directory: Path) -> None:
     async with worker(directory):
         peers = Peers(directory)
         before = len(os.listdir("/proc/self/fd"))
-        with peers.looking():
-            with peers.looking():
+        with peers.viewing():
+            with peers.viewing():
                 await ask(peers)
             assert len(os.listdir("/proc/self/fd")) > before
         for _ in range(5):
@@ -513,10 +513,10 @@ async def test_only_the_directorys_own_user_is_asked(directory: Path) -> None:
     async with worker(directory):
         os.chown(directory, 65534, -1)
         peers = Peers(directory)
-        with peers.looking():
+        with peers.viewing():
             assert await ask(peers) == ([], [])
         os.chown(directory, 0, -1)
-        with peers.looking():
+        with peers.viewing():
             assert len((await ask(peers))[0]) == 1
 
 
@@ -533,14 +533,14 @@ async def test_what_was_asked_long_ago_is_asked_again(
     found: list[Any] = []
 
     async def look(peers: Peers) -> None:
-        found.append(await peers.ask(None))
+        found.append(await peers.fetch_reports(None))
 
     with closing(socket.socket(socket.AF_UNIX)) as stopped:
         stopped.bind(str(directory / "4711-aaaaaaaa.sock"))
         stopped.listen()
         peers = Peers(directory)
         async with trio.open_nursery() as nursery:
-            with peers.looking():
+            with peers.viewing():
                 nursery.start_soon(look, peers)
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 asked, _ = stopped.accept()
@@ -702,10 +702,10 @@ async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
         os.kill(stopped, signal.SIGSTOP)
         try:
             peers = Peers(directory)
-            with peers.looking(), trio.fail_after(20):
+            with peers.viewing(), trio.fail_after(20):
                 silences: list[float] = []
                 while not silences or silences[-1] < 1.2:
-                    reports, silent = await peers.ask(Query())
+                    reports, silent = await peers.fetch_reports(Query())
                     assert len(reports) == 1
                     assert [each["pid"] for each in silent] == [stopped]
                     silences.append(silent[0]["silent"] or 0)
@@ -713,7 +713,7 @@ async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
                 assert silences == sorted(silences)
                 os.kill(stopped, signal.SIGCONT)
                 while silent:
-                    reports, silent = await peers.ask(Query())
+                    reports, silent = await peers.fetch_reports(Query())
                     await trio.sleep(0.02)
                 by_pid = {report["worker"]["pid"]: report["worker"] for report in reports}
                 assert (by_pid[stopped]["lag"] or 0) > 1
@@ -729,14 +729,14 @@ async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
             peers = Peers(directory)
-            with peers.looking(), trio.fail_after(20):
-                (report,), _ = await peers.ask(Query(state="active"))
+            with peers.viewing(), trio.fail_after(20):
+                (report,), _ = await peers.fetch_reports(Query(state="active"))
                 while not report["rows"]:
-                    (report,), _ = await peers.ask(Query(state="active"))
+                    (report,), _ = await peers.fetch_reports(Query(state="active"))
                 assert not report["worker"]["draining"]
                 server.process.terminate()
                 while not report["worker"]["draining"]:
-                    (report,), _ = await peers.ask(Query(state="active"))
+                    (report,), _ = await peers.fetch_reports(Query(state="active"))
                 assert [row["in_flight"][0]["path"] for row in report["rows"]] == ["/hold"]
 
 

@@ -19,8 +19,8 @@ from hypercorn.config import Config
 from hypercorn.logging import Logger
 
 from trio_httptrack import tracked_server
-from trio_httptrack._hypercorn.setting_types import WIDER
-from trio_httptrack._hypercorn.settings import SettingError, is_hypercorns, settings_of
+from trio_httptrack._hypercorn.setting_types import OVERRIDES
+from trio_httptrack._hypercorn.settings import SettingError, is_hypercorn_setting, settings_of
 from trio_httptrack.testing import memory_server
 
 from .hypercorn_process import failing_hypercorn
@@ -170,7 +170,7 @@ def test_what_the_command_makes_of_its_options_is_not_refused(
 
 def test_each_exception_is_a_setting() -> None:
     """Of each supported Hypercorn."""
-    assert set(filter(is_hypercorns, WIDER)) == set(WIDER)
+    assert set(filter(is_hypercorn_setting, OVERRIDES)) == set(OVERRIDES)
 
 
 def test_what_a_later_hypercorn_has_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,13 +318,13 @@ async def test_viewers_of_the_same_share_the_work(
 ) -> None:
     """Twenty of them cost one look a second."""
     made: list[Query | None] = []
-    make = Monitor._make
+    make = Monitor._make_report
 
     async def counted(self: Monitor, query: Query | None) -> Report:
         made.append(query)
         return await make(self, query)
 
-    monkeypatch.setattr(Monitor, "_make", counted)
+    monkeypatch.setattr(Monitor, "_make_report", counted)
     async with mounted() as page:
         viewers = [Events(await page.server.connect()) for _ in range(20)]
         for viewer in viewers:

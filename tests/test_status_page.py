@@ -13,10 +13,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from trio_httptrack._monitor.formatting import NOTHING
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, GAUGES, Group, Request, Row, Worker
 from trio_httptrack._monitor.view import View
-from trio_httptrack._monitor.words import NOTHING
 from trio_httptrack.status._page import POLICY, page, update
 
 from . import views

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from trio_httptrack._monitor.formatting import NOTHING, display_width, truncate
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, Group
 from trio_httptrack._monitor.text import Line, as_text, rates, table, workers
-from trio_httptrack._monitor.words import NOTHING, cells, cut
 
 from .views import request, row, silent, view, worker
 
@@ -184,7 +184,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         ),
         width,
     )
-    assert max(cells(line) for line in text.splitlines()) == width
+    assert max(display_width(line) for line in text.splitlines()) == width
 
 
 def test_a_long_path_is_cut_and_its_stream_is_not() -> None:
@@ -229,13 +229,13 @@ def test_an_address_without_room_keeps_its_beginning() -> None:
 )
 def test_wide_characters_take_two_columns(text: str, width: int, expected: str) -> None:
     """And accents none."""
-    assert cut(text, width) == expected
+    assert truncate(text, width) == expected
 
 
 def test_a_long_path_is_cut_in_one_go() -> None:
     """Whoever chooses the path must not be able to keep the event loop busy with it."""
     with_width_two = "\u65e5" * 200_000
-    assert cut(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
+    assert truncate(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
     for width in range(8):
-        assert cells(cut("\u65e5\u672ce\u0301x", width)) <= width
-    assert cut("\u65e5\u672ce\u0301x", 6) == "\u65e5\u672ce\u0301x"
+        assert display_width(truncate("\u65e5\u672ce\u0301x", width)) <= width
+    assert truncate("\u65e5\u672ce\u0301x", 6) == "\u65e5\u672ce\u0301x"

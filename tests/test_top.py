@@ -94,7 +94,7 @@ def test_a_filter_is_typed_into_the_last_line() -> None:
     assert press(live, "/", "/", "s", "enter") == Query(client="19", path="/s")
     assert press(live, "/", "x", "escape") == Query(client="19", path="/s")
     assert press(live, "/", "backspace", "backspace", "enter") == Query(client="19")
-    assert not live.ended
+    assert not live.quitting
 
 
 def test_a_filter_is_no_longer_than_a_query_allows() -> None:
@@ -123,9 +123,9 @@ def test_q_ends_it() -> None:
     """But not while something is typed."""
     live = looking_at()
     press(live, "/", "q")
-    assert not live.ended
+    assert not live.quitting
     press(live, "escape", "q")
-    assert live.ended
+    assert live.quitting
 
 
 def test_help_is_in_place_of_the_connections() -> None:

@@ -8,7 +8,7 @@ from ._monitor.monitor import MONITOR, Monitor
 from ._states import Conn
 
 
-async def live(receive: Any, send: Any) -> None:
+async def run_lifespan(receive: Any, send: Any) -> None:
     """The lifespan of an application that starts at once, and has nothing to end."""
     while True:
         event = await receive()

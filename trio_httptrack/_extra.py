@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needed(what: str, extra: str) -> Iterator[None]:
+def require_extra(what: str, extra: str) -> Iterator[None]:
     """Around an import of one of our extras: say how to install it where it is missing."""
     try:
         yield

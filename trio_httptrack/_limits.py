@@ -14,7 +14,7 @@ from ._local import ProcessLocal
 from ._states import NEW, Conn, ConnState
 
 RETRY_AFTER = 5  # seconds: Hypercorn's keep_alive_timeout, by when idle connections have ended
-MAPPED = inet_pton(AF_INET6, "::ffff:0:0")[:12]  # an IPv4 address in an IPv6 one
+IPV4_MAPPED_PREFIX = inet_pton(AF_INET6, "::ffff:0:0")[:12]  # an IPv4 address in an IPv6 one
 
 Network = tuple[int, int]
 """Its address and its mask, as numbers."""
@@ -72,9 +72,9 @@ class ConnLimit(ProcessLocal):
     ) -> None:
         if total is None and per_client is None:
             raise TypeError("a ConnLimit needs total=, per_client=, or both")
-        self._total = _checked("total", total)
-        self._per_client = _checked("per_client", per_client)
-        self._masks = {4: _mask(prefix[0], 32), 16: _mask(prefix[1], 128)}
+        self._total = _validated("total", total)
+        self._per_client = _validated("per_client", per_client)
+        self._masks = {4: _netmask(prefix[0], 32), 16: _netmask(prefix[1], 128)}
         if isinstance(exempt, str):
             raise TypeError(f"exempt must be several networks: write exempt=[{exempt!r}]")
         self._exempt: dict[int, list[Network]] = {4: [], 16: []}  # by the length of an address
@@ -124,7 +124,7 @@ class ConnLimit(ProcessLocal):
         """Whose address it is; None for one that is exempt."""
         if ":" in host:
             packed = inet_pton(AF_INET6, host.partition("%")[0])
-            if packed.startswith(MAPPED):
+            if packed.startswith(IPV4_MAPPED_PREFIX):
                 packed = packed[12:]
         else:
             packed = inet_pton(AF_INET, host)
@@ -141,9 +141,9 @@ class ConnLimit(ProcessLocal):
     def _forget(self, conn: Conn) -> None:
         client = self._conns.pop(conn)
         if client is not None:
-            left = self._clients[client] - 1
-            if left:
-                self._clients[client] = left
+            remaining = self._clients[client] - 1
+            if remaining:
+                self._clients[client] = remaining
             else:
                 del self._clients[client]
 
@@ -153,7 +153,7 @@ class ConnLimit(ProcessLocal):
         return f"<ConnLimit {' '.join(limits)} count={self.count}>"
 
 
-def _checked(name: str, limit: object) -> int | None:
+def _validated(name: str, limit: object) -> int | None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise TypeError(f"{name} must be a number of connections, not {limit!r}")
     if limit is not None and limit < 1:
@@ -161,7 +161,7 @@ def _checked(name: str, limit: object) -> int | None:
     return limit
 
 
-def _mask(bits: object, length: int) -> int:
+def _netmask(bits: object, length: int) -> int:
     if not isinstance(bits, int) or isinstance(bits, bool):
         raise TypeError(f"prefix must be two numbers of bits, such as (32, 64), not {bits!r}")
     if not 0 <= bits <= length:

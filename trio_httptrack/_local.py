@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Exits(SystemExit):
+class OneLineExit(SystemExit):
     """Makes of an error one that prints its message alone, and exits with status 1.
 
     For errors in Hypercorn's command, which catches nothing, and would bury the message under a
@@ -22,7 +22,7 @@ class Exits(SystemExit):
         self.code = f"trio_httptrack: {message}"
 
 
-class CannotTravel(Exits, TypeError):
+class NotPicklableError(OneLineExit, TypeError):
     """An object of this process was about to be sent to a new one."""
 
 
@@ -35,7 +35,7 @@ class ProcessLocal:
         from multiprocessing.context import get_spawning_popen  # which few processes need
 
         # Whoever only pickles does not expect that it may end the process.
-        error = TypeError if get_spawning_popen() is None else CannotTravel
+        error = TypeError if get_spawning_popen() is None else NotPicklableError
         raise error(
             f"{self!r} lives in this process and cannot be sent to a worker process; in a "
             "Hypercorn config do not import it, but name it by its import path: "
@@ -43,6 +43,6 @@ class ProcessLocal:
         )
 
 
-def can_travel(tracker: object) -> bool:
+def is_picklable(tracker: object) -> bool:
     """Whether the tracker's class itself says how it is pickled, as a hook's does."""
     return type(tracker).__reduce__ not in (object.__reduce__, ProcessLocal.__reduce__)

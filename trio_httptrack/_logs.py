@@ -54,7 +54,7 @@ class LogTracker(ProcessLocal):
         """Log one transition."""
         if not self._logger.isEnabledFor(self._level):
             return
-        fields = fields_of(conn, state)
+        fields = record_fields(conn, state)
         reason = fields.get("reason")
         if reason is not None:
             self._logger.log(self._level, "%s %s (%s)", conn, state, reason, extra=fields)
@@ -65,7 +65,7 @@ class LogTracker(ProcessLocal):
         return f"LogTracker({self._logger!r})"
 
 
-def fields_of(conn: Hashable, state: ConnState) -> dict[str, Any]:
+def record_fields(conn: Hashable, state: ConnState) -> dict[str, Any]:
     """What a record says of a connection beside its message."""
     if not isinstance(conn, Conn):
         return {"state": str(state)}

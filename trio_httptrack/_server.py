@@ -51,7 +51,7 @@ class TrackedServer:
 
         self._stats_tracker = StatsTracker()
         self._shutdown = trio.Event()
-        self._ended = trio.Event()
+        self._stopped = trio.Event()
         self._report: ShutdownReport | None = None
 
     def stats(self) -> Stats:
@@ -73,7 +73,7 @@ class TrackedServer:
           RuntimeError: the server was cancelled, or has failed, before it had drained.
         """
         self._shutdown.set()
-        await self._ended.wait()
+        await self._stopped.wait()
         if self._report is None:
             raise RuntimeError(
                 "the server has failed or was cancelled before its connections were drained; "
@@ -141,8 +141,8 @@ async def serving(
     from hypercorn.utils import wrap_app
 
     conn_state = getattr(config, "conn_state", None)
-    given = () if tracker is None else (resolve(compose(tracker)),)
-    tracked = compose(resolve(conn_state), *given, server._stats_tracker, server.conn_tracker)
+    also = () if tracker is None else (resolve(compose(tracker)),)
+    tracked = compose(resolve(conn_state), *also, server._stats_tracker, server.conn_tracker)
     wrapped_app = wrap_app(app, config.wsgi_max_body_size, None)
 
     async def run(task_status: trio.TaskStatus[list[str]]) -> None:
@@ -155,11 +155,11 @@ async def serving(
                 task_status=task_status,
             )
         finally:
-            server._ended.set()
+            server._stopped.set()
 
     with ungrouped(nurseries=1):
         async with trio.open_nursery() as nursery:
             server.urls = await nursery.start(run)
             yield
             server._shutdown.set()
-            await server._ended.wait()
+            await server._stopped.wait()

@@ -100,7 +100,7 @@ class RequestInFlight:
     """Whether the whole response is written, and only the handler goes on."""
 
 
-class Awaited(Protocol):
+class CancellableRequest(Protocol):
     """A request whose client may leave before its response is complete."""
 
     def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
@@ -110,7 +110,7 @@ class Awaited(Protocol):
         """Do not cancel it any more."""
 
 
-class Controls(Protocol):
+class ConnControls(Protocol):
     """The server's side of a :class:`Conn`, which can act on it."""
 
     def close(self, reason: str, /) -> None: ...
@@ -121,7 +121,7 @@ class Controls(Protocol):
     def socket(self) -> object: ...
     @property
     def monitor(self) -> object: ...
-    def find(self, scope: Mapping[str, Any]) -> Awaited: ...
+    def find(self, scope: Mapping[str, Any]) -> CancellableRequest: ...
 
 
 class Conn:
@@ -235,7 +235,7 @@ class Conn:
         self._closed: trio.Event | None = None
         self._draining: trio.Event | None = None
         self._when_closed: tuple[Callable[[Conn], None], ...] = ()
-        self._controls: Controls | None = None  # one that was made by hand has no server
+        self._controls: ConnControls | None = None  # one that was made by hand has no server
 
     @property
     def exchanges(self) -> tuple[RequestInFlight, ...]:
@@ -331,7 +331,9 @@ class Conn:
         False
         """
         controls = self._controls
-        request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
+        request: CancellableRequest = (
+            _RequestWithoutServer(self) if controls is None else controls.find(scope)
+        )
         with trio.CancelScope() as cancel_scope:
             request.cancel_when_gone(cancel_scope, seconds)
             try:
@@ -432,7 +434,7 @@ class Conn:
         return f"<C{str(self)[1:]} {self.state}>"
 
 
-def cancel_in(cancel_scope: trio.CancelScope, seconds: float) -> None:
+def cancel_after(cancel_scope: trio.CancelScope, seconds: float) -> None:
     """Cancel it after so many seconds, unless it is cancelled earlier."""
     if seconds <= 0:
         cancel_scope.cancel()
@@ -441,7 +443,7 @@ def cancel_in(cancel_scope: trio.CancelScope, seconds: float) -> None:
         cancel_scope.deadline = min(cancel_scope.deadline, deadline)
 
 
-class _Unserved:
+class _RequestWithoutServer:
     """A request on a connection that has no server, or has ended."""
 
     def __init__(self, conn: Conn) -> None:
@@ -451,7 +453,7 @@ class _Unserved:
     def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         def cancel(_: Conn) -> None:
             if not self._forgotten:
-                cancel_in(cancel_scope, seconds)
+                cancel_after(cancel_scope, seconds)
 
         self._conn._call_when_closed(cancel)
 

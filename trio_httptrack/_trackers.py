@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._conns import ConnTracker
-from ._local import ProcessLocal, can_travel
+from ._local import ProcessLocal, is_picklable
 from ._states import ACTIVE, IDLE, Conn, ConnState
 
 if sys.version_info < (3, 11):
@@ -101,7 +101,7 @@ class Composed(TrackerFunc):
         return f"compose({', '.join(map(repr, self.trackers))})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if all(map(can_travel, self.trackers)):
+        if all(map(is_picklable, self.trackers)):
             return compose, self.trackers
         return super().__reduce__()
 

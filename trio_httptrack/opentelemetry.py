@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import metadata
 
-from ._extra import needed
+from ._extra import require_extra
 from ._states import CLOSED, Conn, ConnState
 from ._stats import BUCKETS, StatsTracker
 
-with needed("trio_httptrack.opentelemetry", extra="opentelemetry"):
+with require_extra("trio_httptrack.opentelemetry", extra="opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
 
 __all__ = ["OpenTelemetryTracker"]

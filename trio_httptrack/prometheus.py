@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import trio
 
-from ._asgi import live, monitor_of, refuse_websocket
-from ._extra import needed
+from ._asgi import monitor_of, refuse_websocket, run_lifespan
+from ._extra import require_extra
 from ._monitor.monitor import Monitor
 from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
@@ -29,11 +29,11 @@ from ._stats import BUCKETS, LEFT, StatsTracker
 try:
     import fcntl
 except ModuleNotFoundError:  # as on Windows
-    LOCKS = False
+    HAS_FILE_LOCKS = False
 else:
-    LOCKS = True
+    HAS_FILE_LOCKS = True
 
-with needed("trio_httptrack.prometheus", extra="prometheus"):
+with require_extra("trio_httptrack.prometheus", extra="prometheus"):
     from prometheus_client import (
         REGISTRY,
         CollectorRegistry,
@@ -64,7 +64,7 @@ REASONS = (
 WEBSOCKETS = "httptrack_websockets", "Open WebSockets of all workers."
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
 LOCK_ATTEMPTS = 100
-LOCK = "httptrack_lock_"  # and the number of the process that holds it
+LOCK_PREFIX = "httptrack_lock_"  # and the number of the process that holds it
 
 
 class PrometheusTracker(StatsTracker):
@@ -109,11 +109,11 @@ class PrometheusTracker(StatsTracker):
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
         directory = _shared_directory()
-        self._shared: _Shared | None = None
+        self._shared: _SharedNumbers | None = None
         if directory is None:
             registry.register(_Collector(self))
         else:
-            self._shared = _Shared(directory, registry, self._numbers)
+            self._shared = _SharedNumbers(directory, registry, self._numbers)
         histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
         self._observe_duration = histogram.observe
         self._reasons = Counter(*REASONS, registry=registry)
@@ -127,7 +127,7 @@ class PrometheusTracker(StatsTracker):
         elif state is HIJACKED:
             conn._call_when_closed(self._count_reason)
         if self._shared is not None:
-            self._shared.changed()
+            self._shared.mark_changed()
 
     def _count_reason(self, conn: Conn) -> None:
         if conn.close_reason is not None:
@@ -165,7 +165,7 @@ class MetricsApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await live(receive, send)
+            await run_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
@@ -176,13 +176,13 @@ class MetricsApp:
                     GaugeMetricFamily(*WEBSOCKETS, await self._count_websockets(monitor))
                 )
             registry = CollectorRegistry(support_collectors_without_names=True)
-            registry.register(_Collected(metrics))
+            registry.register(_AlreadyCollected(metrics))
             await make_asgi_app(registry)(scope, receive, send)
 
     async def _count_websockets(self, monitor: Monitor) -> int:
-        with monitor.looking():
+        with monitor.viewing():
             own = await monitor.report(None)
-            reports, silent = await monitor.peers.ask(None)
+            reports, silent = await monitor.peers.fetch_reports(None)
         known = {each["worker"]["name"]: each["websockets"] for each in [own, *reports]}
         silent_names = [worker["name"] for worker in silent]
         self._websockets = {
@@ -193,15 +193,15 @@ class MetricsApp:
     def _metrics(self) -> Collector:
         if self._directory is None:
             return self._registry
-        if _Shared.of_process is not None:
-            _Shared.of_process.write()
-        _forget_dead_workers(self._directory)
+        if _SharedNumbers.of_process is not None:
+            _SharedNumbers.of_process.write()
+        _remove_dead_workers(self._directory)
         registry = CollectorRegistry()
-        _Workers(registry, str(self._directory))  # type: ignore[no-untyped-call]
+        _SharedDirectoryCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
         return registry
 
 
-class _Collected(Collector):
+class _AlreadyCollected(Collector):
     """Metrics that were collected already."""
 
     def __init__(self, metrics: list[Metric]) -> None:
@@ -211,7 +211,7 @@ class _Collected(Collector):
         return self._metrics
 
 
-class _Workers(MultiProcessCollector):
+class _SharedDirectoryCollector(MultiProcessCollector):
     """Upstream's, but a worker that is just starting, whose files are still empty, is no error."""
 
     def collect(self) -> list[Metric]:
@@ -246,18 +246,18 @@ class _Collector(Collector):
         yield transitions
 
 
-class _Shared(trio.abc.Instrument):
+class _SharedNumbers(trio.abc.Instrument):
     """This process's numbers in the directory of the multiprocess mode."""
 
-    of_process: _Shared | None = None
+    of_process: _SharedNumbers | None = None
 
     def __init__(self, directory: Path, registry: CollectorRegistry, numbers: list[int]) -> None:
-        if _Shared.of_process is not None:
+        if _SharedNumbers.of_process is not None:
             raise ValueError(
                 "in multiprocess mode a process has one PrometheusTracker only: make it once, "
                 "where the application's module is imported"
             )
-        self._lock = _hold_lock(directory / f"{LOCK}{os.getpid()}")
+        self._lock = _hold_lock(directory / f"{LOCK_PREFIX}{os.getpid()}")
         gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
         counter = Counter(*TRANSITIONS, registry=registry)
         self._gauges = [gauge.labels(state) for state in (NEW, ACTIVE, IDLE)]
@@ -269,9 +269,9 @@ class _Shared(trio.abc.Instrument):
         self._installed = False
         for each in self._gauges:
             each.set(0)  # a dead process may have had our number, and left its own
-        _Shared.of_process = self
+        _SharedNumbers.of_process = self
 
-    def changed(self) -> None:
+    def mark_changed(self) -> None:
         """Have the numbers written soon."""
         self._changed = True
         if not self._installed:
@@ -316,7 +316,7 @@ def _shared_directory() -> Path | None:
         )
     if name is None:
         return None
-    if not LOCKS:
+    if not HAS_FILE_LOCKS:
         raise RuntimeError(
             "this system does not have the file locks (fcntl) by which workers share their "
             "numbers: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
@@ -348,12 +348,12 @@ def _hold_lock(path: Path) -> BinaryIO:
     )
 
 
-def _forget_dead_workers(directory: Path) -> None:
-    for path in directory.glob(f"{LOCK}*"):
+def _remove_dead_workers(directory: Path) -> None:
+    for path in directory.glob(f"{LOCK_PREFIX}*"):
         # Another worker may be at the same.
         with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             mark_process_dead(  # type: ignore[no-untyped-call]
-                path.name.removeprefix(LOCK), str(directory)
+                path.name.removeprefix(LOCK_PREFIX), str(directory)
             )
             path.unlink()

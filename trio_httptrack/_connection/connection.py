@@ -100,7 +100,7 @@ class Server(Protocol):
         """The lifespan's, of which each request has a copy."""
 
     @property
-    def late(self) -> bool:
+    def drain_deadline_reached(self) -> bool:
         """Whether it is the end of a drain."""
 
     deadline: float
@@ -131,7 +131,7 @@ class Server(Protocol):
     def abort(self) -> None:
         """Close every connection now."""
 
-    async def log_contained(self, error: BaseException, conn: Conn) -> None: ...
+    async def log_connection_error(self, error: BaseException, conn: Conn) -> None: ...
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None: ...
 
@@ -815,7 +815,9 @@ class Connection:
         if self.phase.discards:
             self.close()  # it has had its response
         else:
-            self.close("app_shutdown_timeout" if self._server.late else "aborted_by_app")
+            self.close(
+                "app_shutdown_timeout" if self._server.drain_deadline_reached else "aborted_by_app"
+            )
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None:
         """Close the socket, wake what waits for it, and report CLOSED. Does nothing again.
@@ -861,7 +863,7 @@ class Connection:
         travels, contained = split(error, TRAVELLING)
         if contained is not None:
             self.close("internal_error")
-            await self._server.log_contained(contained, self.conn)
+            await self._server.log_connection_error(contained, self.conn)
         # With the transport closed, even a shielded write returns; so the nursery ends soon.
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
-from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_in
+from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_after
 from .errors import TRAVELLING, PeerGone, UnexpectedMessage, split
 from .phases import Phase
 from .response_head import NO_CONTENT, valid
@@ -253,7 +253,7 @@ class Exchange:
             self._gone = True
             if self._when_gone:
                 for cancel_scope, seconds in self._when_gone.items():
-                    cancel_in(cancel_scope, seconds)
+                    cancel_after(cancel_scope, seconds)
 
     def cancel_when_gone(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         """Cancel it so many seconds after the client has gone; soon, if it has already."""
@@ -261,7 +261,7 @@ class Exchange:
             self._when_gone = {}
         self._when_gone[cancel_scope] = seconds
         if self._gone:
-            cancel_in(cancel_scope, seconds)
+            cancel_after(cancel_scope, seconds)
         elif self._peer_ended:
             self.note_end()
 

@@ -22,12 +22,12 @@ import trio
 from .._connection.connection import Connection
 from .._connection.transport import Socket
 
-BATCH = 64  # connections that are accepted before other tasks have their turn
-PAUSE = 0.1  # seconds, where the system has no file descriptors or memory left
+ACCEPT_BATCH = 64  # connections that are accepted before other tasks have their turn
+RETRY_DELAY = 0.1  # seconds, where the system has no file descriptors or memory left
 
 # As trio.serve_listeners and trio.SocketListener have them.
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-OF_THE_CONNECTION = {
+CONNECTION_ERRORS = {
     getattr(errno, name)
     for name in (
         *("EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET"),
@@ -50,11 +50,11 @@ class Accepted(NamedTuple):
     server: Address | None
 
 
-Start = Callable[[Accepted], Connection]
+StartConnection = Callable[[Accepted], Connection]
 
 
 class Listener(Protocol):
-    async def accept(self, start: Start) -> None:
+    async def accept(self, start: StartConnection) -> None:
         """Accept connections, and start each, until cancelled."""
 
 
@@ -77,10 +77,10 @@ class SocketListener:
             # of 1 MiB takes five writes and two waits instead of one write.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             if keepalive is not None:
-                keep_alive(sock, keepalive)
+                set_keepalive(sock, keepalive)
 
     @trio.lowlevel.enable_ki_protection
-    async def accept(self, start: Start) -> None:
+    async def accept(self, start: StartConnection) -> None:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self.socket)
@@ -90,21 +90,21 @@ class SocketListener:
                     if error.errno not in OUT_OF_RESOURCES:
                         raise
                     logger.error(
-                        "accept: %s; next try in %s s", error.strerror, PAUSE, exc_info=True
+                        "accept: %s; next try in %s s", error.strerror, RETRY_DELAY, exc_info=True
                     )
-                    await trio.sleep(PAUSE)
+                    await trio.sleep(RETRY_DELAY)
         finally:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
 
-    def _accept_all(self, start: Start) -> None:
-        for _ in range(BATCH):
+    def _accept_all(self, start: StartConnection) -> None:
+        for _ in range(ACCEPT_BATCH):
             try:
                 accepted, client = self.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in OF_THE_CONNECTION:
+                if error.errno in CONNECTION_ERRORS:
                     continue
                 raise
             accepted.setblocking(False)
@@ -117,7 +117,7 @@ class SocketListener:
         return (address[0], address[1]) if self._inet else None
 
 
-def keep_alive(sock: socket.socket, seconds: float) -> None:
+def set_keepalive(sock: socket.socket, seconds: float) -> None:
     """Have the kernel give up a peer of which it has heard nothing for so long.
 
     It asks after half of the time, and then about ten times in the other half, which counts in
@@ -156,7 +156,9 @@ async def serve_listeners(
             nursery.start_soon(listener.accept, start)
 
 
-def accepting(instead: Listener | None, keepalive: float | None) -> SimpleNamespace:
+def trio_with_our_listeners(
+    replacement: Listener | None, keepalive: float | None
+) -> SimpleNamespace:
     """Trio, as far as Hypercorn's ``worker_serve`` uses it.
 
     Args:
@@ -168,7 +170,9 @@ def accepting(instead: Listener | None, keepalive: float | None) -> SimpleNamesp
         return SocketListener(listener.socket, context, keepalive=keepalive)
 
     async def serve(handler: Any, listeners: list[Listener], **kwargs: Any) -> None:
-        await serve_listeners(handler, listeners if instead is None else [instead], **kwargs)
+        await serve_listeners(
+            handler, listeners if replacement is None else [replacement], **kwargs
+        )
 
     return SimpleNamespace(
         **{

@@ -32,10 +32,10 @@ from hypercorn.utils import load_application
 from .._local import ProcessLocal
 from .._monitor.directory import DirectoryError, check_length, check_private, socket_path
 from . import statsd
-from .conn_state import named, resolve
+from .conn_state import resolve, unresolved
 from .entry import exit_in_one_line, installed, refuse_copies
 from .settings import SettingError, runtime_dir_of, settings_of
-from .worker import described
+from .worker import describe
 
 DESCRIPTION = """\
 Check that hypercorn would start with these arguments, which are hypercorn's own, and print what it
@@ -49,12 +49,12 @@ STATUS = """\
 The exit status is 0 if hypercorn would start and track, 1 if not (one line on stderr says why), and
 2 if the arguments are wrong.
 """
-NOT_THE_USERS = (
+LIBRARY_PATHS = (
     Path(__file__).parents[1],
     Path(hypercorn.config.__file__).parent,
     Path(sysconfig.get_path("stdlib")),
 )
-SOME_NAME = "4194304-0a1b2c3d"  # of a worker's socket, as long as any
+EXAMPLE_NAME = "4194304-0a1b2c3d"  # of a worker's socket, as long as any
 NOTHING_TRACKED = (
     "conn_state is missing, so nothing would be tracked: write conn_state = hook('myapp:tracker') "
     "into a Python config file, or use the ready-made one, -c python:trio_httptrack.config"
@@ -82,17 +82,19 @@ def check(program: str, arguments: list[str]) -> None:
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
+def _as_setting_error(what: str) -> Iterator[None]:
     """Turn an error into one line. A SettingError has its line."""
     try:
         yield
     except SettingError:
         raise
     except (Exception, SystemExit) as error:
-        raise SettingError(f"{what}: {type(error).__name__}: {error}{_where(error)}") from None
+        raise SettingError(
+            f"{what}: {type(error).__name__}: {error}{_user_location(error)}"
+        ) from None
 
 
-def _where(error: BaseException) -> str:
+def _user_location(error: BaseException) -> str:
     """The place in the user's code; a SyntaxError says it itself."""
     if isinstance(error, SyntaxError):
         return ""
@@ -100,7 +102,7 @@ def _where(error: BaseException) -> str:
         file = Path(frame.filename)
         library = {"site-packages", "dist-packages"} & {*file.parts}
         frozen = frame.filename.startswith("<")
-        if not (library or frozen or any(map(file.is_relative_to, NOT_THE_USERS))):
+        if not (library or frozen or any(map(file.is_relative_to, LIBRARY_PATHS))):
             return f" ({file.name}, line {frame.lineno})"
     return ""
 
@@ -111,7 +113,7 @@ def _load_config(path: str | None) -> Config:
         raise SettingError(f"-c {path} would be read as TOML: write -c file:{path}")
     if path is not None and path.startswith("file:") and not path.endswith(".py"):
         raise SettingError(f"-c {path}: the name of a Python file must end with .py")
-    with _failing(f"-c {path} cannot be loaded"):
+    with _as_setting_error(f"-c {path} cannot be loaded"):
         try:
             config: Config = hypercorn_load_config(path)
         except (ValueError, AttributeError) as error:
@@ -123,7 +125,7 @@ def _load_config(path: str | None) -> Config:
         return config
 
 
-@_failing("hypercorn would not start")
+@_as_setting_error("hypercorn would not start")
 def _check(config: Config) -> None:
     """Stands in for Hypercorn's ``run``."""
     if config.worker_class != "trio":
@@ -137,7 +139,7 @@ def _check(config: Config) -> None:
         raise SettingError("use_reloader needs a worker process: with --reload, remove -w 0")
     if getattr(config, "conn_state", None) is None:
         raise SettingError(NOTHING_TRACKED)
-    named(config.conn_state)  # type: ignore[attr-defined]
+    unresolved(config.conn_state)  # type: ignore[attr-defined]
     _check_tls(config)
     _check_addresses(config)
     _check_pid_path(config)
@@ -150,13 +152,13 @@ def _check_tls(config: Config) -> None:
     for name in ("certfile", "keyfile", "ca_certs"):
         path = getattr(config, name)
         if path is not None:
-            with _failing(f"{name} cannot be read"):
+            with _as_setting_error(f"{name} cannot be read"):
                 Path(path).open("rb").close()
     if (config.certfile is None) != (config.keyfile is None):
         raise SettingError(
             "certfile and keyfile: TLS needs both, and Hypercorn would serve without TLS"
         )
-    with _failing("certfile, keyfile, ca_certs, ciphers: they cannot be used for TLS"):
+    with _as_setting_error("certfile, keyfile, ca_certs, ciphers: they cannot be used for TLS"):
         config.create_ssl_context()
 
 
@@ -185,13 +187,13 @@ def _check_address(name: str, address: Any) -> None:
     both for the server, and not for the check.
     """
     form = "'HOST:PORT', 'HOST', 'unix:PATH' or 'fd://NUMBER'"
-    wrong = SettingError(f"{name} must be {form}, not {address!r}")
+    malformed = SettingError(f"{name} must be {form}, not {address!r}")
     # A number alone would be a host of an odd form, which nobody means.
     if not isinstance(address, str) or address in ("", "unix:") or address.isdecimal():
-        raise wrong
+        raise malformed
     if address.startswith("fd://"):
         if not address.removeprefix("fd://").isdecimal():
-            raise wrong
+            raise malformed
     elif address.startswith("unix:"):
         try:
             check_length(Path(address.removeprefix("unix:")))
@@ -220,7 +222,7 @@ def _check_runtime_dir(config: Config) -> None:
     if path is not None:
         directory = Path(path).absolute()
         try:
-            socket_path(directory, SOME_NAME)
+            socket_path(directory, EXAMPLE_NAME)
             if directory.parent.is_dir() and not directory.exists():
                 return
             check_private(directory)
@@ -241,7 +243,7 @@ def _check_in_process(config: Config) -> str:
         raise SettingError(f"the config cannot be sent to a worker process: {error}") from None
     sender.close()
     try:
-        fine, line = receiver.recv()
+        ok, line = receiver.recv()
     except EOFError:
         process.join()
         raise SettingError(
@@ -251,7 +253,7 @@ def _check_in_process(config: Config) -> str:
     finally:
         process.kill()  # the application may have started threads that do not end
         process.join()
-    if not fine:
+    if not ok:
         raise SettingError(line)
     return str(line)
 
@@ -282,7 +284,7 @@ def _refuse_unsendable(config: Config) -> None:
 def _check_worker(config: Any) -> str:
     """Do what a worker does before it serves; return what it would log of its trackers."""
     path = config.application_path
-    with _failing(f"{path} cannot be imported"):
+    with _as_setting_error(f"{path} cannot be imported"):
         app = load_application(path, config.wsgi_max_body_size).app  # type: ignore[attr-defined]
     if not callable(app):
         raise SettingError(f"{path} is {app!r}, which is no ASGI or WSGI application")
@@ -293,14 +295,14 @@ def _check_worker(config: Any) -> str:
         )
     if config.workers > 0:
         refuse_copies(config)
-    with _failing(f"conn_state, {config.conn_state!r}, cannot be imported"):
+    with _as_setting_error(f"conn_state, {config.conn_state!r}, cannot be imported"):
         tracker = resolve(config.conn_state)
     settings_of(config)
     _check_runtime_dir(config)
     if config.statsd_host is not None:
         statsd.check(config)
     _check_log(config)
-    return described(config, tracker)
+    return describe(config, tracker)
 
 
 def _check_log(config: Config) -> None:
@@ -309,11 +311,11 @@ def _check_log(config: Config) -> None:
     It would be that of the check's user, and the service might not be able to write to it.
     """
     files = [config.accesslog, config.errorlog]
-    made = [Path(each) for each in files if isinstance(each, str) and each != "-"]
-    made = [path for path in made if not path.exists()]
+    created = [Path(each) for each in files if isinstance(each, str) and each != "-"]
+    created = [path for path in created if not path.exists()]
     try:
-        with _failing("the log cannot be opened"):
+        with _as_setting_error("the log cannot be opened"):
             _ = config.log
     finally:
-        for path in made:
+        for path in created:
             path.unlink(missing_ok=True)

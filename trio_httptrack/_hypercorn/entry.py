@@ -22,8 +22,8 @@ from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.typing import AppWrapper
 
 from .._connection.errors import ungrouped
-from .._local import Exits
-from .conn_state import Named, named, resolve
+from .._local import OneLineExit
+from .conn_state import NamedTracker, resolve, unresolved
 from .settings import SettingError
 from .worker import check_seam, refuse_hypercorn, serve
 
@@ -44,7 +44,7 @@ def replace_workers() -> None:
         refuse_hypercorn()
     for module, _, ours in workers:
         module.worker_serve = ours
-    asyncios = refusing_asyncio(Config.set_statsd_logger_class)
+    asyncios = refuse_asyncio_worker(Config.set_statsd_logger_class)
     Config.set_statsd_logger_class = asyncios  # type: ignore[assignment, method-assign]
 
 
@@ -95,8 +95,8 @@ async def _serve_process(
 
 def refuse_copies(config: Any) -> None:
     """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
-    for part in named(config.conn_state).trackers:
-        if not isinstance(part, Named):
+    for part in unresolved(config.conn_state).trackers:
+        if not isinstance(part, NamedTracker):
             raise SettingError(
                 f"conn_state: {part!r} is a copy of the application's tracker: "
                 "name that by its import path, conn_state = hook('myapp:tracker')"
@@ -120,17 +120,19 @@ async def _first_of(*triggers: Trigger) -> None:
             nursery.start_soon(wait, trigger)
 
 
-class AsyncioWorker(Exits, SettingError):
+class AsyncioWorkerError(OneLineExit, SettingError):
     """Hypercorn's asyncio worker was about to serve a Config that has a ``conn_state``."""
 
 
-def refusing_asyncio(set_class: Callable[[Config, type], None]) -> Callable[[Config, type], None]:
+def refuse_asyncio_worker(
+    set_class: Callable[[Config, type], None],
+) -> Callable[[Config, type], None]:
     """Around the Config's method that a worker calls first, with a class of its own."""
 
     def set_statsd_logger_class(config: Config, statsd_logger: type) -> None:
         ours = getattr(config, "conn_state", None) is not None
         if ours and statsd_logger.__module__.startswith("hypercorn.asyncio."):
-            raise AsyncioWorker(
+            raise AsyncioWorkerError(
                 "only Hypercorn's trio worker is tracked, and this is the asyncio worker: "
                 "start it with -k trio, or remove conn_state from its config"
             )

@@ -10,22 +10,22 @@ from collections.abc import Callable
 
 from hypercorn.config import Config
 
-from .._local import Exits
+from .._local import OneLineExit
 from .._trackers import Tracker, compose
-from .conn_state import HookError, Named, named
+from .conn_state import HookError, NamedTracker, unresolved
 from .install import install
 from .settings import check_config
 
 
-class NoPath(Exits, TypeError):
+class NotAPathError(OneLineExit, TypeError):
     """Something else than an import path, in a config file."""
 
 
-class WrongPath(Exits, HookError):
+class MalformedPathError(OneLineExit, HookError):
     """An import path of another form, in a config file."""
 
 
-class Hook(Named):
+class Hook(NamedTracker):
     """What :func:`hook` returns."""
 
     __slots__ = ()
@@ -60,14 +60,14 @@ def hook(path: str) -> Hook:
     hook('myapp:tracker')
     """
     if not isinstance(path, str):
-        raise NoPath(
+        raise NotAPathError(
             f"hook() takes a tracker's import path, such as 'myapp:tracker', not {path!r}; "
             "wrap() takes a tracker"
         )
     try:
         found = Hook(path)
     except HookError as error:
-        raise WrongPath(str(error)) from None
+        raise MalformedPathError(str(error)) from None
     install()
     return found
 
@@ -95,8 +95,8 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
     """
     check_config(config)
     previous: Tracker | str | None = getattr(config, "conn_state", None)
-    there = hook(previous) if isinstance(previous, str) else previous
-    composed = compose(named(there), tracker)
+    existing = hook(previous) if isinstance(previous, str) else previous
+    composed = compose(unresolved(existing), tracker)
     install()
     config.conn_state = composed  # type: ignore[attr-defined]
     return previous

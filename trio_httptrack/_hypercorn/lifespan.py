@@ -24,13 +24,13 @@ class Lifespan(HypercornLifespan):
 
     def __init__(self, app: AppWrapper, config: Config, state: LifespanState) -> None:
         super().__init__(app, config, state)
-        self._over = trio.Event()
+        self._finished = trio.Event()
 
     async def handle_lifespan(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         await super().handle_lifespan(task_status=task_status)
-        self._over.set()
+        self._finished.set()
 
     async def asgi_send(self, message: Any) -> None:
         try:
@@ -51,5 +51,7 @@ class Lifespan(HypercornLifespan):
 
     async def _raise_failure(self) -> None:
         if self.failure is not None:
-            await self._over.wait()  # usually the application raises it itself, which cancels us
+            await (
+                self._finished.wait()
+            )  # usually the application raises it itself, which cancels us
             raise self.failure  # here it has swallowed it

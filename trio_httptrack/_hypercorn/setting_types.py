@@ -2,7 +2,7 @@
 
 Hypercorn checks none of them: a ``keep_alive_timeout`` that is a string fails in some connection,
 long after the start. Its Config says what it takes, by an annotation or else by the default.
-That is the rule here, and ``WIDER`` has the exceptions, because what works must not be refused.
+That is the rule here, and ``OVERRIDES`` has the exceptions, because what works must not be refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     object: ("anything", lambda value: True),  # of what a later Hypercorn may bring
 }
 # What works though Hypercorn's annotations and defaults do not say so.
-WIDER: dict[str, tuple[Any, ...]] = {
+OVERRIDES: dict[str, tuple[Any, ...]] = {
     # Fractions, 1e6 and inf, where a number is only compared with others.
     "keep_alive_max_requests": (float,),
     "max_app_queue_size": (float,),
@@ -65,7 +65,7 @@ WIDER: dict[str, tuple[Any, ...]] = {
 }
 
 
-def wrong_type(name: str, value: object) -> str | None:
+def type_complaint(name: str, value: object) -> str | None:
     """What is wrong with a value for one of Hypercorn's settings, if its type is."""
     kinds = _kinds(name)
     # A bare object() is what Hypercorn's command has for "not given", and leaves as
@@ -79,8 +79,8 @@ def wrong_type(name: str, value: object) -> str | None:
 
 @cache
 def _kinds(name: str) -> tuple[Any, ...]:
-    if name in WIDER:
-        return WIDER[name]
+    if name in OVERRIDES:
+        return OVERRIDES[name]
     default = getattr(Config, name, None)
     if isinstance(default, property):
         hint = get_type_hints(default.fset)["value"]

@@ -10,7 +10,7 @@ from hypercorn.config import Config
 
 from .._connection.pace import Rate
 from .._connection.settings import Settings
-from .setting_types import wrong_type
+from .setting_types import type_complaint
 
 # Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown, the grace
 # period is Kestrel's, the jitter gRPC's, and the timeout for a pong that of uvicorn.
@@ -32,7 +32,9 @@ DEFAULTS: dict[str, float | bool | str | None] = {
     "websocket_ping_timeout": 20.0,
 }
 JITTER_STEPS = 16
-ALIKE = 0.88  # of 1: grace_timeout is meant to be graceful_timeout, drain_timeout may be one's own
+MIN_SIMILARITY = (
+    0.88  # of 1: grace_timeout is meant to be graceful_timeout, drain_timeout may be one's own
+)
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -169,7 +171,7 @@ def _refuse_misspelt(config: Config) -> None:
             continue
         from difflib import get_close_matches  # which a Config without mistakes does not need
 
-        for meant in get_close_matches(name, known, n=1, cutoff=ALIKE):
+        for meant in get_close_matches(name, known, n=1, cutoff=MIN_SIMILARITY):
             if meant not in vars(config):
                 raise SettingError(
                     f"{name}: there is no such setting; did you mean {meant}? "
@@ -178,9 +180,9 @@ def _refuse_misspelt(config: Config) -> None:
 
 
 def _refuse_wrong_types(config: Config) -> None:
-    for name in filter(is_hypercorns, {*dir(Config), *Config.__annotations__}):
+    for name in filter(is_hypercorn_setting, {*dir(Config), *Config.__annotations__}):
         if hasattr(config, name):  # cert_reqs can only be set; application_path may not be
-            complaint = wrong_type(name, getattr(config, name))
+            complaint = type_complaint(name, getattr(config, name))
             if complaint is not None:
                 raise SettingError(complaint)
 
@@ -196,10 +198,10 @@ def is_setting(name: str) -> bool:
     """Whether Hypercorn's Config, or we, know a setting of this name."""
     if name == "conn_state" or name in DEFAULTS:
         return True
-    return is_hypercorns(name)
+    return is_hypercorn_setting(name)
 
 
-def is_hypercorns(name: str) -> bool:
+def is_hypercorn_setting(name: str) -> bool:
     """Whether Hypercorn's Config knows a setting of this name."""
     if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__}:
         return False

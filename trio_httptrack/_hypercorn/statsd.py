@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.statsd import StatsdLogger as AnyStatsdLogger
+from hypercorn.statsd import StatsdLogger as BaseStatsdLogger
 from hypercorn.trio.statsd import StatsdLogger as HypercornStatsdLogger
 
 from .._states import ConnState
@@ -88,12 +88,12 @@ class Statsd:
         self.tracker = StatsTracker()
         self._log = config.log
         self._sent = dict.fromkeys(ConnState, 0)
-        self._whose = f".{os.getpid()}" if config.workers > 1 else ""
+        self._suffix = f".{os.getpid()}" if config.workers > 1 else ""
 
     async def run(self) -> None:
         log = self._log
         if not isinstance(log, StatsdLogger):
-            while isinstance(log, AnyStatsdLogger):  # of the user's own
+            while isinstance(log, BaseStatsdLogger):  # of the user's own
                 await self.send()
                 await trio.sleep(INTERVAL)
             return
@@ -108,17 +108,17 @@ class Statsd:
 
     async def send(self) -> None:
         """Send all of them, zeros too."""
-        if not isinstance(self._log, AnyStatsdLogger):
+        if not isinstance(self._log, BaseStatsdLogger):
             await trio.lowlevel.checkpoint()
             return
         stats = self.tracker.stats()
         with suppress(OSError):  # of a logger of the user's own
             for state, number in stats.gauges.items():
-                await self._log.gauge(f"httptrack.connections.{state}{self._whose}", number)
+                await self._log.gauge(f"httptrack.connections.{state}{self._suffix}", number)
             for state, number in stats.counters.items():
-                more = number - self._sent[state]
+                increase = number - self._sent[state]
                 self._sent[state] = number
-                await self._log.increment(f"httptrack.connection.transitions.{state}", more)
+                await self._log.increment(f"httptrack.connection.transitions.{state}", increase)
 
 
 def check(config: Config) -> None:

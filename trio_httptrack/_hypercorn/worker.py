@@ -42,15 +42,15 @@ from .._connection.response_head import ResponseHeads
 from .._connection.shutdown_report import ShutdownReport
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
-from .._monitor.directory import DirectoryError, NoDirectory
+from .._monitor.directory import DirectoryError, NoDirectoryError
 from .._monitor.monitor import MONITOR, Monitor
 from .._monitor.serving import serve as serve_monitor
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
 from .._trackers import Composed, Tracker, TrackerFunc, compose
-from .accept import Accepted, Listener, accepting
+from .accept import Accepted, Listener, trio_with_our_listeners
 from .apps import as_asgi
-from .conn_state import Named, named
+from .conn_state import NamedTracker, unresolved
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
 from .settings import SettingError, runtime_dir_of, settings_of
@@ -99,16 +99,16 @@ class Worker:
     # Several of these are read for each request: slots are the fastest.
     __slots__ = (
         "_ages",
-        "_described",
+        "_all_closed",
+        "_description",
         "_drained",
         "_hypercorn_context",
         "_logged",
-        "_none_left",
         "_nursery",
+        "_pending_transitions",
         "_runtime_dir",
         "_tracker",
         "_tracking",
-        "_untold",
         "app",
         "config",
         "conn_ids",
@@ -162,7 +162,7 @@ class Worker:
         self.request_timeout: Timeout[Exchange] | None = (
             None if seconds is None else Timeout(seconds, methodcaller("time_out"))
         )
-        self._described = described(self.config, tracker)  # before we add what nobody asked for
+        self._description = describe(self.config, tracker)  # before we add what nobody asked for
         trackers = [part for part in tracker.trackers if isinstance(part, StatsTracker)]
         self.stats_tracker = trackers[0] if trackers else StatsTracker()
         if not trackers:
@@ -179,9 +179,11 @@ class Worker:
         self._nursery = nursery
         self.deadline = math.inf
         self._tracking = False
-        self._untold: deque[tuple[Conn, ConnState]] = deque()  # what trackers have caused
+        self._pending_transitions: deque[tuple[Conn, ConnState]] = (
+            deque()
+        )  # what trackers have caused
         self._logged: set[object] = set()
-        self._none_left = trio.lowlevel.ParkingLot()
+        self._all_closed = trio.lowlevel.ParkingLot()
         services: tuple[Service | None, ...] = (
             kernel,
             self.handshake_timeout,
@@ -215,13 +217,13 @@ class Worker:
             "TCPServer": self.make_connection,
             "WorkerContext": self._make_context,
             "Lifespan": self.make_lifespan,
-            "trio": accepting(listener, self.settings.tcp_keepalive),
+            "trio": trio_with_our_listeners(listener, self.settings.tcp_keepalive),
         }
         if listener is not None:
             kwargs["sockets"] = Sockets([], [], [])
         else:
-            await self.config.log.info("Tracking%s", self._described)
-            await self._be_seen()
+            await self.config.log.info("Tracking%s", self._description)
+            await self._publish()
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
@@ -229,7 +231,7 @@ class Worker:
         if self.statsd is not None:
             await self.statsd.send()
 
-    async def _be_seen(self) -> None:
+    async def _publish(self) -> None:
         """Let others on this machine ask what this worker is doing."""
         self._nursery.start_soon(self.monitor.run)
         try:
@@ -240,7 +242,7 @@ class Worker:
             await self.config.log.info(
                 "Neither other workers nor httptrack top can see this worker: %s%s",
                 error,
-                "" if isinstance(error, NoDirectory) else f". {ADVICE}",
+                "" if isinstance(error, NoDirectoryError) else f". {ADVICE}",
             )
 
     def make_connection(
@@ -277,13 +279,13 @@ class Worker:
         closes would call itself without end.
         """
         if self._tracking:
-            self._untold.append((conn, state))
+            self._pending_transitions.append((conn, state))
             return
         self._tracking = True
         try:
             self._track(conn, state)
-            while self._untold:
-                self._track(*self._untold.popleft())
+            while self._pending_transitions:
+                self._track(*self._pending_transitions.popleft())
         finally:
             self._tracking = False
 
@@ -314,14 +316,14 @@ class Worker:
         self._drained.set()
 
     @property
-    def late(self) -> bool:
+    def drain_deadline_reached(self) -> bool:
         """Whether it is the end of the drain.
 
         Hypercorn ends its own nursery then, maybe before our drain has run for the first time.
         """
         now = trio.current_time()
-        grace = self.config.graceful_timeout
-        deadline = min(self.deadline, now + grace) - min(0.1, grace / 2)
+        grace_period = self.config.graceful_timeout
+        deadline = min(self.deadline, now + grace_period) - min(0.1, grace_period / 2)
         return self._hypercorn_context.terminated.is_set() and now >= deadline
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
@@ -334,19 +336,19 @@ class Worker:
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
         if not self.connections:
-            self._none_left.unpark_all()
+            self._all_closed.unpark_all()
 
-    async def wait_for_none(self) -> None:
+    async def wait_all_closed(self) -> None:
         """Wait until no connection is left."""
         while self.connections:
-            await self._none_left.park()
+            await self._all_closed.park()
 
     def abort(self) -> None:
         """End every connection now."""
         for connection in tuple(self.connections):
             connection.abort()
 
-    async def log_contained(self, error: BaseException, conn: Conn) -> None:
+    async def log_connection_error(self, error: BaseException, conn: Conn) -> None:
         """Log an error that ended its connection.
 
         Only the first of its kind has a traceback: a client that finds one must not be able
@@ -441,17 +443,17 @@ async def serve(
     return report
 
 
-def described(config: Config, tracker: Composed) -> str:
+def describe(config: Config, tracker: Composed) -> str:
     """What a server tracks, and how: its hooks, its trackers, its protocols and its drain."""
-    given = named(getattr(config, "conn_state", None)).trackers
-    hooks = [part.path for part in given if isinstance(part, Named)]
+    given = unresolved(getattr(config, "conn_state", None)).trackers
+    hooks = [part.path for part in given if isinstance(part, NamedTracker)]
     source = f" with {', '.join(hooks)}" if hooks else ""
-    trackers = ", ".join(map(name_of, tracker.trackers))
+    trackers = ", ".join(map(tracker_name, tracker.trackers))
     protocols = ", ".join(config.alpn_protocols) if config.ssl_enabled else "HTTP/1.1, h2"
     return f"{source}: {trackers}; {protocols}; drain {config.graceful_timeout:.1f} s"
 
 
-def name_of(tracker: Tracker) -> str:
+def tracker_name(tracker: Tracker) -> str:
     """A tracker's class, or its function's name."""
     if type(tracker) is TrackerFunc:
         return getattr(tracker.track, "__qualname__", repr(tracker.track))

@@ -24,20 +24,20 @@ from pathlib import Path
 
 SUFFIX = ".sock"
 RUN_USER = Path("/run/user")  # where systemd has each user's XDG_RUNTIME_DIR
-LONGEST = 107  # bytes: the path of a Unix socket, on Linux
+MAX_PATH_LENGTH = 107  # bytes: the path of a Unix socket, on Linux
 
 
 class DirectoryError(ValueError):
     """A directory that cannot be used to find workers in."""
 
 
-class NoDirectory(DirectoryError):
+class NoDirectoryError(DirectoryError):
     """No directory can be used: the system has no Unix sockets, as Python on Windows."""
 
 
-def need_unix_sockets() -> None:
+def require_unix_sockets() -> None:
     if not hasattr(socket, "AF_UNIX"):
-        raise NoDirectory("Python has no Unix sockets on this system")
+        raise NoDirectoryError("Python has no Unix sockets on this system")
 
 
 def default_base() -> Path:
@@ -46,7 +46,7 @@ def default_base() -> Path:
     Raises:
       NoDirectory: nowhere.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime):
         return Path(runtime, "trio-httptrack")
@@ -59,20 +59,20 @@ def default_directory() -> Path:
     return default_base() / str(os.getpid() if parent is None or parent.pid is None else parent.pid)
 
 
-def prepared(runtime_dir: str | None) -> Path:
+def prepare_directory(runtime_dir: str | None) -> Path:
     """The directory for this process's server, which is made if it is not there.
 
     Raises:
       DirectoryError: it is somebody else's, or open to others, or no directory.
       OSError: it cannot be made.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     if runtime_dir is not None:
         directory = Path(runtime_dir).absolute()
     else:
         directory = default_directory()
         make_private(directory.parent)
-        remove_dead(directory.parent, directory)
+        remove_dead_sockets(directory.parent, directory)
     make_private(directory)
     return directory
 
@@ -87,7 +87,7 @@ def check_private(path: Path) -> None:
 
     Its user is ours; root may look at everybody's.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise DirectoryError(f"{path} is not a directory")
@@ -112,7 +112,7 @@ def socket_path(directory: Path, name: str) -> Path:
 
 def check_length(path: Path) -> None:
     """Raise a DirectoryError if it is too long for a Unix socket."""
-    if len(os.fsencode(path)) > LONGEST:
+    if len(os.fsencode(path)) > MAX_PATH_LENGTH:
         raise DirectoryError(
             f"{path.parent} is too long for a Unix socket's path: choose a shorter one"
         )
@@ -125,11 +125,11 @@ def sockets(directory: Path) -> list[Path]:
     return []
 
 
-def is_there(path: Path) -> bool:
+def socket_exists(path: Path) -> bool:
     return path.exists()
 
 
-def forget(path: Path) -> None:
+def remove_socket(path: Path) -> None:
     """Remove a socket on which nobody listens any more, or will soon."""
     with suppress(OSError):  # somebody else was faster
         path.unlink()
@@ -146,16 +146,16 @@ def is_dead(path: Path) -> bool:
     return False
 
 
-def remove_dead(base: Path, own: Path) -> None:
+def remove_dead_sockets(base: Path, own: Path) -> None:
     """Remove what servers have left behind that were killed."""
     for directory in base.iterdir():
         if directory != own:  # which another worker may just have made
             for path in filter(is_dead, sockets(directory)):
-                forget(path)
-            leave(directory)
+                remove_socket(path)
+            remove_if_empty(directory)
 
 
-def leave(directory: Path) -> None:
+def remove_if_empty(directory: Path) -> None:
     """Remove a directory, if it is empty."""
     with suppress(OSError):
         directory.rmdir()
@@ -167,7 +167,7 @@ def pid_of(path: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def servers() -> list[Path]:
+def server_directories() -> list[Path]:
     """The directories of all servers that run now and that we may look at: root everybody's.
 
     A server that was started in another session of the same user may be in the other of the places.
@@ -175,7 +175,7 @@ def servers() -> list[Path]:
     Raises:
       NoDirectory: none can be looked at.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     user = "*" if os.geteuid() == 0 else str(os.geteuid())
     bases = {
         default_base(),

@@ -9,12 +9,12 @@ from urllib.parse import parse_qsl, urlencode
 
 from .._states import HIJACKED, IDLE, NEW, Conn, ConnState, RequestInFlight
 
-ROWS = 100  # on a page
-LAST_PAGE = 10
+ROWS_PER_PAGE = 100  # on a page
+MAX_PAGES = 10
 """Nobody reads ten thousand rows, and to make, send and sort them takes a worker seconds. Who looks
 for something filters, or sorts otherwise."""
 
-LONGEST_FILTER = 200  # characters
+MAX_FILTER_LENGTH = 200  # characters
 
 Key = tuple[Any, ...]
 
@@ -107,8 +107,8 @@ requests, path, or that with a -
         if self.group not in ("", "client"):
             raise ValueError("group must be client")
         for text in (self.client, self.path):
-            if not isinstance(text, str) or len(text) > LONGEST_FILTER:
-                raise ValueError(f"client and path have at most {LONGEST_FILTER} characters")
+            if not isinstance(text, str) or len(text) > MAX_FILTER_LENGTH:
+                raise ValueError(f"client and path have at most {MAX_FILTER_LENGTH} characters")
 
     @classmethod
     def parse(cls, query_string: bytes) -> Query:
@@ -122,7 +122,7 @@ requests, path, or that with a -
             if name == "page":
                 number = value.isascii() and value.isdecimal() and len(value) < 10
                 found["page"] = int(value) if number else 0
-            elif name in NAMES:
+            elif name in PARAMETERS:
                 found[name] = value
         return cls(**found)
 
@@ -160,4 +160,4 @@ requests, path, or that with a -
 
 
 DEFAULTS = asdict(Query())
-NAMES = [field.name for field in fields(Query)]
+PARAMETERS = [field.name for field in fields(Query)]

@@ -10,11 +10,11 @@ from typing import Any, Literal, TypedDict
 from .._states import Conn, ConnState, RequestInFlight
 from .sockets import traffic
 
-LISTED = 20  # requests in flight of one connection
+MAX_LISTED = 20  # requests in flight of one connection
 
 GAUGES = ("new", "active", "idle", "hijacked")
-CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
-COUNTERS = (*map(str, ConnState), "requests", *CLASSES)
+STATUS_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+COUNTERS = (*map(str, ConnState), "requests", *STATUS_CLASSES)
 
 
 class Request(TypedDict):
@@ -141,7 +141,7 @@ def row_of(conn: Conn, worker: int, now: float, path: str = "") -> Row:
         path=conn.path,
         received=received,
         sent=sent,
-        in_flight=[request_of(each, now) for each in requests[:LISTED]],
+        in_flight=[request_of(each, now) for each in requests[:MAX_LISTED]],
         in_flight_count=len(requests),
     )
 

@@ -19,15 +19,22 @@ from pathlib import Path
 
 import trio
 
-from .directory import DirectoryError, forget, is_there, leave, prepared, socket_path
+from .directory import (
+    DirectoryError,
+    prepare_directory,
+    remove_if_empty,
+    remove_socket,
+    socket_exists,
+    socket_path,
+)
 from .monitor import Monitor
 from .query import Query
 from .sockets import is_own, peer_uid
 
-LONGEST_QUESTION = 2**14  # bytes
+MAX_REQUEST_SIZE = 2**14  # bytes
 BACKLOG = 64
 ATTEMPTS = 5
-LOOK_EVERY = 10  # seconds, to see whether our socket is still there
+CHECK_INTERVAL = 10  # seconds, to see whether our socket is still there
 
 
 def listen(directory: Path, name: str) -> socket.socket:
@@ -57,10 +64,10 @@ def prepare(runtime_dir: str | None, name: str) -> tuple[Path, socket.socket]:
     """The directory and the socket of a worker.
 
     Raises:
-      DirectoryError, OSError: as ``prepared`` and ``listen``.
+      DirectoryError, OSError: as ``prepare_directory`` and ``listen``.
     """
     for _ in range(ATTEMPTS):
-        directory = prepared(runtime_dir)
+        directory = prepare_directory(runtime_dir)
         with suppress(FileNotFoundError):  # another has just left the directory, and removed it
             return directory, listen(directory, name)
     return directory, listen(directory, name)
@@ -89,41 +96,41 @@ async def serve(
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, partial(respond, monitor), [listener])
-                while is_there(path):  # noqa: ASYNC110  # a file has no Event
-                    await trio.sleep(LOOK_EVERY)
+                while socket_exists(path):  # noqa: ASYNC110  # a file has no Event
+                    await trio.sleep(CHECK_INTERVAL)
                 nursery.cancel_scope.cancel()
         finally:
             sock.close()
-            forget(path)
-            leave(directory)
+            remove_socket(path)
+            remove_if_empty(directory)
         again = None
         while again is None:
             with suppress(OSError, DirectoryError):
                 again = prepare(runtime_dir, monitor.name)
-            await trio.sleep(LOOK_EVERY if again is None else 0)
+            await trio.sleep(CHECK_INTERVAL if again is None else 0)
         directory, sock = again
 
 
 async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
     """Respond to one client's questions."""
-    unread = b""
+    buffer = b""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         async with stream:
             uid = peer_uid(stream.socket)
             if uid is not None and not is_own(uid):
                 return
-            while len(unread) < LONGEST_QUESTION:
-                question, end, rest = unread.partition(b"\n")
+            while len(buffer) < MAX_REQUEST_SIZE:
+                request, end, rest = buffer.partition(b"\n")
                 if not end:
                     received = await stream.receive_some()
                     if not received:
                         return
-                    unread += received
+                    buffer += received
                     continue
-                unread = rest
+                buffer = rest
                 await stream.send_all(b" ")  # JSON that begins: the loop runs, whatever is in turn
                 try:
-                    query, max_age = understood(question)
+                    query, max_age = parsed(request)
                     report = await monitor.report(query, max_age=max_age)
                     with monitor.charged():
                         response = json.dumps(report, ensure_ascii=False).encode()
@@ -132,11 +139,11 @@ async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
                 await stream.send_all(response + b"\n")
 
 
-def understood(question: bytes) -> tuple[Query | None, float]:
+def parsed(request: bytes) -> tuple[Query | None, float]:
     """
-    >>> understood(b'{"query": {"sort": "-age"}, "max_age": 0}')[0].sort
+    >>> parsed(b'{"query": {"sort": "-age"}, "max_age": 0}')[0].sort
     '-age'
     """
-    asked = json.loads(question)
+    asked = json.loads(request)
     query = asked["query"]
     return None if query is None else Query(**query), float(asked["max_age"])

@@ -10,8 +10,8 @@ import sys
 import trio
 
 # In Linux's struct tcp_info, since 4.1: tcpi_bytes_acked and tcpi_bytes_received.
-MOVED = struct.Struct("QQ")
-MOVED_AT = 120
+BYTE_COUNTERS = struct.Struct("QQ")
+BYTE_COUNTERS_OFFSET = 120
 
 
 def traffic(sock: object) -> tuple[int | None, int | None]:
@@ -21,8 +21,10 @@ def traffic(sock: object) -> tuple[int | None, int | None]:
     """
     if sys.platform == "linux" and isinstance(sock, socket.socket):  # else it is in memory
         try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MOVED_AT + MOVED.size)
-            sent, received = MOVED.unpack_from(info, MOVED_AT)
+            info = sock.getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, BYTE_COUNTERS_OFFSET + BYTE_COUNTERS.size
+            )
+            sent, received = BYTE_COUNTERS.unpack_from(info, BYTE_COUNTERS_OFFSET)
             return received, sent
         except (OSError, struct.error):  # it is closed, or a Unix socket, or the kernel is old
             pass

@@ -14,11 +14,21 @@ from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 from .._states import ConnState
-from .monitor import BLOCKED
+from .formatting import (
+    NOTHING,
+    SLOW,
+    display_width,
+    duration,
+    lateness,
+    rounded,
+    size,
+    truncate,
+    visible,
+)
+from .monitor import BLOCKED_AFTER
 from .query import DEFAULTS, Query
-from .report import CLASSES, GAUGES, LISTED, Group, Request, Row, Worker
-from .view import View, whose
-from .words import NOTHING, SLOW, cells, cut, duration, lateness, rounded, size, visible
+from .report import GAUGES, MAX_LISTED, STATUS_CLASSES, Group, Request, Row, Worker
+from .view import View, responding_share
 
 WIDTH = 80  # columns
 
@@ -44,7 +54,7 @@ def as_text(view: View, width: int = WIDTH) -> str:
         [title(view)],
         workers(view),
         [numbers(view), *rates(view)],
-        [chosen(view)],
+        [selection(view)],
         [headings, *rows] if rows else [],
     ]
     paragraphs = ["\n".join(plain(line, width) for line in part) for part in parts if part]
@@ -52,16 +62,16 @@ def as_text(view: View, width: int = WIDTH) -> str:
 
 
 def plain(line: Line, width: int) -> str:
-    return "".join(span.text for span in fitting(line, width)).rstrip()
+    return "".join(span.text for span in cut_to_width(line, width)).rstrip()
 
 
-def fitting(line: Line, width: int) -> Line:
+def cut_to_width(line: Line, width: int) -> Line:
     """The same line, cut where there is no more room for it."""
     fits: Line = []
     for span in line:
-        text = cut(span.text, width)
+        text = truncate(span.text, width)
         fits.append(span._replace(text=text))
-        width -= cells(text)
+        width -= display_width(text)
         if text != span.text:
             break
     return fits
@@ -89,7 +99,7 @@ def workers(view: View) -> list[Line]:
     return lines
 
 
-def headed(*titles: str) -> list[Span]:
+def heading_cells(*titles: str) -> list[Span]:
     return [Span(title, "heading") for title in titles]
 
 
@@ -103,7 +113,7 @@ def _worker(worker: Worker) -> list[Span]:
         Span(f"{worker['connections']:,}"),
         Span(
             lateness(lag),
-            "trouble" if lag >= BLOCKED else "",
+            "trouble" if lag >= BLOCKED_AFTER else "",
         ),
     ]
 
@@ -112,7 +122,7 @@ def numbers(view: View) -> Line:
     """How many connections are in which state, as far as their workers respond."""
     states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
     numbers = f"{', '.join(states)}; {view['websockets']:,} WebSockets"
-    return [Span(f"Connections{whose(view)}: {numbers}")]
+    return [Span(f"Connections{responding_share(view)}: {numbers}")]
 
 
 def rates(view: View) -> list[Line]:
@@ -121,13 +131,13 @@ def rates(view: View) -> list[Line]:
     if found is None:
         return []
     line = [Span(f"Per second: {rounded(found['requests'])} requests; responses:")]
-    for each in CLASSES:
+    for each in STATUS_CLASSES:
         if found[each]:
             line.append(Span(f" {each} {rounded(found[each])}", "trouble" if each == "5xx" else ""))
     return [line if len(line) > 1 else [*line, Span(" none")]]
 
 
-def chosen(view: View) -> Line:
+def selection(view: View) -> Line:
     """Which connections are listed, and in which order."""
     query = Query(**view["query"])
     matching = view["matching"]
@@ -156,7 +166,7 @@ def order(query: Query) -> str:
     return f"by {query.order}, {'greatest' if query.descending else 'least'} first"
 
 
-def table(view: View, width: int, listed: int = LISTED) -> tuple[Line, list[Line]]:
+def table(view: View, width: int, listed: int = MAX_LISTED) -> tuple[Line, list[Line]]:
     """Headings, and below them the connections with their requests in flight, or the clients.
 
     Args:
@@ -168,34 +178,34 @@ def table(view: View, width: int, listed: int = LISTED) -> tuple[Line, list[Line
         headings, *lines = columns([GROUP, *map(_group, view["groups"])], range(1, len(GROUP)))
         return headings, lines
     rows = view["rows"]
-    headings, *lines = columns(narrowed([ROW, *map(_row, rows)], width), RIGHT, gap=" ")
-    below: list[Line] = []
+    headings, *lines = columns(fit_columns([ROW, *map(_row, rows)], width), RIGHT_ALIGNED, gap=" ")
+    lines_out: list[Line] = []
     for row, line in zip(rows, lines, strict=True):
-        below += [line, *requests(row, width, listed)]
-    return headings, below
+        lines_out += [line, *requests(row, width, listed)]
+    return headings, lines_out
 
 
-def narrowed(rows: list[list[Span]], width: int) -> list[list[Span]]:
+def fit_columns(rows: list[list[Span]], width: int) -> list[list[Span]]:
     """Rows of cells that have room in so many columns of the terminal, with a blank between two."""
-    widths = widths_of(rows)
-    while len(widths) > ESSENTIAL and sum(widths) + len(widths) - 1 > width:
+    widths = column_widths(rows)
+    while len(widths) > MIN_COLUMNS and sum(widths) + len(widths) - 1 > width:
         widths.pop()
-    room = width - (sum(widths) - widths[CLIENT]) - (len(widths) - 1)
-    room = max(room, NARROWEST)
+    client_width = width - (sum(widths) - widths[CLIENT]) - (len(widths) - 1)
+    client_width = max(client_width, MIN_CLIENT_WIDTH)
     return [
         [
-            Span(cut(cell.text, room), cell.style) if number == CLIENT else cell
+            Span(truncate(cell.text, client_width), cell.style) if number == CLIENT else cell
             for number, cell in enumerate(row[: len(widths)])
         ]
         for row in rows
     ]
 
 
-ROW = headed("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
+ROW = heading_cells("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
 CLIENT = 2  # is cut where there is no room
-NARROWEST = 12  # and keeps so many of the terminal's columns
-ESSENTIAL = 5  # are never left out
-RIGHT = {1, 3, 4, 5, 6, 8, 9}
+MIN_CLIENT_WIDTH = 12  # and keeps so many of the terminal's columns
+MIN_COLUMNS = 5  # are never left out
+RIGHT_ALIGNED = {1, 3, 4, 5, 6, 8, 9}
 
 
 def _row(row: Row) -> list[Span]:
@@ -234,11 +244,11 @@ def _request(request: Request, width: int) -> Line:
     before = f"{brief(request['age']):>10} {phase:<9} "
     behind = "" if stream is None else f"  stream {safe(stream)}"
     what = f"{safe(request['method'])} {safe(request['path'])}"
-    what = cut(what, width - cells(before) - cells(behind))
+    what = truncate(what, width - display_width(before) - display_width(behind))
     return [Span(f"{before}{what}", "trouble" if slow else ""), Span(behind, "weak")]
 
 
-GROUP = headed("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
+GROUP = heading_cells("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
 
 
 def _group(group: Group) -> list[Span]:
@@ -252,27 +262,29 @@ def _group(group: Group) -> list[Span]:
 
 def columns(rows: Sequence[list[Span]], right: Container[int], gap: str = "  ") -> list[Line]:
     """Rows of cells as lines; the cells of some columns are at the right of theirs."""
-    widths = widths_of(rows)
+    widths = column_widths(rows)
     return [
         [
-            Span(f"{gap if number else ''}{padded(cell.text, width, number in right)}", cell.style)
+            Span(f"{gap if number else ''}{pad(cell.text, width, number in right)}", cell.style)
             for number, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         for row in rows
     ]
 
 
-def widths_of(rows: Sequence[list[Span]]) -> list[int]:
+def column_widths(rows: Sequence[list[Span]]) -> list[int]:
     """Of each column; a row may lack the last ones."""
-    return [max(map(cells, column)) for column in zip_longest(*map(texts, rows), fillvalue="")]
+    return [
+        max(map(display_width, column)) for column in zip_longest(*map(texts, rows), fillvalue="")
+    ]
 
 
 def texts(row: list[Span]) -> list[str]:
     return [cell.text for cell in row]
 
 
-def padded(text: str, width: int, right: bool) -> str:
-    blanks = " " * (width - cells(text))
+def pad(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - display_width(text))
     return f"{blanks}{text}" if right else f"{text}{blanks}"
 
 

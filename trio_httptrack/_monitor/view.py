@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from itertools import zip_longest
 from typing import Any, TypedDict
 
-from .query import LAST_PAGE, ROWS, Query
+from .query import MAX_PAGES, ROWS_PER_PAGE, Query
 from .report import COUNTERS, GAUGES, Group, Report, Row, Worker
 
 
@@ -61,9 +61,9 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
     groups = merged_groups(report["groups"] for report in reports)
     matching = sum(report["matching"] for report in reports)
     found = len(groups) if query.group else matching
-    pages = min(max(1, -(-found // ROWS)), LAST_PAGE)
+    pages = min(max(1, -(-found // ROWS_PER_PAGE)), MAX_PAGES)
     page = min(query.page, pages)
-    shown = slice((page - 1) * ROWS, page * ROWS)
+    shown = slice((page - 1) * ROWS_PER_PAGE, page * ROWS_PER_PAGE)
     keyed = [pair for each in reports for pair in zip(each["keys"], each["rows"], strict=True)]
     keyed.sort(key=lambda pair: pair[0], reverse=query.descending)
     known = [report["rates"] for report in reports]
@@ -88,7 +88,7 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
     )
 
 
-def whose(view: View) -> str:
+def responding_share(view: View) -> str:
     """Of how many workers the view is, where that is not all of them."""
     known = sum(worker["silent"] is None for worker in view["workers"])
     number = len(view["workers"])

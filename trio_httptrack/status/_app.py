@@ -9,8 +9,8 @@ from typing import Any
 
 import trio
 
-from .._asgi import conn_of, live, monitor_of, refuse_websocket
-from .._monitor.monitor import INTERVAL, Monitor, young
+from .._asgi import conn_of, monitor_of, refuse_websocket, run_lifespan
+from .._monitor.monitor import SAMPLE_INTERVAL, Monitor, still_fresh
 from .._monitor.query import Query
 from .._monitor.text import as_text
 from .._monitor.view import View
@@ -22,7 +22,9 @@ UNTRACKED = (
     "This server is not tracked, so there is nothing to show: has its config a conn_state, "
     "and is it started with -k trio?"
 )
-MAX_AGE = INTERVAL - 0.1  # seconds: who looks each second may see what another viewer was shown
+MAX_AGE = (
+    SAMPLE_INTERVAL - 0.1
+)  # seconds: who looks each second may see what another viewer was shown
 
 
 class StatusApp:
@@ -58,7 +60,7 @@ class StatusApp:
         self._announced = False
         # What the viewers of this second are sent: those who want to see the same share it.
         self._updates: dict[tuple[str, Query], tuple[float, bytes]] = {}
-        self._turn = trio.Lock()
+        self._lock = trio.Lock()
 
     @property
     def token(self) -> str:
@@ -73,7 +75,7 @@ class StatusApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await self._announce(scope)
-            await live(receive, send)
+            await run_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
@@ -102,26 +104,26 @@ class StatusApp:
             except ValueError as error:
                 await respond(send, 400, f"{error}.")
                 return
-            with monitor.looking(conn_of(scope)):
-                await self._show(monitor, query, scope, receive, send)
+            with monitor.viewing(conn_of(scope)):
+                await self._send_view(monitor, query, scope, receive, send)
 
-    async def _show(
+    async def _send_view(
         self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
     ) -> None:
-        kind = accepted(scope["headers"])
-        if kind == EVENTS:
+        media_type = media_type_for(scope["headers"])
+        if media_type == EVENTS:
             await self._stream(monitor, query, scope, receive, send)
             return
         view = await monitor.view(query)
         with monitor.charged():
-            body = self._rendered(view, kind)
-        await respond(send, 200, body, kind)
+            body = self._rendered(view, media_type)
+        await respond(send, 200, body, media_type)
 
-    def _rendered(self, view: View, kind: str) -> str:
-        if kind == JSON:
+    def _rendered(self, view: View, media_type: str) -> str:
+        if media_type == JSON:
             return json.dumps(view)
         self._updates.clear()  # what this viewer will be sent next must not be older
-        return as_text(view) if kind == TEXT else page(view, self._link_token)
+        return as_text(view) if media_type == TEXT else page(view, self._link_token)
 
     @property
     def _link_token(self) -> str | None:
@@ -129,7 +131,7 @@ class StatusApp:
         return self.token if self._access.by_token else None
 
     async def _update(self, monitor: Monitor, query: Query) -> bytes:
-        async with self._turn:
+        async with self._lock:
             shared = monitor.name, query
             updated, body = self._updates.get(shared, (-math.inf, b""))
             if trio.current_time() - updated > MAX_AGE:
@@ -137,21 +139,21 @@ class StatusApp:
                 with monitor.charged():
                     body = f"data: {update(view, self._link_token)}\n\n".encode()
                 now = trio.current_time()
-                self._updates = {**young(self._updates, now), shared: (now, body)}
+                self._updates = {**still_fresh(self._updates, now), shared: (now, body)}
             return body
 
     async def _stream(
         self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
     ) -> None:
         """Send what changes each second, until the viewer or the server goes."""
-        await send(head(200, EVENTS))
+        await send(response_start(200, EVENTS))
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
         conn = conn_of(scope)
         async with trio.open_nursery() as nursery:
 
-            async def end_with(wait: Callable[[], Awaitable[object]]) -> None:
+            async def stop_after(wait: Callable[[], Awaitable[object]]) -> None:
                 await wait()
                 nursery.cancel_scope.cancel()
 
@@ -159,27 +161,29 @@ class StatusApp:
                 while (await receive())["type"] != "http.disconnect":
                     pass
 
-            nursery.start_soon(end_with, disconnect)
+            nursery.start_soon(stop_after, disconnect)
             if conn is not None:
-                nursery.start_soon(end_with, conn.draining.wait)
+                nursery.start_soon(stop_after, conn.draining.wait)
             while True:
                 body = await self._update(monitor, query)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-                await trio.sleep(INTERVAL)
+                await trio.sleep(SAMPLE_INTERVAL)
         await send({"type": "http.response.body"})
 
 
-def accepted(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def media_type_for(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The kind of response that the client names first; HTML if it names none of them."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
-    return next((kind for kind in kinds if kind in (HTML, JSON, EVENTS, TEXT)), HTML)
+    return next(
+        (media_type for media_type in kinds if media_type in (HTML, JSON, EVENTS, TEXT)), HTML
+    )
 
 
-def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
+def response_start(status: int, media_type: str, **headers: str) -> dict[str, Any]:
     """A response's first event. What it says is for this viewer, at this moment, on this page."""
     fields = {
-        "content-type": kind if kind == JSON else f"{kind}; charset=utf-8",
+        "content-type": media_type if media_type == JSON else f"{media_type}; charset=utf-8",
         "cache-control": "no-store",
         "content-security-policy": POLICY,
         "cross-origin-resource-policy": "same-origin",
@@ -195,8 +199,10 @@ def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
     }
 
 
-async def respond(send: Any, status: int, text: str, kind: str = TEXT, **headers: str) -> None:
+async def respond(
+    send: Any, status: int, text: str, media_type: str = TEXT, **headers: str
+) -> None:
     body = text.encode() if status == 200 else f"{text}\n".encode()
     headers["content-length"] = str(len(body))
-    await send(head(status, kind, **headers))
+    await send(response_start(status, media_type, **headers))
     await send({"type": "http.response.body", "body": body})

@@ -20,18 +20,24 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import h11
 import trio
 
-from .._monitor.asking import LONGEST_RESPONSE, Peers
-from .._monitor.directory import DirectoryError, NoDirectory, check_private, servers, sockets
-from .._monitor.query import NAMES, Query
+from .._monitor.directory import (
+    DirectoryError,
+    NoDirectoryError,
+    check_private,
+    server_directories,
+    sockets,
+)
+from .._monitor.formatting import visible
+from .._monitor.peers import MAX_RESPONSE_SIZE, Peers
+from .._monitor.query import PARAMETERS, Query
 from .._monitor.text import as_text
 from .._monitor.view import View, view_of
-from .._monitor.words import visible
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-PATIENCE = 10  # seconds for a page to respond, and longer than a page waits for its workers
-PATH = "/%:@!$&'()*+,;=~"  # what may be in a URL's path as it is
+RESPONSE_TIMEOUT = 10  # seconds for a page to respond, and longer than a page waits for its workers
+SAFE_IN_PATH = "/%:@!$&'()*+,;=~"  # what may be in a URL's path as it is
 SCHEMES = {"http": 80, "https": 443}
 
 
@@ -71,14 +77,14 @@ async def opened(target: str | None) -> AsyncIterator[Source]:
         directory = only_server() if target is None else Path(target)
         check(directory)
         peers = Peers(directory)
-        with peers.looking():
+        with peers.viewing():
             yield Directory(directory, peers)
 
 
 def only_server() -> Path:
     try:
-        found = servers()
-    except NoDirectory as error:
+        found = server_directories()
+    except NoDirectoryError as error:
         raise SourceError(f"{error}: name the page's URL") from None
     if len(found) == 1:
         return found[0]
@@ -105,13 +111,13 @@ def check(directory: Path) -> None:
 
 
 # What is raised where something is shown that has another shape than a view.
-MISSHAPEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+MALFORMED = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 
-def shown(view: object) -> View:
+def validated(view: object) -> View:
     """A view that somebody else has made, if it is one.
 
-    Raises one of ``MISSHAPEN`` if it cannot be shown.
+    Raises one of ``MALFORMED`` if it cannot be shown.
     """
     found = cast(View, view)
     as_text(found)
@@ -130,12 +136,12 @@ class Directory:
 
     async def view(self, query: Query) -> View:
         check(self._directory)  # each time: it may have gone, and another be in its place
-        reports, silent = await self._peers.ask(query)
+        reports, silent = await self._peers.fetch_reports(query)
         if not reports and not silent:  # all of them were killed
             raise SourceError(f"no worker listens in {self.name}")
         try:
-            return shown(view_of(query, reports, silent))
-        except MISSHAPEN:
+            return validated(view_of(query, reports, silent))
+        except MALFORMED:
             raise SourceError(f"the workers in {self.name} are of another version") from None
 
 
@@ -148,7 +154,9 @@ class Page:
         try:
             self._url = urlsplit(url)
             given = parse_qsl(self._url.query, keep_blank_values=True)
-            self._others = [(name, value) for name, value in given if name not in NAMES]
+            self._other_parameters = [
+                (name, value) for name, value in given if name not in PARAMETERS
+            ]
             if not self._url.hostname:
                 raise ValueError("there is no host in it")
             self._host, self._port = self._url.hostname, self._url.port or SCHEMES[self._url.scheme]
@@ -158,7 +166,7 @@ class Page:
         self.name = visible(self._url._replace(query="", fragment="").geturl())  # without the token
 
     async def view(self, query: Query) -> View:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(RESPONSE_TIMEOUT):
             try:
                 return await self._view(query)
             except (
@@ -168,8 +176,8 @@ class Page:
                 EOFError,
                 h11.ProtocolError,
             ) as error:
-                raise SourceError(f"{self.name}: {reason(error)}") from None
-        raise SourceError(f"{self.name}: no response within {PATIENCE} seconds")
+                raise SourceError(f"{self.name}: {described(error)}") from None
+        raise SourceError(f"{self.name}: no response within {RESPONSE_TIMEOUT} seconds")
 
     async def _view(self, query: Query) -> View:
         reused = self._stream is not None
@@ -187,14 +195,14 @@ class Page:
         if status != 200:
             raise SourceError(f"{self.name} responds with {status}: {first_line(body)}")
         try:
-            return shown(json.loads(body))
-        except (*MISSHAPEN, RecursionError):
+            return validated(json.loads(body))
+        except (*MALFORMED, RecursionError):
             raise SourceError(
                 f"{self.name} is no status page of this version of trio-httptrack"
             ) from None
 
     def _refusal(self) -> str:
-        has = any(name == "token" for name, _ in self._others)
+        has = any(name == "token" for name, _ in self._other_parameters)
         return (
             f"the token is {'wrong' if has else 'missing'}: "
             "the server's log has it, as ?token=... to add to the page's address"
@@ -224,7 +232,7 @@ class Page:
         return self._stream
 
     def _request(self, query: Query) -> bytes:
-        others = f"&{urlencode(self._others)}" if self._others else ""
+        others = f"&{urlencode(self._other_parameters)}" if self._other_parameters else ""
         headers = {
             "host": self._url.netloc.rpartition("@")[2],
             "accept": "application/json",
@@ -232,7 +240,7 @@ class Page:
         }
         request = h11.Request(
             method="GET",
-            target=f"{quote(self._url.path or '/', safe=PATH)}{query.link()}{others}",
+            target=f"{quote(self._url.path or '/', safe=SAFE_IN_PATH)}{query.link()}{others}",
             headers=list(headers.items()),
         )
         head = self._http.send(request)
@@ -256,7 +264,7 @@ class Page:
                 location = fields.get(b"location", b"").decode("latin-1")
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > LONGEST_RESPONSE:
+                if len(body) > MAX_RESPONSE_SIZE:
                     raise EOFError("the response is too long")
             elif isinstance(event, h11.EndOfMessage):
                 if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -269,12 +277,12 @@ class Page:
             await trio.aclose_forcefully(stream)
 
 
-def reason(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """What went wrong with a connection: the first cause, in the system's words."""
     if isinstance(error, BaseExceptionGroup):
-        return reason(error.exceptions[0])
+        return described(error.exceptions[0])
     if error.__cause__ is not None:
-        return reason(error.__cause__)
+        return described(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
         # What Trio says of a refused connection is longer, and says no more.
         named = isinstance(error, socket.gaierror)  # its numbers are not the system's

@@ -17,9 +17,9 @@ from operator import itemgetter
 
 import trio
 
-from .._extra import needed
-from .._monitor.text import Line, Style, fitting
-from .._monitor.words import cells
+from .._extra import require_extra
+from .._monitor.formatting import display_width
+from .._monitor.text import Line, Style, cut_to_width
 
 try:
     import termios
@@ -30,7 +30,7 @@ except ModuleNotFoundError:
         "--once prints it as text"
     ) from None
 
-with needed("a live view", "top"):
+with require_extra("a live view", "top"):
     from rich.console import Console
     from rich.text import Text
 
@@ -39,9 +39,9 @@ with needed("a live view", "top"):
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 # CAN first: it ends an escape sequence of which a part was written.
 LEAVE = "\x18\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
-LEAVING = 1  # seconds: a terminal that is not read from must not keep us
+LEAVE_TIMEOUT = 1  # seconds: a terminal that is not read from must not keep us
 
-MOVING = 8  # bytes that move the cursor
+CURSOR_MOVE_SIZE = 8  # bytes that move the cursor
 
 # Bold, dim and red can be read on a light ground and on a dark one; yellow and blue cannot.
 STYLES: dict[Style, str] = {
@@ -79,8 +79,8 @@ class Terminal:
         self._modes = termios.tcgetattr(fd)
         self._shown: list[Characters] = []
         self._size = os.terminal_size((80, 24))
-        self._taken = False
-        self._turn = trio.Lock()
+        self._entered = False
+        self._lock = trio.Lock()
         self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
 
     @property
@@ -91,25 +91,25 @@ class Terminal:
 
     async def enter(self) -> None:
         """Take the screen. To be called again when something else may have written on it."""
-        async with self._turn:
+        async with self._lock:
             tty.setcbreak(self._fd)  # Ctrl-C and Ctrl-Z stay what they are
-            self._taken = True
+            self._entered = True
             self._shown = []
             await self._write(ENTER)
 
     async def leave(self) -> None:
         """Give back the screen as it was before."""
-        self._taken = False
+        self._entered = False
         with suppress(termios.error):  # it has gone
             termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
-        with trio.CancelScope(deadline=trio.current_time() + LEAVING, shield=True):
-            async with self._turn:
+        with trio.CancelScope(deadline=trio.current_time() + LEAVE_TIMEOUT, shield=True):
+            async with self._lock:
                 await self._write(LEAVE)
 
     async def paint(self, frame: list[Line]) -> None:
         """Show lines from the top of the screen."""
-        async with self._turn:
-            if self._taken:
+        async with self._lock:
+            if self._entered:
                 await self._paint(frame)
 
     async def _paint(self, frame: list[Line]) -> None:
@@ -177,9 +177,9 @@ class Terminal:
 
 def characters(line: Line, width: int) -> Characters:
     """A line's characters up to the edge of the screen, each with its style."""
-    line = fitting(line, width)
+    line = cut_to_width(line, width)
     found: Characters = [(each, span.style) for span in line for each in span.text]
-    return found + [(" ", "")] * (width - sum(cells(span.text) for span in line))
+    return found + [(" ", "")] * (width - sum(display_width(span.text) for span in line))
 
 
 def is_ascii(line: Characters) -> bool:
@@ -197,7 +197,7 @@ def differences(line: Characters, before: Characters) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for column, (now, then) in enumerate(zip(line, before, strict=True)):
         if now != then:
-            if found and column - found[-1][1] < MOVING:
+            if found and column - found[-1][1] < CURSOR_MOVE_SIZE:
                 start, _ = found.pop()
             else:
                 start = column

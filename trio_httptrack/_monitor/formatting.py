@@ -77,32 +77,32 @@ def spelled(character: str) -> str:
     return character.encode("unicode-escape", "surrogatepass").decode("ascii")
 
 
-def cells(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal it takes.
 
-    >>> [cells(text) for text in ("abc", "\u65e5\u672c", "e\u0301")]
+    >>> [display_width(text) for text in ("abc", "\u65e5\u672c", "e\u0301")]
     [3, 4, 1]
     """
-    return len(text) if text.isascii() else sum(map(_cells, text))
+    return len(text) if text.isascii() else sum(map(_character_width, text))
 
 
-def _cells(character: str) -> int:
+def _character_width(character: str) -> int:
     if unicodedata.category(character) in ("Mn", "Me"):  # it is drawn upon the one before it
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def cut(text: str, width: int) -> str:
+def truncate(text: str, width: int) -> str:
     """As much of it as a number of a terminal's columns has room for.
 
-    >>> [cut("/reports", width) for width in (8, 7, 1, 0)]
+    >>> [truncate("/reports", width) for width in (8, 7, 1, 0)]
     ['/reports', '/repor…', '…', '']
     """
-    if cells(text) <= width:
+    if display_width(text) <= width:
         return text
     room = width - 1  # for what is before the ellipsis
     for at, character in enumerate(text):
-        room -= _cells(character)
+        room -= _character_width(character)
         if room < 0:
             text = text[:at]
             break

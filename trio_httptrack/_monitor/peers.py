@@ -22,15 +22,15 @@ from typing import cast
 
 import trio
 
-from .directory import SUFFIX, forget, pid_of, sockets
+from .directory import SUFFIX, pid_of, remove_socket, sockets
 from .query import Query
 from .report import Report, Worker
 from .sockets import peer_uid
 
-PATIENCE = 0.5  # seconds for a worker to begin its response
-GLANCE = 0.02  # seconds for one that is silent already: its response may just have come
-MAKING = 5.0  # seconds more for its report, behind those that others look at
-LONGEST_RESPONSE = 2**26  # bytes
+RESPONSE_TIMEOUT = 0.5  # seconds for a worker to begin its response
+SILENT_TIMEOUT = 0.02  # seconds for one that is silent already: its response may just have come
+REPORT_TIMEOUT = 5.0  # seconds more for its report, behind those that others look at
+MAX_RESPONSE_SIZE = 2**26  # bytes
 
 
 class Peer:
@@ -40,19 +40,19 @@ class Peer:
         self._path = path
         self._owner = path.parent.lstat().st_uid
         self._sock: socket.socket | None = None
-        self._asked: bytes | None = None  # while it has not responded to this
-        self._asked_at = 0.0
-        self._unread = bytearray()
+        self._pending: bytes | None = None  # while it has not responded to this
+        self._requested_at = 0.0
+        self._buffer = bytearray()
 
     @property
-    def patience(self) -> float:
+    def timeout(self) -> float:
         """How long to wait for it, in seconds."""
-        overdue = self._asked is not None and self._silence >= PATIENCE
-        return GLANCE if overdue else PATIENCE
+        overdue = self._pending is not None and self._silent_for >= RESPONSE_TIMEOUT
+        return SILENT_TIMEOUT if overdue else RESPONSE_TIMEOUT
 
     @property
-    def _silence(self) -> float:
-        return trio.current_time() - self._asked_at
+    def _silent_for(self) -> float:
+        return trio.current_time() - self._requested_at
 
     def silent(self) -> Worker:
         """All that is known of it while it does not respond."""
@@ -63,10 +63,10 @@ class Peer:
             connections=None,
             lag=None,
             draining=False,
-            silent=round(self._silence, 3),
+            silent=round(self._silent_for, 3),
         )
 
-    async def ask(self, question: bytes, patience: trio.CancelScope) -> bytes:
+    async def request(self, request: bytes, scope: trio.CancelScope) -> bytes:
         """Its response. May be cancelled at any time.
 
         Args:
@@ -76,24 +76,24 @@ class Peer:
         Raises:
           OSError: there is nobody any more.
         """
-        too_old = self._silence > PATIENCE + MAKING
+        too_old = self._silent_for > RESPONSE_TIMEOUT + REPORT_TIMEOUT
         if (
             self._sock is not None
-            and self._asked is not None
-            and (self._asked != question or too_old)
+            and self._pending is not None
+            and (self._pending != request or too_old)
         ):
-            await self._response(patience)  # to somebody who has not waited for it
-        if self._asked is None:
-            self._asked_at = trio.current_time()
+            await self._receive_response(scope)  # to somebody who has not waited for it
+        if self._pending is None:
+            self._requested_at = trio.current_time()
         elif self._sock is not None:
-            return await self._response(patience)
-        self._asked = question
+            return await self._receive_response(scope)
+        self._pending = request
         self._send()
-        return await self._response(patience)
+        return await self._receive_response(scope)
 
     def _send(self) -> None:
         """Send the question, which never has to wait on a Unix socket that was just connected."""
-        assert self._asked is not None
+        assert self._pending is not None
         if self._sock is None:
             sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)
@@ -108,11 +108,11 @@ class Peer:
             self._sock = sock
             if peer_uid(sock) not in (None, self._owner):
                 raise PermissionError("the socket is not that of the directory's user")
-        self._sock.sendall(self._asked)
+        self._sock.sendall(self._pending)
 
-    async def _response(self, patience: trio.CancelScope) -> bytes:
+    async def _receive_response(self, scope: trio.CancelScope) -> bytes:
         """The response to what was asked. What has come of it is kept if this is cancelled."""
-        while not self._unread.endswith(b"\n"):
+        while not self._buffer.endswith(b"\n"):
             if self._sock is None:
                 await trio.sleep_forever()
             try:
@@ -120,12 +120,12 @@ class Peer:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
-            if not received or len(self._unread) > LONGEST_RESPONSE:
+            if not received or len(self._buffer) > MAX_RESPONSE_SIZE:
                 raise ConnectionResetError
-            self._unread += received
-            patience.deadline = trio.current_time() + MAKING
-        response, self._asked = bytes(self._unread), None
-        self._unread.clear()
+            self._buffer += received
+            scope.deadline = trio.current_time() + REPORT_TIMEOUT
+        response, self._pending = bytes(self._buffer), None
+        self._buffer.clear()
         return response
 
     def close(self) -> None:
@@ -154,10 +154,10 @@ class Peers:
         self._charged = charged
         self._peers: dict[Path, Peer] = {}
         self._viewers = 0
-        self._turn = trio.Lock()  # a connection has one question at a time
+        self._lock = trio.Lock()  # a connection has one question at a time
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def viewing(self) -> Iterator[None]:
         """To be put around everything else."""
         self._viewers += 1
         try:
@@ -169,7 +169,7 @@ class Peers:
                     peer.close()
                 self._peers.clear()
 
-    async def ask(
+    async def fetch_reports(
         self, query: Query | None, max_age: float = 0
     ) -> tuple[list[Report], list[Worker]]:
         """The reports of all that respond in time, and the workers that do not.
@@ -179,31 +179,31 @@ class Peers:
           max_age: how old a report may be, in seconds.
         """
         asked = {"query": None if query is None else asdict(query), "max_age": max_age}
-        question = json.dumps(asked).encode() + b"\n"
+        request = json.dumps(asked).encode() + b"\n"
         responses: list[bytes] = []
         silent: list[Worker] = []
 
-        async def ask(path: Path, peer: Peer) -> None:
-            with trio.move_on_after(peer.patience) as patience:
+        async def fetch(path: Path, peer: Peer) -> None:
+            with trio.move_on_after(peer.timeout) as scope:
                 try:
-                    responses.append(await peer.ask(question, patience))
+                    responses.append(await peer.request(request, scope))
                 except OSError as error:
                     peer.close()
                     del self._peers[path]
                     # A dead worker has left it. From outside nobody knows whose directory it is.
                     if self._own and isinstance(error, ConnectionRefusedError):
-                        forget(path)
-            if patience.cancelled_caught:
+                        remove_socket(path)
+            if scope.cancelled_caught:
                 silent.append(peer.silent())
 
-        async with self._turn, trio.open_nursery() as nursery:
-            self._find()
+        async with self._lock, trio.open_nursery() as nursery:
+            self._refresh()
             for path, peer in self._peers.items():
-                nursery.start_soon(ask, path, peer)
+                nursery.start_soon(fetch, path, peer)
         with self._charged():
-            return [report for each in responses for report in understood(each)], silent
+            return [report for each in responses for report in parsed(each)], silent
 
-    def _find(self) -> None:
+    def _refresh(self) -> None:
         """Look who is there."""
         if self.directory is None:
             return
@@ -216,7 +216,7 @@ class Peers:
                     self._peers[path] = Peer(path)
 
 
-def understood(response: bytes) -> Iterator[Report]:
+def parsed(response: bytes) -> Iterator[Report]:
     """The report that a response is; none if it is of a worker of another version."""
     with suppress(ValueError, RecursionError):
         report = json.loads(response)
