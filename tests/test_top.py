@@ -421,7 +421,7 @@ async def test_a_response_without_an_end_is_not_read_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is as long as a worker's may be."""
-    monkeypatch.setattr("trio_httptrack.top._sources.LONGEST_RESPONSE", 100)
+    monkeypatch.setattr("trio_httptrack.top._sources.MAX_RESPONSE_SIZE", 100)
     async with (
         serving() as (server, status),
         opened(f"{server.urls[0]}/?token={status.token}") as source,
