@@ -163,7 +163,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a worker process that ends": (
         {"broken.py": "import os\n\nos._exit(7)\n"},
         "-c file:conf.py -w 1 broken:app",
-        "broken:app: the worker process ended with status 7 while it was imported",
+        "broken:app: the worker process exited with status 7 while it imported the application",
     ),
     "another form": (
         {},
@@ -173,7 +173,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "no application at all": (
         {},
         "-c file:conf.py myapp:number",
-        "myapp:number is 5, which is no ASGI or WSGI application",
+        "myapp:number is 5, which is not an ASGI or WSGI application",
     ),
     "no conn_state": (
         {},
@@ -329,7 +329,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a PID file without a place": (
         {},
         "-c file:conf.py --pid not/there myapp:app",
-        "pid_path: there is no directory for 'not/there'",
+        "pid_path: the directory of 'not/there' does not exist",
     ),
     "a Unix socket with too long a path": (
         {},
@@ -339,12 +339,12 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "an address twice": (
         {},
         "-c file:conf.py -b 127.0.0.1:8000 -b 127.0.0.1:8000 myapp:app",
-        "bind: '127.0.0.1:8000' is there twice",
+        "bind: '127.0.0.1:8000' is listed twice",
     ),
     "no address": (
         {"conf.py": f"{HOOK}bind = []"},
         "-c file:conf.py myapp:app",
-        "bind is empty, and the server would listen nowhere",
+        "bind is empty, so the server would not listen anywhere",
     ),
     "a StatsD host without a port": (
         {},

@@ -1930,7 +1930,7 @@ async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(
 
 RATES = ("min_request_body_rate", "min_response_rate")
 SECONDS = ("request_timeout", "max_connection_age", "websocket_ping_timeout")
-SHARE = "a share of the age, from 0 to below 1"
+FRACTION = "a fraction of the age, from 0 to below 1"
 WRONG: list[tuple[str, Any, str]] = [
     *(
         (name, value, f"{name} must be a number of {unit}, or None, not {value!r}")
@@ -1954,14 +1954,14 @@ WRONG: list[tuple[str, Any, str]] = [
         (
             "max_connection_age_jitter",
             value,
-            f"max_connection_age_jitter must be {SHARE}, not {value!r}",
+            f"max_connection_age_jitter must be {FRACTION}, not {value!r}",
         )
         for value in (-0.1, 1, "0.1", True, None, float("nan"))
     ),
 ]
 QUIC = (
-    "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it ends its worker; "
-    "remove it, and let a proxy such as Caddy speak HTTP/3 with clients"
+    "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it terminates its "
+    "worker; remove quic_bind, and let a proxy such as Caddy serve HTTP/3"
 )
 
 

@@ -123,10 +123,10 @@ def test_what_does_not_work_says_so_in_one_line(program: str, says: str) -> None
 
 
 def test_processes_cannot_share_their_metrics(tmp_path: Path) -> None:
-    """Where files have no locks, nobody would know which process has died."""
+    """Without file locks, no process would know which other process has died."""
     program = "import trio_httptrack.prometheus as ours; ours.PrometheusTracker()"
     assert error(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == (
-        "RuntimeError: this system does not have the file locks (fcntl) by which workers share "
-        "their numbers: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
+        "RuntimeError: multiprocess mode needs file locks (fcntl), which this system does not "
+        "have: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
     )
     assert run(program).returncode == 0

@@ -290,7 +290,7 @@ async def test_a_server_that_is_not_tracked_says_so() -> None:
     """It is the mistake that is made first."""
     status, _, body = await request(StatusApp(allow=LOOPBACK))
     assert status == 503
-    assert "has its config a conn_state" in body
+    assert "does its config have a conn_state" in body
 
 
 # Updates
@@ -557,7 +557,7 @@ async def test_allow_says_who_may_look(
         client = await server.connect(client=(address, 4711))
         answered, body = await http1(client, path=f"/?token={page.token}", **headers)
         assert answered == status
-        assert (b"You may not look at this page from" in body) == (status == 403)
+        assert (b"You may not view this page from" in body) == (status == 403)
 
 
 async def test_middleware_that_believes_headers_changes_nothing(autojump_clock: MockClock) -> None:

@@ -88,7 +88,7 @@ def test_a_filter_is_typed_into_the_last_line() -> None:
     """Enter takes it, Escape does not, Backspace takes a character away."""
     live = looking_at(row())
     press(live, "c", "1", "9", "q", "backspace")
-    assert lines(live)[-1] == "Client address begins with: 19   Enter: filter  Escape: back"
+    assert lines(live)[-1] == "Client address begins with: 19   Enter: filter  Escape: cancel"
     assert live.query == Query()
     assert press(live, "enter").client == "19"
     assert press(live, "/", "/", "s", "enter") == Query(client="19", path="/s")
@@ -272,7 +272,7 @@ def test_it_fits_every_terminal(size: tuple[int, int]) -> None:
         assert len(frame) >= size[1]
         if size[1] == 24:
             assert len(frame) == 24
-            assert plain(frame[-1], 80).endswith(("q quit", "Escape: back"))
+            assert plain(frame[-1], 80).endswith(("q quit", "Escape: cancel"))
 
 
 # Where a view comes from
@@ -341,15 +341,15 @@ RESPONSES = {
     "redirects to https://elsewhere.example/: name the page itself": (
         b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n"
     ),
-    r"responds with 500: \x1b[2J": (
+    r"responded with 500: \x1b[2J": (
         b"HTTP/1.1 500 No\r\ncontent-length: 12\r\n\r\n\x1b[2J\nTrace.."
     ),
-    "is no status page of this version of trio-httptrack": (
+    "is not a status page of this version of trio-httptrack": (
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
     ),
-    "is no status page of this": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
-    "is no status page of": b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"[" * 5000,
-    "is no status page": b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"query": {}}',
+    "is not a status page of this": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+    "is not a status page of": b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"[" * 5000,
+    "is not a status page": b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"query": {}}',
     "illegal status line": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     "peer closed connection without sending complete": (
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi"
@@ -463,7 +463,7 @@ async def test_a_page_that_is_encrypted(
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("http:///status", "http:///status: there is no host in it"),
+        ("http:///status", "http:///status: it has no host"),
         ("http://localhost:x/", "http://localhost:x/: Port could not be cast to integer"),
         ("http://localhost/?page=0", "http://localhost/?page=0: page must be a number from 1"),
         ("/nowhere", "no worker listens in /nowhere"),
@@ -511,13 +511,15 @@ async def test_without_a_name_it_is_the_only_server_that_runs(
         monkeypatch.setattr(directories, "RUN_USER", Path(name))
         directory = Path(name, "trio-httptrack", "1")
         listen_in(directory.with_name("killed")).close()
-        with pytest.raises(SourceError, match="no server runs that this user may look at: name"):
+        with pytest.raises(SourceError, match="no running server is visible to this user: name"):
             await enter(None)
         with listen_in(directory):
             assert await enter(None) == str(directory)
             with (
                 listen_in(directory.with_name("2")),
-                pytest.raises(SourceError, match=r"several servers run; name one of .*/1, .*/2$"),
+                pytest.raises(
+                    SourceError, match=r"several servers are running: name one of .*/1, .*/2$"
+                ),
             ):
                 await enter(None)
 

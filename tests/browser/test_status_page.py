@@ -268,7 +268,7 @@ def test_the_keyboard_is_enough(page: Page, running: Server) -> None:
     expected = [
         *("Pause", "new", "active", "idle", "hijacked", "Filter or group", "State"),
         *("In state for", "Client", "Oldest request", "Path", "Protocol", "TLS", "Requests"),
-        *("Age", "No."),
+        *("Age", "ID"),
     ]
     reached = []
     for _ in expected:

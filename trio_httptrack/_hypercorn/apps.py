@@ -15,7 +15,7 @@ from .._connection.exchange import App
 
 
 def as_asgi(wrapper: AppWrapper) -> App:
-    """The application that Hypercorn has wrapped."""
+    """Return an ASGI application that calls the wrapped one."""
     if type(wrapper) is ASGIWrapper:
         app: Any = wrapper.app
         return require_complete_body(app) if is_wsgi(app) else app
@@ -27,13 +27,16 @@ def as_asgi(wrapper: AppWrapper) -> App:
 
 
 def is_wsgi(app: Any) -> bool:
-    # Who has made one has imported it, and asyncio with it, which nobody else needs.
+    # Do not import it: it imports asyncio. If an app is one, the module is already imported.
     middleware = sys.modules.get("hypercorn.middleware")
     return middleware is not None and isinstance(app, middleware.TrioWSGIMiddleware)
 
 
 def require_complete_body(app: App) -> App:
-    """For WSGI, which Hypercorn calls with what has come of a body when its client leaves."""
+    """Stop a WSGI request whose client disconnects before its body is complete.
+
+    Hypercorn would call the application with the part of the body that has arrived.
+    """
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
         await app(scope, raising_on_disconnect(scope, receive), send)

@@ -1,7 +1,7 @@
-"""What a Config's ``conn_state`` stands for.
+"""Find the trackers that a Config's ``conn_state`` names.
 
-It is a tracker, a :func:`hook`, or a hook's path as a plain string (as a TOML file has it). The
-tracker that a hook names is imported when the worker starts, before it accepts.
+``conn_state`` is a tracker, a :func:`hook`, or the path of a hook as a string (in a TOML file). The
+worker imports the tracker of a hook when it starts, before it accepts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .settings import SettingError
 
 
 class HookError(SettingError):
-    """A Config's ``conn_state`` does not lead to a tracker."""
+    """A Config's ``conn_state`` does not name a tracker."""
 
 
 class NamedTracker:
-    """A tracker named by its import path, or a function that makes it."""
+    """A tracker that is named by its import path, or by the path of a function that makes it."""
 
     __slots__ = ("_instance", "path")
 
@@ -29,7 +29,7 @@ class NamedTracker:
         if not all([*module.split("."), colon, *attribute.split(".")]):
             raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
         self.path: str = path
-        self._instance: Tracker | None = None  # by the function, once
+        self._instance: Tracker | None = None  # what the function returned
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.resolve().track(conn, state)
@@ -68,12 +68,12 @@ class NamedTracker:
 
 
 def resolve(conn_state: Any) -> Composed:
-    """The trackers that a Config's ``conn_state`` stands for, imported."""
+    """Return the trackers of a Config's ``conn_state``, with each hook's tracker imported."""
     return compose(*_imported(unresolved(conn_state)))
 
 
 def unresolved(conn_state: Any) -> Composed:
-    """The trackers that a ``conn_state`` names, as it names them."""
+    """Return the trackers and hooks of a ``conn_state``. Nothing is imported."""
     if conn_state is None:
         return compose()
     try:

@@ -1,4 +1,4 @@
-"""The server's own response headers, such as the date, made once a second."""
+"""The server's own response headers, such as Date, made once a second."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hypercorn.config import Config
 
 
 def with_cached_headers(config: Config) -> Config:
-    """The same settings, but the server's own response headers are kept for a second.
+    """Return a Config with the same settings that caches its response headers for a second.
 
     Formatting the date for each response takes as long as parsing a request's first line.
     The result shares its attributes with ``config``: a later change to one shows in both.
     """
     config_class = type(config)
     if config_class.response_headers is not Config.response_headers:
-        return config  # whose headers may be others for each response
+        return config  # a subclass may have other headers for each response
     second = 0
     cached: dict[str, list[tuple[bytes, bytes]]] = {}
 

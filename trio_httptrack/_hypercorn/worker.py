@@ -1,9 +1,9 @@
-"""A tracked server: Hypercorn's own worker, with every connection ours.
+"""A tracked server: Hypercorn's own worker, with our connections.
 
 Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext``, ``Lifespan`` and ``trio``
-as globals of its module. :meth:`Worker.serve` runs the very same code with these names bound to
-its own, for this one call: nothing global changes, and several servers in one process,
-tracked or not, do not meet.
+as globals of its module. :meth:`Worker.serve` runs the same code object with other globals, in
+which these names are ours. Nothing global changes, so several servers in one process, tracked or
+not, do not affect each other.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ ADVICE = "Set runtime_dir to a directory of its own"
 
 
 def check_seam() -> None:
-    """Raise a RuntimeError if we could not put our names into Hypercorn's worker."""
+    """Raise a RuntimeError if Hypercorn's worker does not use the names that we replace."""
     names = {"TCPServer", "WorkerContext", "Lifespan", "trio", "serve_listeners"}
     code = getattr(hypercorn_serve, "__code__", None)
     arguments = ["app", "config", "context", "state", "stream"]
@@ -88,15 +88,15 @@ def refuse_hypercorn() -> NoReturn:
 
 
 class Service(Protocol):
-    """What runs beside the connections."""
+    """A task that runs as long as the worker."""
 
     async def run(self) -> None: ...
 
 
 class Worker:
-    """One run of a tracked server: its tracker, and its connections until they end."""
+    """One run of a tracked server: its tracker and its connections."""
 
-    # Several of these are read for each request: slots are the fastest.
+    # Each request reads several of these attributes, and slots are the fastest.
     __slots__ = (
         "_ages",
         "_all_closed",
@@ -135,10 +135,10 @@ class Worker:
     )
 
     report: ShutdownReport
-    """Of the drain, when it is over."""
+    """The report of the drain; not set before the drain is over."""
 
     deadline: float
-    """When the drain ends by force; infinity before it begins."""
+    """When the drain closes the remaining connections by force; infinity before it begins."""
 
     def __init__(
         self, config: Config, tracker: Composed, kernel: Kernel, nursery: trio.Nursery
@@ -162,7 +162,7 @@ class Worker:
         self.request_timeout: Timeout[Exchange] | None = (
             None if seconds is None else Timeout(seconds, methodcaller("time_out"))
         )
-        self._description = describe(self.config, tracker)  # before we add what nobody asked for
+        self._description = describe(self.config, tracker)  # before we add trackers of our own
         trackers = [part for part in tracker.trackers if isinstance(part, StatsTracker)]
         self.stats_tracker = trackers[0] if trackers else StatsTracker()
         if not trackers:
@@ -179,9 +179,7 @@ class Worker:
         self._nursery = nursery
         self.deadline = math.inf
         self._tracking = False
-        self._pending_transitions: deque[tuple[Conn, ConnState]] = (
-            deque()
-        )  # what trackers have caused
+        self._pending_transitions: deque[tuple[Conn, ConnState]] = deque()
         self._logged: set[object] = set()
         self._all_closed = trio.lowlevel.ParkingLot()
         services: tuple[Service | None, ...] = (
@@ -204,13 +202,13 @@ class Worker:
         return Timeout(seconds, Connection.expire)
 
     def age_timeout(self) -> Timeout[Connection] | None:
-        """That for a new connection's age, if there is one: any of those that the jitter allows."""
+        """Return the age limit of a new connection, chosen at random; None without a limit."""
         return random.choice(self._ages) if self._ages else None
 
     async def serve(
         self, app: AppWrapper, *, listener: Listener | None = None, **kwargs: Any
     ) -> None:
-        """Run Hypercorn's ``worker_serve``, on its sockets or on a listener in their place."""
+        """Run Hypercorn's ``worker_serve``, on the Config's sockets or on another listener."""
         check_seam()
         self.app = as_asgi(app)
         names: dict[str, object] = {
@@ -232,7 +230,7 @@ class Worker:
             await self.statsd.send()
 
     async def _publish(self) -> None:
-        """Let others on this machine ask what this worker is doing."""
+        """Open the Unix socket on which other processes of this machine query this worker."""
         self._nursery.start_soon(self.monitor.run)
         try:
             await self._nursery.start(serve_monitor, self.monitor, self._runtime_dir)
@@ -266,17 +264,17 @@ class Worker:
         return self._hypercorn_context
 
     def mark_request(self) -> None:
-        """Count a request of any connection."""
+        """Count a request, for ``max_requests`` and the statistics."""
         self.requests += 1
         if self._hypercorn_context.max_requests is not None:
             self._nursery.start_soon(self._hypercorn_context.mark_request)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Change a state, and report it. What a tracker raises is logged.
+        """Change a connection's state, and call the trackers. An error that one raises is logged.
 
-        A tracker may close connections. Were that reported at once, the trackers behind it would
-        be told of an end before the beginning, and one that closes many of them for each that
-        closes would call itself without end.
+        A tracker may itself close connections. Those transitions are queued until all trackers
+        have seen the current one. Otherwise the trackers after it would see CLOSED before NEW. And
+        a tracker that closes other connections whenever one is closed would recurse without limit.
         """
         if self._tracking:
             self._pending_transitions.append((conn, state))
@@ -299,12 +297,12 @@ class Worker:
 
     @property
     def responses(self) -> list[int]:
-        """How many responses there were, by the first digit of their status codes."""
+        """The number of responses, by the first digit of the status code."""
         return list(map(add, self.response_heads.sent, self.header_writer.sent))
 
     @property
     def monitored(self) -> list[Conn]:
-        """All connections that have a socket or a handler."""
+        """All connections that still have a socket or a handler."""
         return [connection.conn for connection in self.connections]
 
     @property
@@ -317,9 +315,9 @@ class Worker:
 
     @property
     def drain_deadline_reached(self) -> bool:
-        """Whether it is the end of the drain.
+        """Whether the drain's deadline has come, or is about to.
 
-        Hypercorn ends its own nursery then, maybe before our drain has run for the first time.
+        Hypercorn cancels its own nursery at the same time, maybe before our drain has even started.
         """
         now = trio.current_time()
         grace_period = self.config.graceful_timeout
@@ -339,20 +337,20 @@ class Worker:
             self._all_closed.unpark_all()
 
     async def wait_all_closed(self) -> None:
-        """Wait until no connection is left."""
+        """Wait until no connection has a socket or a handler any more."""
         while self.connections:
             await self._all_closed.park()
 
     def abort(self) -> None:
-        """End every connection now."""
+        """Close every connection now."""
         for connection in tuple(self.connections):
             connection.abort()
 
     async def log_connection_error(self, error: BaseException, conn: Conn) -> None:
-        """Log an error that ended its connection.
+        """Log an error that closed its connection.
 
-        Only the first of its kind has a traceback: a client that finds one must not be able
-        to fill the log with them.
+        Only the first error of its kind has a traceback. Otherwise a client that can cause one
+        could fill the log with tracebacks.
         """
         cause = error
         while isinstance(cause, BaseExceptionGroup):
@@ -371,14 +369,16 @@ class Worker:
         )
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None:
-        """Log what a handler raised; its client is answered with a 500."""
+        """Log what a handler raised. The response is a 500."""
         await self.config.log.error(
             "Error in ASGI Framework (%s, %r)", conn, path[:PATH_LENGTH], exc_info=error
         )
 
     async def log_flood(self, what: str, conn: Conn) -> None:
-        """Log that a client has asked for more than its share. Once for each connection."""
-        await self.config.log.warning("A connection is closed for a flood (%s): %s", conn, what)
+        """Log that a client floods the server. Called once for a connection."""
+        await self.config.log.warning(
+            "A connection is closed because of a flood (%s): %s", conn, what
+        )
 
     async def log_timeout(self, request: RequestInFlight, conn: Conn) -> None:
         """Log that a handler took too long."""
@@ -391,10 +391,10 @@ class Worker:
         )
 
     async def log_blocked(self, seconds: float) -> None:
-        """Log that nothing was served for a while."""
+        """Log that the event loop was blocked."""
         await self.config.log.warning(
-            "The event loop was blocked for %.1f s, in which nothing was served: the process was "
-            "stopped, or a handler has called what blocks (use trio.to_thread.run_sync() for that)",
+            "The event loop was blocked for %.1f s, and nothing was served: the process was "
+            "stopped, or a handler made a blocking call (use trio.to_thread.run_sync() for that)",
             seconds,
         )
 
@@ -402,15 +402,15 @@ class Worker:
         await self.config.log.info("%s", message)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
-        """Log an error from where nothing can be awaited."""
+        """Log an error from synchronous code."""
         self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))
 
 
 async def run(
     make_worker: Callable[[trio.Nursery], Worker], app: AppWrapper, **kwargs: Any
 ) -> ShutdownReport:
-    """Make a worker and let it serve until it has ended."""
-    # The nurseries are ours, and the three of Hypercorn's worker_serve.
+    """Make a worker, and serve until it has stopped."""
+    # The four nurseries are ours, and the three of Hypercorn's worker_serve.
     with ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
             worker = make_worker(nursery)
@@ -420,9 +420,9 @@ async def run(
 
 
 def system_kernel() -> EpollKernel | PortableKernel:
-    """Return the fastest way to the sockets that this system has."""
+    """Return the fastest kernel interface that this system has."""
     if hasattr(select, "epoll"):
-        from .._connection.epoll import EpollKernel  # which cannot be imported elsewhere
+        from .._connection.epoll import EpollKernel  # cannot be imported without epoll
 
         return EpollKernel()
     return PortableKernel()
@@ -433,7 +433,7 @@ async def serve(
 ) -> ShutdownReport:
     """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
 
-    When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
+    When the server has stopped, the totals are logged, if there is a :class:`StatsTracker`.
     """
     with closing(system_kernel()) as kernel:
         report = await run(partial(Worker, config, tracker, kernel), app, **kwargs)
@@ -444,9 +444,9 @@ async def serve(
 
 
 def describe(config: Config, tracker: Composed) -> str:
-    """What a server tracks, and how: its hooks, its trackers, its protocols and its drain."""
-    given = unresolved(getattr(config, "conn_state", None)).trackers
-    hooks = [part.path for part in given if isinstance(part, NamedTracker)]
+    """Return the log line of the start: the hooks, the trackers, the protocols and the drain."""
+    parts = unresolved(getattr(config, "conn_state", None)).trackers
+    hooks = [part.path for part in parts if isinstance(part, NamedTracker)]
     source = f" with {', '.join(hooks)}" if hooks else ""
     trackers = ", ".join(map(tracker_name, tracker.trackers))
     protocols = ", ".join(config.alpn_protocols) if config.ssl_enabled else "HTTP/1.1, h2"
@@ -454,7 +454,7 @@ def describe(config: Config, tracker: Composed) -> str:
 
 
 def tracker_name(tracker: Tracker) -> str:
-    """A tracker's class, or its function's name."""
+    """Return the name of a tracker's class, or of its function."""
     if type(tracker) is TrackerFunc:
         return getattr(tracker.track, "__qualname__", repr(tracker.track))
     return type(tracker).__name__

@@ -1,11 +1,12 @@
-"""Asking the workers in a directory what they are doing.
+"""Query the other workers in a directory.
 
-A worker whose event loop runs begins to respond at once, and is waited for. Of one that does not,
-nobody waits for longer than half a second, and for the same silence nobody waits twice. It is not
-asked again before it has responded, for as long as somebody looks: so it is known for how long it
-has been silent, and a worker that was stopped for an hour finds one question and not a thousand.
+A worker whose event loop runs begins its response at once, and we wait for the rest. For a worker
+that does not begin, we wait half a second once. While it stays silent, later queries hardly wait
+for it. They do not send it a second request either, as long as there are viewers. So we know for
+how long it has been silent, and a worker that was stopped for an hour finds one request and not a
+thousand.
 
-Nothing runs here while nobody looks. Connections to the workers are kept from the first viewer to
+Nothing runs here without viewers. The connections to the workers stay open from the first viewer to
 the last.
 """
 
@@ -28,8 +29,8 @@ from .report import Report, Worker
 from .sockets import peer_uid
 
 RESPONSE_TIMEOUT = 0.5  # seconds for a worker to begin its response
-SILENT_TIMEOUT = 0.02  # seconds for one that is silent already: its response may just have come
-REPORT_TIMEOUT = 5.0  # seconds more for its report, behind those that others look at
+SILENT_TIMEOUT = 0.02  # seconds for a worker that is already silent: it may respond just now
+REPORT_TIMEOUT = 5.0  # seconds more for the whole report, which may wait for other viewers' reports
 MAX_RESPONSE_SIZE = 2**26  # bytes
 
 
@@ -40,13 +41,13 @@ class Peer:
         self._path = path
         self._owner = path.parent.lstat().st_uid
         self._sock: socket.socket | None = None
-        self._pending: bytes | None = None  # while it has not responded to this
+        self._pending: bytes | None = None  # the request that it has not responded to
         self._requested_at = 0.0
         self._buffer = bytearray()
 
     @property
     def timeout(self) -> float:
-        """How long to wait for it, in seconds."""
+        """How long to wait for the response to begin, in seconds."""
         overdue = self._pending is not None and self._silent_for >= RESPONSE_TIMEOUT
         return SILENT_TIMEOUT if overdue else RESPONSE_TIMEOUT
 
@@ -55,7 +56,7 @@ class Peer:
         return trio.current_time() - self._requested_at
 
     def silent(self) -> Worker:
-        """All that is known of it while it does not respond."""
+        """Return what is known about a worker that does not respond."""
         return Worker(
             pid=pid_of(self._path),
             name=self._path.name.removesuffix(SUFFIX),
@@ -67,14 +68,15 @@ class Peer:
         )
 
     async def request(self, request: bytes, scope: trio.CancelScope) -> bytes:
-        """Its response. May be cancelled at any time.
+        """Send a request, and return the response. May be cancelled at any time.
 
         Args:
-          question: a line of JSON.
-          patience: what is around this call; it gets more time when the response has begun.
+          request: a line of JSON.
+          scope: the cancel scope around this call. Its deadline is extended when the response
+            begins.
 
         Raises:
-          OSError: there is nobody any more.
+          OSError: the worker has stopped.
         """
         too_old = self._silent_for > RESPONSE_TIMEOUT + REPORT_TIMEOUT
         if (
@@ -82,7 +84,7 @@ class Peer:
             and self._pending is not None
             and (self._pending != request or too_old)
         ):
-            await self._receive_response(scope)  # to somebody who has not waited for it
+            await self._receive_response(scope)  # to an earlier request, which was cancelled
         if self._pending is None:
             self._requested_at = trio.current_time()
         elif self._sock is not None:
@@ -92,14 +94,14 @@ class Peer:
         return await self._receive_response(scope)
 
     def _send(self) -> None:
-        """Send the question, which never has to wait on a Unix socket that was just connected."""
+        """Send the request. It fits into the buffer of the Unix socket, so this does not block."""
         assert self._pending is not None
         if self._sock is None:
             sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)
             try:
                 sock.connect(os.fspath(self._path))
-            except BlockingIOError:  # too many wait for this worker already
+            except BlockingIOError:  # the worker's backlog is full
                 sock.close()
                 return
             except OSError:
@@ -111,7 +113,7 @@ class Peer:
         self._sock.sendall(self._pending)
 
     async def _receive_response(self, scope: trio.CancelScope) -> bytes:
-        """The response to what was asked. What has come of it is kept if this is cancelled."""
+        """Receive the response to the pending request. If cancelled, keep what has arrived."""
         while not self._buffer.endswith(b"\n"):
             if self._sock is None:
                 await trio.sleep_forever()
@@ -137,10 +139,9 @@ class Peers:
     """The workers in a directory.
 
     Args:
-      directory: where they are; None for nowhere.
-      own: the name of the worker that looks, which need not ask itself; empty for who looks from
-        outside.
-      charged: is put around what it costs the one who looks.
+      directory: the directory of their sockets; None for none.
+      own: the name of this worker, which does not query itself; empty outside of a worker.
+      charged: a context manager around the work that is done for a viewer.
     """
 
     def __init__(
@@ -154,11 +155,11 @@ class Peers:
         self._charged = charged
         self._peers: dict[Path, Peer] = {}
         self._viewers = 0
-        self._lock = trio.Lock()  # a connection has one question at a time
+        self._lock = trio.Lock()  # a connection has one request at a time
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
-        """To be put around everything else."""
+        """Keep connections to the workers open. Every query must be in such a block."""
         self._viewers += 1
         try:
             yield
@@ -172,14 +173,14 @@ class Peers:
     async def fetch_reports(
         self, query: Query | None, max_age: float = 0
     ) -> tuple[list[Report], list[Worker]]:
-        """The reports of all that respond in time, and the workers that do not.
+        """Query all workers. Return the reports, and the workers that do not respond in time.
 
         Args:
           query: which connections they list; None for none.
           max_age: how old a report may be, in seconds.
         """
-        asked = {"query": None if query is None else asdict(query), "max_age": max_age}
-        request = json.dumps(asked).encode() + b"\n"
+        fields = {"query": None if query is None else asdict(query), "max_age": max_age}
+        request = json.dumps(fields).encode() + b"\n"
         responses: list[bytes] = []
         silent: list[Worker] = []
 
@@ -190,7 +191,8 @@ class Peers:
                 except OSError as error:
                     peer.close()
                     del self._peers[path]
-                    # A dead worker has left it. From outside nobody knows whose directory it is.
+                    # A dead worker has left the socket. Only a worker of the same server removes
+                    # it: another viewer does not know whose directory this is.
                     if self._own and isinstance(error, ConnectionRefusedError):
                         remove_socket(path)
             if scope.cancelled_caught:
@@ -204,20 +206,20 @@ class Peers:
             return [report for each in responses for report in parsed(each)], silent
 
     def _refresh(self) -> None:
-        """Look who is there."""
+        """Find the workers whose sockets are in the directory now."""
         if self.directory is None:
             return
-        there = [path for path in sockets(self.directory) if path.stem != self._own]
-        for path in set(self._peers).difference(there):
+        found = [path for path in sockets(self.directory) if path.stem != self._own]
+        for path in set(self._peers).difference(found):
             self._peers.pop(path).close()
-        for path in there:
+        for path in found:
             if path not in self._peers:
-                with suppress(OSError):  # it has just gone
+                with suppress(OSError):  # the socket was removed in the meantime
                     self._peers[path] = Peer(path)
 
 
 def parsed(response: bytes) -> Iterator[Report]:
-    """The report that a response is; none if it is of a worker of another version."""
+    """Yield the report of a response; nothing if the worker has another version."""
     with suppress(ValueError, RecursionError):
         report = json.loads(response)
         if isinstance(report, dict) and Report.__annotations__.keys() <= report.keys():

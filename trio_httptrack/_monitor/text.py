@@ -1,10 +1,10 @@
 """A view as plain text, for a terminal or a log.
 
-It is made of lines, and each line of spans that say what they are, such as ``"trouble"``. As plain
-text that is left out; ``httptrack top`` gives each a colour. So both show the same.
+A view becomes lines, and each line consists of spans with a style, such as ``"trouble"``. Plain
+text leaves the styles out, and ``httptrack top`` gives each a colour. So both show the same.
 
-Whatever goes into a span was made visible before: processes of other users may have said it, and
-it may be root who looks.
+Text in a span contains no control characters. It may come from clients or from processes of other
+users, and the viewer may be root: an escape sequence could attack the terminal.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Style = Literal["", "strong", "weak", "trouble", "heading"]
 
 
 class Span(NamedTuple):
-    """Text of one style within a line. It has nothing in it that cannot be seen."""
+    """Text of one style within a line. It has no control characters."""
 
     text: str
     style: Style = ""
@@ -48,7 +48,7 @@ STATES: dict[str, Style] = {"active": "strong", "idle": "weak", "closed": "weak"
 
 
 def as_text(view: View, width: int = WIDTH) -> str:
-    """Everything in a view, in lines of so many columns at most."""
+    """Return everything in a view, in lines of at most ``width`` columns."""
     headings, rows = table(view, width)
     parts: list[list[Line]] = [
         [title(view)],
@@ -66,7 +66,7 @@ def plain(line: Line, width: int) -> str:
 
 
 def cut_to_width(line: Line, width: int) -> Line:
-    """The same line, cut where there is no more room for it."""
+    """Return a line without what exceeds the width."""
     fits: Line = []
     for span in line:
         text = truncate(span.text, width)
@@ -83,7 +83,7 @@ def title(view: View) -> Line:
 
 
 def workers(view: View) -> list[Line]:
-    """A line for each, below their headings."""
+    """Return the table of workers, with its headings."""
     lines = columns(
         [
             [Span(each, "weak") for each in ("Worker", "Uptime", "Connections", "Loop lag")],
@@ -105,7 +105,7 @@ def heading_cells(*titles: str) -> list[Span]:
 
 def _worker(worker: Worker) -> list[Span]:
     pid, uptime, lag = Span(safe(worker["pid"])), worker["uptime"], worker["lag"]
-    if uptime is None or lag is None:  # it is silent
+    if uptime is None or lag is None:  # it does not respond
         return [pid]
     return [
         pid,
@@ -119,14 +119,14 @@ def _worker(worker: Worker) -> list[Span]:
 
 
 def numbers(view: View) -> Line:
-    """How many connections are in which state, as far as their workers respond."""
+    """Return how many connections are in each state, of the workers that respond."""
     states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
     numbers = f"{', '.join(states)}; {view['websockets']:,} WebSockets"
     return [Span(f"Connections{responding_share(view)}: {numbers}")]
 
 
 def rates(view: View) -> list[Line]:
-    """What happens in a second, if that is known yet."""
+    """Return the rates per second; no line if they are not known yet."""
     found = view["per_second"]
     if found is None:
         return []
@@ -138,7 +138,7 @@ def rates(view: View) -> list[Line]:
 
 
 def selection(view: View) -> Line:
-    """Which connections are listed, and in which order."""
+    """Return which connections are listed, and in which order."""
     query = Query(**view["query"])
     matching = view["matching"]
     total = sum(view["connections"].values())
@@ -167,11 +167,12 @@ def order(query: Query) -> str:
 
 
 def table(view: View, width: int, listed: int = MAX_LISTED) -> tuple[Line, list[Line]]:
-    """Headings, and below them the connections with their requests in flight, or the clients.
+    """Return the headings and the lines of the table: connections with their requests, or clients.
 
     Args:
       view: what to show.
-      width: of the terminal. What has no room is left out, from the right, and at last cut.
+      width: the columns of the terminal. If it is too narrow, table columns are left out from the
+        right. Then the client is cut.
       listed: how many requests are listed of each connection at most.
     """
     if view["query"]["group"]:
@@ -186,7 +187,7 @@ def table(view: View, width: int, listed: int = MAX_LISTED) -> tuple[Line, list[
 
 
 def fit_columns(rows: list[list[Span]], width: int) -> list[list[Span]]:
-    """Rows of cells that have room in so many columns of the terminal, with a blank between two."""
+    """Return rows of cells that fit into a terminal, with a blank between two cells."""
     widths = column_widths(rows)
     while len(widths) > MIN_COLUMNS and sum(widths) + len(widths) - 1 > width:
         widths.pop()
@@ -202,9 +203,9 @@ def fit_columns(rows: list[list[Span]], width: int) -> list[list[Span]]:
 
 
 ROW = heading_cells("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
-CLIENT = 2  # is cut where there is no room
-MIN_CLIENT_WIDTH = 12  # and keeps so many of the terminal's columns
-MIN_COLUMNS = 5  # are never left out
+CLIENT = 2  # the index of the column that is cut to fit
+MIN_CLIENT_WIDTH = 12  # the least width of that column
+MIN_COLUMNS = 5  # the number of columns that are never left out
 RIGHT_ALIGNED = {1, 3, 4, 5, 6, 8, 9}
 
 
@@ -228,7 +229,7 @@ def _row(row: Row) -> list[Span]:
 
 
 def requests(row: Row, width: int, listed: int) -> list[Line]:
-    """A connection's requests in flight, the oldest first."""
+    """Return the lines of a connection's requests in flight, the oldest first."""
     shown = row["in_flight"][:listed]
     lines = [_request(request, width) for request in shown]
     count = row["in_flight_count"]
@@ -261,7 +262,7 @@ def _group(group: Group) -> list[Span]:
 
 
 def columns(rows: Sequence[list[Span]], right: Container[int], gap: str = "  ") -> list[Line]:
-    """Rows of cells as lines; the cells of some columns are at the right of theirs."""
+    """Return rows of cells as lines. The columns in ``right`` are right-aligned."""
     widths = column_widths(rows)
     return [
         [
@@ -273,7 +274,7 @@ def columns(rows: Sequence[list[Span]], right: Container[int], gap: str = "  ") 
 
 
 def column_widths(rows: Sequence[list[Span]]) -> list[int]:
-    """Of each column; a row may lack the last ones."""
+    """Return the width of each column. A row may lack the last columns."""
     return [
         max(map(display_width, column)) for column in zip_longest(*map(texts, rows), fillvalue="")
     ]
@@ -305,5 +306,5 @@ def brief_size(number: int | None) -> str:
 
 
 def safe(value: Any) -> str:
-    """What another process or a peer has said, of whatever type that is."""
+    """Return a value of another process or a client as a string without control characters."""
     return visible(str(value))

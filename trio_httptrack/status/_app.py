@@ -19,35 +19,34 @@ from ._page import POLICY, page, update
 
 HTML, JSON, EVENTS, TEXT = "text/html", "application/json", "text/event-stream", "text/plain"
 UNTRACKED = (
-    "This server is not tracked, so there is nothing to show: has its config a conn_state, "
-    "and is it started with -k trio?"
+    "This server is not tracked, so there is nothing to show: does its config have a conn_state, "
+    "and was it started with -k trio?"
 )
-MAX_AGE = (
-    SAMPLE_INTERVAL - 0.1
-)  # seconds: who looks each second may see what another viewer was shown
+MAX_AGE = SAMPLE_INTERVAL - 0.1  # seconds: viewers that refresh every second share reports
 
 
 class StatusApp:
     """An ASGI application that shows what the connections of all workers are doing.
 
-    Mount it anywhere. It responds to every path below its mount with the same page, by what the
-    client accepts: HTML; ``application/json``; ``text/plain``, for a terminal; or
-    ``text/event-stream``, by which the page keeps itself up to date. The query chooses which of
-    the open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A
-    page has a hundred, by default those first that may be stuck: the oldest requests in flight.
+    Mount it anywhere. Every path below its mount serves the same page. The ``Accept`` header
+    chooses the format: HTML; ``application/json``; ``text/plain``, for a terminal; or
+    ``text/event-stream``, with which the page updates itself. The query of the URL chooses which
+    open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A page has
+    a hundred connections. By default those that may be stuck come first: the ones with the oldest
+    requests in flight.
 
     It is read-only, loads nothing from other hosts, and is not cached. It shows addresses and
     paths, but no queries and no headers.
 
     Args:
-      allow: who may look, as a list of networks, such as ``["10.1.0.0/16", "::1"]``, and
-        ``"unix"`` for the server's own user and root on a Unix socket. A peer's address is that
-        of its socket; headers such as ``X-Forwarded-For`` do not change it. By default the page
-        opens by its :attr:`token`, from wherever it is looked at. Everybody else gets a 403.
+      allow: the networks that may view the page, such as ``["10.1.0.0/16", "::1"]``, and
+        ``"unix"`` for the server's own user and root on a Unix socket. The address of the socket
+        counts. Headers such as ``X-Forwarded-For`` do not change it. By default the page needs its
+        :attr:`token`, from any address. Other viewers get a 403.
 
     Raises:
-      TypeError: ``allow`` is a single string, or something in it is no string.
-      ValueError: something in ``allow`` is not a network.
+      TypeError: ``allow`` is a single string, or an item of it is not a string.
+      ValueError: an item of ``allow`` is not a network.
 
     >>> status = StatusApp()
     >>> async def app(scope, receive, send):
@@ -58,17 +57,17 @@ class StatusApp:
     def __init__(self, *, allow: Iterable[str] | None = None) -> None:
         self._access = Access(allow)
         self._announced = False
-        # What the viewers of this second are sent: those who want to see the same share it.
+        # The updates of this second. Viewers with the same query share them.
         self._updates: dict[tuple[str, Query], tuple[float, bytes]] = {}
         self._lock = trio.Lock()
 
     @property
     def token(self) -> str:
-        """What opens the page, as in ``?token=...``, unless ``allow`` is given.
+        """The token that a viewer needs, as in ``?token=...``, unless ``allow`` is given.
 
-        All workers of a server have the same, until its parent process ends. The log has it, too:
-        at the start, if the application passes on the lifespan's events, and else when somebody
-        looks who has no token.
+        All workers of a server have the same token, until its parent process exits. It is also in
+        the log: at the start, if the application passes lifespan events to this one, or else at the
+        first request without a token.
         """
         return self._access.token
 
@@ -82,7 +81,7 @@ class StatusApp:
             await self._respond(scope, receive, send)
 
     async def _announce(self, scope: Any) -> None:
-        """Log how the page is opened, once in each process."""
+        """Log the token, once in each process."""
         monitor = monitor_of(scope)
         if self._access.by_token and not self._announced and monitor is not None:
             self._announced = True
@@ -122,12 +121,12 @@ class StatusApp:
     def _rendered(self, view: View, media_type: str) -> str:
         if media_type == JSON:
             return json.dumps(view)
-        self._updates.clear()  # what this viewer will be sent next must not be older
+        self._updates.clear()  # the next update for this viewer must not be older than this page
         return as_text(view) if media_type == TEXT else page(view, self._link_token)
 
     @property
     def _link_token(self) -> str | None:
-        """What the page's own links need."""
+        """The token for the page's own links; None if they need none."""
         return self.token if self._access.by_token else None
 
     async def _update(self, monitor: Monitor, query: Query) -> bytes:
@@ -145,7 +144,7 @@ class StatusApp:
     async def _stream(
         self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
     ) -> None:
-        """Send what changes each second, until the viewer or the server goes."""
+        """Send an update each second, until the viewer disconnects or the connection drains."""
         await send(response_start(200, EVENTS))
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
@@ -172,7 +171,7 @@ class StatusApp:
 
 
 def media_type_for(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The kind of response that the client names first; HTML if it names none of them."""
+    """Return the first of our media types in the Accept header; HTML if it has none."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
     return next(
@@ -181,7 +180,7 @@ def media_type_for(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def response_start(status: int, media_type: str, **headers: str) -> dict[str, Any]:
-    """A response's first event. What it says is for this viewer, at this moment, on this page."""
+    """Return a response's first event. Its headers forbid caching, framing and foreign content."""
     fields = {
         "content-type": media_type if media_type == JSON else f"{media_type}; charset=utf-8",
         "cache-control": "no-store",

@@ -1,8 +1,8 @@
-"""The view as HTML: the whole page, and the parts of it that change while somebody looks.
+"""A view as HTML: the whole page, and the parts of it that are updated.
 
-Nothing is loaded from anywhere: the style and the script are in the page, and by their hashes the
-policy allows these two and nothing else. All that a peer has said is escaped, and what cannot be
-seen of it is spelled out.
+The page loads nothing: it contains its style and its script. The content security policy has the
+hashes of these two, and forbids everything else. Text from clients is escaped, and so are invisible
+characters in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-ALWAYS_SHOWN = 3  # requests of a connection that are always shown; the others can be unfolded
+ALWAYS_SHOWN = 3  # requests of a connection; the others can be unfolded
 
 MEANINGS = {
     "new": "no request yet",
@@ -52,7 +52,7 @@ RATES = {
     **{kind: kind for kind in STATUS_CLASSES[1:]},
 }
 
-# The columns of the connections, each with the orders that its header has links for.
+# The columns of the connections, each with the sort orders that its heading links to.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "state": {"state": "State"},
     "in_state": {"in_state": "In state for"},
@@ -64,7 +64,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "sent": {"": "Sent"},
     "age": {"age": "Age"},
     "worker": {"": "Worker"},
-    "id": {"id": "No."},
+    "id": {"id": "ID"},
 }
 ORDER_TITLES = {
     "-stuck": "the oldest request first",
@@ -80,7 +80,7 @@ ORDER_TITLES = {
 
 
 def page(view: View, token: str | None) -> str:
-    """The whole page. With a token, each of its links and forms has it."""
+    """Return the whole page. Each link and form has the token, if there is one."""
     shown = Page(view, token)
     changing = shown.parts()
     host = escape(visible(view["host"]))
@@ -135,12 +135,12 @@ def page(view: View, token: str | None) -> str:
 
 
 def update(view: View, token: str | None) -> str:
-    """The changing parts, each by the id of its element."""
+    """Return the parts that change as JSON, by the ID of their elements."""
     return json.dumps(Page(view, token).parts(), ensure_ascii=False)
 
 
 class Page:
-    """A view, as it is shown to those who open the page with its query."""
+    """The HTML of one view."""
 
     def __init__(self, view: View, token: str | None) -> None:
         self.view = view
@@ -161,7 +161,7 @@ class Page:
         }
 
     def _link(self, text: str, attributes: str = "", **changes: object) -> str:
-        """A link to the same page with another query."""
+        """Return a link to the same page with another query."""
         query = self.query.link(**changes)
         if self._token is not None:
             query += f"{'&' if query != '?' else ''}{urlencode({'token': self._token})}"
@@ -193,7 +193,7 @@ class Page:
         )
 
     def form(self) -> str:
-        """The filters. It is not part of the updates: somebody may be filling it in."""
+        """Return the form of filters. It is not updated, because a viewer may be filling it in."""
         query = self.query
         states = "".join(
             f"<option{' selected' if state == query.state else ''}>{state}</option>"
@@ -219,10 +219,12 @@ class Page:
 </details>"""
 
     def _summary_line(self) -> str:
-        """How many there are, by which filters and in which order, and the ways to the others."""
+        """Return the number of connections, the filters, the order, and links to other pages."""
         view, query = self.view, self.query
         opened = sum(view["connections"].values())
-        said = f"{view['matching']:,} of {opened:,}" if query.filters else f"{view['matching']:,}"
+        number = f"{view['matching']:,}"
+        if query.filters:
+            number += f" of {opened:,}"
         filters = {
             "state": query.state,
             "client begins with": query.client,
@@ -245,8 +247,9 @@ class Page:
             )
             if 1 <= number <= view["pages"]
         )
-        many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
-        return f"<p>{said} connections{responding_share(view)}{only}. Sorted: {order}.</p> <p>{many}</p>"
+        found = f"{number} connections{responding_share(view)}{only}"
+        page = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
+        return f"<p>{found}. Sorted: {order}.</p> <p>{page}</p>"
 
     def headings(self) -> str:
         if self.query.group:
@@ -263,7 +266,7 @@ class Page:
                 links.append(title)
                 continue
             current = ""
-            # A second click turns the order round.
+            # A second click reverses the order.
             descending = order in LARGEST_FIRST
             if order == query.order:
                 descending = not query.descending
@@ -275,7 +278,7 @@ class Page:
 
     def _group(self, group: Group) -> str:
         client = group["client"]
-        # With what follows it, or a client's connections are also those of 192.0.2.70.
+        # With the colon before the port: 192.0.2.7 is also the beginning of 192.0.2.70.
         begin = f"[{client}]:" if ":" in client else f"{client}:"
         name = escape(visible(client))
         cells = {
@@ -309,7 +312,7 @@ def _worker(worker: Worker) -> str:
 
 
 def _chart(history: Iterable[int | None], peak: int) -> str:
-    """Areas in steps, one for each second; where nobody knows, there is none."""
+    """Return the path of a step chart, one step a second, with gaps where values are unknown."""
     history = list(history)
     scale = 96 / max(peak, 1)
     at, known, path = HISTORY_LENGTH - len(history), False, ""
@@ -347,7 +350,7 @@ def _row(row: Row) -> str:
 
 
 def _requests(row: Row) -> str:
-    """The requests in flight, the oldest first."""
+    """Return the requests in flight, the oldest first."""
     requests = list(map(_request, row["in_flight"]))
     oldest, others = "".join(requests[:ALWAYS_SHOWN]), "".join(requests[ALWAYS_SHOWN:])
     if not others:
@@ -367,7 +370,7 @@ def _request(request: Request) -> str:
 
 
 def _last_request(path: str | None, in_state: str) -> str:
-    """What there is to say of a connection without requests."""
+    """Return the last request of a connection that has none in flight."""
     if path is None:
         return _line("last", in_state, "", NOTHING)
     return _line("last", in_state, "last", _path(path))

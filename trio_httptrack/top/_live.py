@@ -1,4 +1,4 @@
-"""The live view: what is shown, and what the keys change of it."""
+"""The live view: what it shows, and what its keys change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ._sources import Source, SourceError, opened
 from ._terminal import Terminal, terminal
 
 MAX_LISTED = 5  # requests of a connection: one client must not fill the screen
-LAST_LINE = 10**9  # a line behind the last one
+LAST_LINE = 10**9  # greater than any line number
 STATES = ["", *map(str, ConnState)]
 
 FOOTER = "s sort  r reverse  f state  c client  / path  g group  spc pause  ? help  q quit"
@@ -38,32 +38,32 @@ HELP = """
 s          sort by the next of
            {orders}
 r          reverse the order
-f          show one state only: the next one, and at last all again
-c          show clients only whose address begins with what you type
-/          show requests only that have in their path what you type
-g          group by client address, and back
-space      pause, and go on
-PgUp PgDn  the lines before and after these; also up and down, for a single line
-?          this help, and back
+f          show only the next state; after the last state, show all
+c          show only clients whose address begins with what you type
+/          show only requests whose path contains what you type
+g          group by client address, or ungroup
+space      pause or resume
+PgUp PgDn  scroll by a page; up and down scroll by a line
+?          show or hide this help
 q Ctrl-C   quit
 
-A connection that may be stuck comes first: that of the oldest request.
+Connections that may be stuck come first: those with the oldest requests.
 """.format(orders=f"\n{'':11}".join(wrap(", ".join(ORDERS), 60)))
 QUIT_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 OTHER_SIGNALS = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
-PROMPTS = {"client": "Client address begins with", "path": "Path has in it"}
+PROMPTS = {"client": "Client address begins with", "path": "Path contains"}
 
 
 @dataclass
 class Prompt:
-    """A filter while it is typed."""
+    """A filter that is being typed."""
 
     field: str
     text: str
 
 
 class Live:
-    """What one person looks at."""
+    """The state of the view: the query, the last data, and the position."""
 
     def __init__(self, query: Query) -> None:
         self.query = query
@@ -74,19 +74,19 @@ class Live:
         self._error_since = 0.0
         self._prompt: Prompt | None = None
         self._help = False
-        self._offset = 0  # the first line of the table that is shown; END for the last ones
-        self._top = 0  # and what that was in the last frame
-        self._visible = 1  # for lines of the table, in the last frame
-        self._total = 0  # of the table, in the last frame
+        self._offset = 0  # the first line of the table to show; LAST_LINE for the last page
+        self._top = 0  # the first line that the last frame has shown
+        self._visible = 1  # how many lines the last frame had room for
+        self._total = 0  # how many lines the table had in the last frame
         self._changed = trio.Event()
-        self._wanted = trio.Event()
+        self._refresh = trio.Event()
 
-    # What happens in the meantime
+    # Data
 
     async def watch(self, source: Source) -> None:
-        """Look at the source once a second, and at once when something else is to be seen."""
+        """Fetch a view once a second, and at once when the query changes."""
         while True:
-            self._wanted = trio.Event()
+            self._refresh = trio.Event()
             due = trio.current_time() + SAMPLE_INTERVAL
             query = self.query
             try:
@@ -94,9 +94,9 @@ class Live:
             except SourceError as error:
                 self.fail(str(error))
             with trio.move_on_at(due):
-                await self._wanted.wait()
+                await self._refresh.wait()
             if self.paused:
-                await self._wanted.wait()
+                await self._refresh.wait()
 
     def show(self, view: View, query: Query) -> None:
         self._view, self._error = view, ""
@@ -114,7 +114,8 @@ class Live:
         self._changed.set()
 
     async def changed(self) -> None:
-        """Wait until there is something new to paint, and a second at most: errors grow older."""
+        """Wait until there is something new to paint, but at most a second: an error shows its
+        age."""
         with trio.move_on_after(SAMPLE_INTERVAL):
             await self._changed.wait()
         self._changed = trio.Event()
@@ -134,7 +135,7 @@ class Live:
         elif key == " ":
             self.paused = not self.paused
             if not self.paused:
-                self._wanted.set()
+                self._refresh.set()
         elif key == "c":
             self._prompt = Prompt("client", self.query.client)
         elif key == "/":
@@ -171,10 +172,10 @@ class Live:
     def _change_query(self, **changes: Any) -> None:
         self.query = replace(self.query, **{"page": 1, **changes})
         self._offset = 0
-        self._wanted.set()
+        self._refresh.set()
 
     def _scroll(self, key: str) -> None:
-        """Go through the lines of a page, and then to the next page."""
+        """Scroll within a page. At its end, go to the next page."""
         step = 1 if key in ("up", "down") else max(1, self._visible - 1)
         page = self.query.page
         if key in ("up", "page up"):
@@ -191,14 +192,14 @@ class Live:
     # The screen
 
     def frame(self, width: int, height: int) -> list[Line]:
-        """What is to be seen now."""
+        """Return the lines of the screen."""
         above = [] if self._view is None else self._above(self._view, height)
         if self._error:
             silence = duration(trio.current_time() - self._error_since)
             wrapped = wrap(f"No data for {silence}: {self._error}", width)
             above[1:1] = [[Span(each, "trouble")] for each in wrapped]
         elif self._view is None:
-            above.append([Span("Looking ...")])
+            above.append([Span("Loading ...")])
         self._visible = max(1, height - len(above) - 2)
         if self._help:
             headings, lines = (
@@ -235,7 +236,7 @@ class Live:
 
     @staticmethod
     def _workers(view: View, at_most: int) -> list[Line]:
-        """As many as there is room for; those with which something is wrong are among them."""
+        """Return the lines of at most so many workers, those with problems first."""
         found = view["workers"]
         if len(found) <= at_most:
             return workers(view)
@@ -253,25 +254,25 @@ class Live:
             Span(f"{PROMPTS[self._prompt.field]}: ", "strong"),
             Span(typed),
             Span(" ", "heading"),
-            Span("  Enter: filter  Escape: back", "weak"),
+            Span("  Enter: filter  Escape: cancel", "weak"),
         ]
 
 
 def filled(line: Line, width: int) -> Line:
-    """A line whose last style goes on to the edge of the screen."""
+    """Return a line that is filled with blanks in its last style, to the edge of the screen."""
     line = cut_to_width(line, width)
     blanks = " " * (width - sum(display_width(span.text) for span in line))
     return [*line, Span(blanks, line[-1].style)] if line else []
 
 
 async def run(target: str | None) -> None:
-    """Show a source until somebody quits.
+    """Show a source until the user quits.
 
     Raises:
-      SourceError: it cannot be looked at, now or later.
+      SourceError: it can never be shown.
     """
     async with opened(target) as source:
-        # Before the terminal is touched: whatever ends us, it is given back.
+        # Before the terminal is changed, so that no signal can leave it changed.
         with trio.open_signal_receiver(*QUIT_SIGNALS, *OTHER_SIGNALS) as received:
             async with terminal() as screen, trio.open_nursery() as nursery:
                 live = Live(source.query)

@@ -1,7 +1,7 @@
-"""Where a view comes from: the sockets in a directory, or a status page.
+"""The sources of a view: the sockets in a directory, or a status page.
 
-A directory works where no HTTP port can be reached, and where no page is mounted. Its workers
-respond to the same user and to root.
+A directory works without an HTTP port and without a status page. Its workers respond to the same
+user and to root.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from .._monitor.view import View, view_of
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-RESPONSE_TIMEOUT = 10  # seconds for a page to respond, and longer than a page waits for its workers
-SAFE_IN_PATH = "/%:@!$&'()*+,;=~"  # what may be in a URL's path as it is
+RESPONSE_TIMEOUT = 10  # seconds: longer than a status page waits for its workers
+SAFE_IN_PATH = "/%:@!$&'()*+,;=~"  # characters that need no quoting in the path of a URL
 SCHEMES = {"http": 80, "https": 443}
 
 
 class SourceError(Exception):
-    """There is no view now. There may be one later."""
+    """A source has no view now. It may have one later."""
 
 
 class Source(Protocol):
-    """A server that can be looked at, again and again."""
+    """A server whose views can be fetched."""
 
     name: str
     query: Query
-    """What to show at first."""
+    """The query to begin with."""
 
     async def view(self, query: Query) -> View:
-        """What its connections are doing now.
+        """Fetch a view.
 
         Raises:
-          SourceError: it does not say.
+          SourceError: there is none.
         """
 
 
 @asynccontextmanager
 async def opened(target: str | None) -> AsyncIterator[Source]:
-    """The source that a person names; without a name, the only server that runs.
+    """Open the source that the user names; without a name, the only running server.
 
     Raises:
-      SourceError: this cannot be looked at, now or later.
+      SourceError: there is no such source.
     """
     if target is not None and target.startswith(("http:", "https:")):
         page = Page(target)
@@ -90,15 +90,15 @@ def only_server() -> Path:
         return found[0]
     if not found:
         raise SourceError(
-            "no server runs that this user may look at: "
-            "name the page's URL, or the directory that the server has as runtime_dir"
+            "no running server is visible to this user: "
+            "name the status page's URL, or the server's runtime_dir"
         )
     names = ", ".join(visible(str(each)) for each in found)
-    raise SourceError(f"several servers run; name one of {names}")
+    raise SourceError(f"several servers are running: name one of {names}")
 
 
 def check(directory: Path) -> None:
-    """Raise a SourceError unless there are workers in it, and nobody else can be."""
+    """Raise a SourceError unless a directory has workers, and is private to its owner."""
     name = visible(str(directory))
     try:
         if not sockets(directory):
@@ -110,14 +110,14 @@ def check(directory: Path) -> None:
         raise SourceError(f"{name}: {error.strerror}") from None
 
 
-# What is raised where something is shown that has another shape than a view.
+# What as_text() may raise for data that is not a view.
 MALFORMED = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 
 def validated(view: object) -> View:
-    """A view that somebody else has made, if it is one.
+    """Return a view that another process has made.
 
-    Raises one of ``MALFORMED`` if it cannot be shown.
+    Raises one of ``MALFORMED`` if the data is not a view.
     """
     found = cast(View, view)
     as_text(found)
@@ -135,7 +135,7 @@ class Directory:
         self._peers = peers
 
     async def view(self, query: Query) -> View:
-        check(self._directory)  # each time: it may have gone, and another be in its place
+        check(self._directory)  # each time: it may have been replaced
         reports, silent = await self._peers.fetch_reports(query)
         if not reports and not silent:  # all of them were killed
             raise SourceError(f"no worker listens in {self.name}")
@@ -146,7 +146,7 @@ class Directory:
 
 
 class Page:
-    """A status page, by one connection that is kept: what is looked at should not change by it."""
+    """A status page. It is fetched over one connection, so that viewing changes little."""
 
     def __init__(self, url: str) -> None:
         self._stream: trio.abc.Stream | None = None
@@ -158,7 +158,7 @@ class Page:
                 (name, value) for name, value in given if name not in PARAMETERS
             ]
             if not self._url.hostname:
-                raise ValueError("there is no host in it")
+                raise ValueError("it has no host")
             self._host, self._port = self._url.hostname, self._url.port or SCHEMES[self._url.scheme]
             self.query = Query.parse(self._url.query.encode())
         except ValueError as error:
@@ -171,7 +171,7 @@ class Page:
                 return await self._view(query)
             except (
                 OSError,
-                UnicodeError,  # of a host's name
+                UnicodeError,  # from the encoding of the host name
                 trio.BrokenResourceError,
                 EOFError,
                 h11.ProtocolError,
@@ -186,19 +186,19 @@ class Page:
         except (trio.BrokenResourceError, EOFError):
             if not reused:
                 raise
-            # It was idle for too long: while we paused, or by the server's own timeout.
+            # The server has closed the idle connection: try a new one.
             status, location, body = await self._get(query)
         if status == 403:
             raise SourceError(self._refusal())
         if 300 <= status < 400:
             raise SourceError(f"{self.name} redirects to {visible(location)}: name the page itself")
         if status != 200:
-            raise SourceError(f"{self.name} responds with {status}: {first_line(body)}")
+            raise SourceError(f"{self.name} responded with {status}: {first_line(body)}")
         try:
             return validated(json.loads(body))
         except (*MALFORMED, RecursionError):
             raise SourceError(
-                f"{self.name} is no status page of this version of trio-httptrack"
+                f"{self.name} is not a status page of this version of trio-httptrack"
             ) from None
 
     def _refusal(self) -> str:
@@ -209,7 +209,10 @@ class Page:
         )
 
     async def _get(self, query: Query) -> tuple[int, str, bytes]:
-        """The status, Location and body of a response. If it fails, the connection is closed."""
+        """Send a request. Return the status code, Location and body of the response.
+
+        If this fails, the connection is closed.
+        """
         try:
             stream = await self._connected()
             await stream.send_all(self._request(query))
@@ -278,15 +281,16 @@ class Page:
 
 
 def described(error: BaseException) -> str:
-    """What went wrong with a connection: the first cause, in the system's words."""
+    """Return what went wrong with a connection: the first cause, in the system's words."""
     if isinstance(error, BaseExceptionGroup):
         return described(error.exceptions[0])
     if error.__cause__ is not None:
         return described(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
-        # What Trio says of a refused connection is longer, and says no more.
-        named = isinstance(error, socket.gaierror)  # its numbers are not the system's
-        return visible(error.strerror or str(error)) if named else os.strerror(error.errno)
+        # Trio's message for a refused connection is longer, and says no more.
+        if isinstance(error, socket.gaierror):  # its errno is not one of os.strerror()
+            return visible(error.strerror or str(error))
+        return os.strerror(error.errno)
     return visible(str(error) or type(error).__name__)
 
 
