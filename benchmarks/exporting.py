@@ -1,7 +1,7 @@
 """A tracked server with the exporter that the variable ``EXPORTER`` names, and its clients.
 
-``python -m benchmarks.exporting get 1000`` answers so many requests and ends. ``once`` prints how
-many milliseconds a scrape takes, or an export.
+``python -m benchmarks.exporting get 1000`` handles 1000 requests and exits. With ``once`` it
+prints how many milliseconds a scrape takes, or an export.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ for _ in range(rounds):
 
 
 class HypercornStatsdLogger(StatsdLogger):
-    """StatsD with Hypercorn's own numbers, and without ours."""
+    """StatsD with Hypercorn's own metrics only."""
 
     def __init__(self, config: Config) -> None:
         config.statsd_host = "127.0.0.1:9"
@@ -54,7 +54,7 @@ class HypercornStatsdLogger(StatsdLogger):
 
 
 def make() -> tuple[StatsTracker, Any]:
-    """The tracker, and a function that does what is done once in a while."""
+    """Return the tracker, and a function that scrapes or exports; None if it has none."""
     if EXPORTER.startswith("prometheus"):
         from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
@@ -109,8 +109,8 @@ async def serve(kind: str, requests: int) -> None:
 
 
 async def once() -> float:
-    tracker, once_in_a_while = make()
-    if once_in_a_while is None:
+    tracker, export = make()
+    if export is None:
         return 0
     for number in range(100):
         conn = Conn(("192.0.2.1", number), opened_at=-number)
@@ -119,7 +119,7 @@ async def once() -> float:
     times = []
     for _ in range(300):
         began = time.perf_counter()
-        once_in_a_while()
+        export()
         times.append(time.perf_counter() - began)
     return median(times) * 1e3
 

@@ -47,7 +47,7 @@ LAG_WINDOW = 10  # seconds
 BLOCKED_AFTER = 1.0  # seconds; a longer lag is logged
 
 BATCH_SIZE = 250  # connections; they take less than a millisecond
-REST_FACTOR = 10  # the monitor rests ten times as long as it works
+REST_FACTOR = 10  # a step of t seconds keeps the next report waiting until 10 t after its begin
 MAX_CHARGE = 0.1  # seconds that one step counts at most: the process may have been stopped in it
 
 
