@@ -801,7 +801,7 @@ async def test_a_close_leaves_no_handler_where_handlers_end_with_their_clients(
 
 
 @pytest.mark.parametrize("name", ["the handler receives", "http2 several handlers"])
-async def test_handlers_are_told_of_a_close_as_of_a_client_that_has_gone(
+async def test_handlers_learn_of_a_close_as_of_a_disconnect(
     name: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """One that waits for the disconnect receives it at once, and one that sends gets an error."""
@@ -935,7 +935,7 @@ async def test_a_handler_closes_its_own_connection(
     assert not log.lines(logging.INFO)
 
 
-async def test_the_other_streams_of_a_connection_are_told_when_one_handler_closes_it(
+async def test_the_other_streams_of_a_connection_learn_that_one_handler_closes_it(
     autojump_clock: MockClock,
 ) -> None:
     """Those that receive, those that send, and those that the client has never read from."""
@@ -1186,7 +1186,7 @@ async def test_another_task_drains_a_connection_whatever_it_is_doing(
         house.gate.set()
 
 
-async def test_a_response_that_has_not_begun_says_that_the_connection_closes(
+async def test_a_response_that_has_not_begun_gets_connection_close(
     autojump_clock: MockClock,
 ) -> None:
     """Whether a handler or another task has drained it. One that has begun is not changed."""

@@ -406,7 +406,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_what_is_wrong_is_said_in_one_line(wrong: str, folder: Path) -> None:
+async def test_an_error_is_reported_in_one_line(wrong: str, folder: Path) -> None:
     """With status 1; a … stands for what differs each time."""
     files, arguments, line = WRONG[wrong]
     for name, content in files.items():
@@ -495,7 +495,7 @@ async def test_the_application_sees_hypercorns_arguments(folder: Path) -> None:
     assert stdout.startswith(f"{arguments}\n")
 
 
-async def test_the_help_says_what_is_not_checked(folder: Path) -> None:
+async def test_the_help_describes_what_is_not_checked(folder: Path) -> None:
     """And has Hypercorn's arguments."""
     status, stdout, _ = await check("--help", cwd=folder)
     assert status == 0

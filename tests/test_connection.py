@@ -205,7 +205,7 @@ async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
     assert client.seen == [(5, "goaway", requests), (5, "end", 0)]
 
 
-async def test_a_tracker_that_raises_harms_nobody(
+async def test_an_error_of_a_tracker_affects_neither_the_connection_nor_other_trackers(
     certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged with the connection; the answer and the other trackers get through."""
@@ -345,7 +345,7 @@ async def test_ctrl_c_is_for_the_server_and_for_applications_only(
     ]
 
 
-async def test_an_answer_before_the_end_of_the_request_is_not_reset(
+async def test_a_response_before_the_end_of_the_request_is_not_reset(
     autojump_clock: MockClock,
 ) -> None:
     """Our side ends, and what the client still sends is read to nothing until it ends, too."""
@@ -408,7 +408,7 @@ async def test_what_a_client_sends_after_its_last_request_is_not_kept(
         await recorder.wait_terminal()
 
 
-async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
+async def test_a_handler_receives_a_disconnect_at_once_if_its_client_breaks_the_protocol(
     autojump_clock: MockClock,
 ) -> None:
     """Not only when that client, which is lingered for, has ended its side."""
@@ -428,7 +428,7 @@ async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
     assert told == [0]
 
 
-async def test_a_pushed_streams_handler_is_told_that_the_peer_has_gone(
+async def test_the_handler_of_a_pushed_stream_learns_that_the_peer_has_gone(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """Also where the peer went while the push was being written."""
@@ -461,7 +461,7 @@ HANDSHAKE = (
 )
 
 
-async def test_a_websocket_client_that_speaks_too_early_gets_one_answer(
+async def test_a_websocket_client_that_sends_frames_too_early_gets_one_response(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application's, if that has begun; and nothing is logged, for it is no error of ours."""

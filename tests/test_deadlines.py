@@ -216,7 +216,7 @@ async def test_an_upload_just_above_the_rate_succeeds_and_one_just_below_does_no
 
 @over_http1
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_slow_http1_upload_is_told_408_before_the_response_and_is_cut_off_in_it(
+async def test_a_slow_http1_upload_gets_a_408_or_its_begun_response_is_cut_off(
     over: str, begun: bool, autojump_clock: MockClock
 ) -> None:
     """The handler is told, its next send is an OSError, and the reason is the client's."""
@@ -290,7 +290,7 @@ async def test_what_comes_with_the_head_counts(over: str, autojump_clock: MockCl
 
 
 @over_http1
-async def test_the_time_in_which_the_application_does_not_take_the_body_does_not_count(
+async def test_the_time_in_which_the_application_does_not_read_the_body_does_not_count(
     over: str, autojump_clock: MockClock
 ) -> None:
     """Its queue has room for ten events; the client has the rest of its time behind that."""
@@ -913,7 +913,7 @@ async def reading_little(port: int) -> AsyncIterator[trio.SocketStream]:
 
 @pytest.mark.parametrize("over", ["http1", "tls", "h2"])
 @pytest.mark.parametrize("reads", [False, True])
-async def test_over_real_sockets_who_reads_nothing_is_closed_and_who_reads_all_is_not(
+async def test_over_real_sockets_a_client_that_reads_nothing_is_closed(
     over: str, reads: bool, certificate: Path
 ) -> None:
     """Whatever the buffers of both systems hold."""
@@ -1132,7 +1132,7 @@ async def test_connections_reach_different_ages_between_the_bounds(
 
 
 @pytest.mark.parametrize("how", ["response", "reset", "refused", "tracker"])
-async def test_who_ends_earlier_leaves_nothing_in_the_timers(
+async def test_a_connection_that_closes_earlier_leaves_nothing_in_the_timers(
     how: str, connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """However it ends."""
@@ -1316,7 +1316,7 @@ async def test_a_client_that_vanishes_after_it_has_read_a_part_is_given_up(
     assert told.seen == [(10, "1006")]
 
 
-async def test_a_ping_that_is_unanswered_when_its_connection_ends_harms_nobody(
+async def test_a_ping_without_a_pong_at_the_connections_end_has_no_effect(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """Also where the handler was cancelled with all that its connection had."""
@@ -1758,7 +1758,7 @@ async def test_an_accepted_socket_has_tcps_keep_alive(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
 @pytest.mark.parametrize("seconds", [2, 10, 25, 30, 45, 90, 120, 600])
-async def test_a_keep_alive_is_as_long_as_it_says(
+async def test_tcp_keepalive_takes_as_long_as_the_setting(
     seconds: int, connections: list[Connection]
 ) -> None:
     """But for rounding: a system counts whole seconds, and asks less often if they are few."""
@@ -1839,7 +1839,7 @@ async def test_a_stream_that_its_client_has_reset_is_not_reset_again(
 
 
 @pytest.mark.parametrize(("how", "status"), [("times out", "-"), ("leaves", "499")])
-async def test_a_response_that_is_not_complete_is_logged_by_who_has_ended_it(
+async def test_the_log_of_an_incomplete_response_shows_which_side_ended_it(
     how: str, status: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     """499 says that it was the client."""
@@ -1896,7 +1896,7 @@ async def test_a_stream_that_never_stops_gives_no_credit(autojump_clock: MockClo
     assert told.seen == [(65, "gone")]
 
 
-async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(
+async def test_a_trickle_that_is_never_read_is_closed_after_the_grace_period(
     autojump_clock: MockClock,
 ) -> None:
     """Each event that is added does not give the client more time."""
@@ -1966,7 +1966,7 @@ QUIC = (
 
 
 @pytest.mark.parametrize(("name", "value", "line"), WRONG)
-async def test_a_deadline_that_cannot_be_is_refused(name: str, value: Any, line: str) -> None:
+async def test_an_invalid_timeout_is_refused(name: str, value: Any, line: str) -> None:
     """In one line that says what it may be."""
     with pytest.raises(SettingError) as refused:
         async with memory_server(nothing, **{name: value}):

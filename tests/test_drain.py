@@ -126,7 +126,7 @@ class Timed:
 # HTTP/1.1
 
 
-async def test_a_request_in_flight_is_answered_with_connection_close(
+async def test_a_request_in_flight_gets_its_response_with_connection_close(
     autojump_clock: MockClock,
 ) -> None:
     """And the connection ends behind its answer."""
@@ -145,7 +145,7 @@ async def test_a_request_in_flight_is_answered_with_connection_close(
     assert stream.conn.close_reason is None
 
 
-async def test_a_request_that_comes_later_is_answered_with_connection_close(
+async def test_a_request_that_arrives_in_a_drain_gets_its_response_with_connection_close(
     autojump_clock: MockClock,
 ) -> None:
     """On a connection that rested, and on one that was new."""
@@ -167,7 +167,7 @@ async def test_a_request_that_comes_later_is_answered_with_connection_close(
 
 
 @pytest.mark.parametrize(("settings", "seconds"), [({}, 0.5), ({"drain_idle_timeout": 2}, 2)])
-async def test_an_idle_connection_ends_after_a_short_grace(
+async def test_an_idle_connection_is_closed_after_drain_idle_timeout(
     settings: Any, seconds: float, autojump_clock: MockClock
 ) -> None:
     """Also where its own keep-alive timeout would let it rest for longer."""
@@ -180,7 +180,7 @@ async def test_an_idle_connection_ends_after_a_short_grace(
     assert stream.conn.close_reason is None
 
 
-async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
+async def test_a_connection_whose_response_has_begun_is_idle_once_more_before_it_is_closed(
     autojump_clock: MockClock,
 ) -> None:
     """Its client was not told to close, and may have asked again when it was answered."""
@@ -212,7 +212,7 @@ async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
         (9, {"graceful_timeout": 2}, 12),  # neither grace exceeds it
     ],
 )
-async def test_a_new_connection_may_ask_until_it_is_five_seconds_old(
+async def test_a_new_connection_may_send_a_request_until_it_is_five_seconds_old(
     opened: float, settings: Any, end: float, autojump_clock: MockClock
 ) -> None:
     """As Go's http.Server.Shutdown has it; older ones end at once."""
@@ -227,7 +227,7 @@ async def test_a_new_connection_may_ask_until_it_is_five_seconds_old(
                 assert trio.current_time() == end
 
 
-async def test_what_a_client_had_pipelined_does_not_cost_its_answer(
+async def test_a_pipelined_request_does_not_cost_the_last_response(
     autojump_clock: MockClock,
 ) -> None:
     """It is not answered, which Connection: close tells, and the connection is not reset."""
@@ -261,7 +261,7 @@ ANY = 2**31 - 1
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_open_streams_are_answered_whole_and_then_the_connection_says_goodbye(
+async def test_open_streams_get_their_responses_and_then_the_connection_a_goaway(
     tls: bool, autojump_clock: MockClock
 ) -> None:
     """The GOAWAY follows the last answer's end, so that no client fails what is in flight."""
@@ -281,7 +281,7 @@ async def test_open_streams_are_answered_whole_and_then_the_connection_says_good
     assert tracker.conns[0].close_reason is None
 
 
-async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
+async def test_a_client_that_is_never_idle_gets_a_goaway_and_opens_no_more_streams(
     autojump_clock: MockClock,
 ) -> None:
     """What it had opened until it knew is served; after another grace it is refused, to be
@@ -310,7 +310,7 @@ async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
     ]
 
 
-async def test_an_idle_http2_connection_says_goodbye_after_the_grace(
+async def test_an_idle_http2_connection_gets_a_goaway_after_drain_idle_timeout(
     autojump_clock: MockClock,
 ) -> None:
     """A request that was on its way until then is answered."""
@@ -328,7 +328,7 @@ async def test_an_idle_http2_connection_says_goodbye_after_the_grace(
     assert late.bodies == {1: b"done"}
 
 
-async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> None:
+async def test_a_new_http2_connection_may_send_a_request_too(autojump_clock: MockClock) -> None:
     """Its preface, and its first request within the grace."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
@@ -345,7 +345,7 @@ async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> 
     assert client.seen == [(13.375, "goaway", 1), (13.375, "end", 0)]
 
 
-async def test_a_client_that_answers_the_goodbye_gets_its_answers(
+async def test_a_client_that_replies_with_a_goaway_gets_its_responses(
     autojump_clock: MockClock,
 ) -> None:
     """With a GOAWAY of its own, as Node does, it only says that it opens no more streams."""
@@ -367,7 +367,7 @@ async def test_a_client_that_answers_the_goodbye_gets_its_answers(
 
 
 @pytest.mark.parametrize("drain", [False, True])
-async def test_a_download_that_is_cancelled_holds_nobody_up(
+async def test_a_cancelled_download_delays_neither_its_handler_nor_a_drain(
     drain: bool, autojump_clock: MockClock
 ) -> None:
     """Neither its handler, which waits for a window that never opens, nor a drain."""
@@ -399,7 +399,7 @@ async def test_a_download_that_is_cancelled_holds_nobody_up(
     assert reports[0].forced == 0
 
 
-async def test_a_long_answer_over_http2_is_no_reason_for_a_goaway(
+async def test_a_long_http2_response_causes_no_goaway(
     autojump_clock: MockClock,
 ) -> None:
     """httpx, which cannot read on after one, gets it whole."""
@@ -431,7 +431,7 @@ async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) 
     assert reports == [ShutdownReport(finished=1, forced=0, seconds=10)]
 
 
-async def test_who_lingers_when_the_drain_begins_does_not_hold_it_up(
+async def test_a_lingering_connection_does_not_delay_the_drain(
     autojump_clock: MockClock,
 ) -> None:
     """It has been answered already."""
@@ -479,7 +479,7 @@ async def test_a_cancellation_in_a_drain_is_no_deadline(autojump_clock: MockCloc
     assert stream.conn.close_reason == "aborted_by_app"
 
 
-async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
+async def test_a_connection_that_is_upgraded_in_a_drain_gets_its_response_and_is_closed(
     autojump_clock: MockClock,
 ) -> None:
     """HTTP/2 by an upgrade from HTTP/1.1, whose first request is its last."""
@@ -498,7 +498,7 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
     assert client.seen == [(12, "goaway", ANY), (12.5, "goaway", 3), (14, "end", 0)]
 
 
-async def test_data_and_resets_in_a_drain_harm_nobody(
+async def test_data_and_resets_in_a_drain_have_no_side_effects(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An upload goes on, a stream that is reset is forgotten."""
@@ -552,7 +552,9 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
 
 
 @pytest.mark.parametrize("reads", [False, True])
-async def test_a_client_that_does_not_leave_is_left(reads: bool, autojump_clock: MockClock) -> None:
+async def test_a_client_that_does_not_close_is_closed(
+    reads: bool, autojump_clock: MockClock
+) -> None:
     """Two seconds after it has its goodbye, or after keep_alive_timeout if it does not read."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=20) as server:
         client = GoAwayHttp2(await server.connect())
@@ -572,7 +574,7 @@ async def test_a_client_that_does_not_leave_is_left(reads: bool, autojump_clock:
     assert client.stream.conn.close_reason is None
 
 
-async def test_a_client_may_leave_as_it_likes_when_it_has_its_goodbye(
+async def test_a_client_may_close_in_any_way_after_the_goaway(
     autojump_clock: MockClock,
 ) -> None:
     """A reset is no reason then."""
@@ -589,7 +591,7 @@ async def test_a_client_may_leave_as_it_likes_when_it_has_its_goodbye(
     assert client.stream.conn.close_reason is None
 
 
-def test_who_connects_when_the_drain_begins_is_drained_too(
+def test_a_client_that_connects_when_the_drain_begins_is_drained_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If it is accepted at all, whichever task is the first."""
@@ -614,7 +616,7 @@ def test_who_connects_when_the_drain_begins_is_drained_too(
         assert trio.run(connect, clock=MockClock(autojump_threshold=0)) <= SECONDS_IN + 5
 
 
-def test_what_crosses_the_goodbye_does_not_reset_the_connection(
+def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever task is the first: the client reads the last answer, the GOAWAY and the end."""
@@ -796,7 +798,7 @@ async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
 
 
 @over_each
-async def test_a_websocket_whose_application_closes_it_unread_still_ends(
+async def test_a_websocket_closed_with_unread_messages_still_closes(
     over: str, autojump_clock: MockClock
 ) -> None:
     """What the client has said, and nobody reads, does not keep its answer from being read."""
@@ -844,7 +846,7 @@ async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
 
 
 @over_each
-async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
+async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline(
     over: str, autojump_clock: MockClock
 ) -> None:
     """It was said goodbye to, and what it still says is not heard."""
@@ -923,7 +925,7 @@ async def test_upgraded_connections_are_followed_until_their_sockets_close(
         assert ended == [2]
 
 
-async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> None:
+async def test_a_hijack_tracker_may_be_called_twice(autojump_clock: MockClock) -> None:
     """As one that is on the config and an argument, too."""
     hijacks = HijackTracker()
     async with memory_server(app, tracker=compose(hijacks, hijacks)) as server:
@@ -935,7 +937,7 @@ async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> 
         await http1(await server.connect())  # the server is well
 
 
-async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
+async def test_a_hijack_tracker_keeps_nothing_that_is_not_a_conn() -> None:
     """It is told so, and nobody waits for what never ends."""
     hijacks = HijackTracker()
     with pytest.raises(AttributeError):
@@ -945,7 +947,7 @@ async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
 
 
 @pytest.mark.parametrize("grace", [0, 0.05, 3])
-async def test_who_is_cut_off_at_the_end_is_told_apart_from_a_cancellation(
+async def test_a_connection_closed_at_the_deadline_has_another_reason_than_a_cancelled_one(
     grace: float, autojump_clock: MockClock
 ) -> None:
     """However short the grace is, and whoever is faster at its end, we or Hypercorn."""
@@ -1006,7 +1008,7 @@ async def test_what_is_left_at_the_deadline_is_closed_by_force(
     ]
 
 
-async def test_the_log_says_what_a_shutdown_waits_for(
+async def test_the_log_shows_what_a_shutdown_waits_for(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At once, and every second while anything is left; and at the end, how it ended."""
@@ -1104,7 +1106,7 @@ async def test_max_requests_end_the_server_as_a_shutdown_does(autojump_clock: Mo
         ("drain_websocket_code", 1000),
     ],
 )
-async def test_a_setting_that_cannot_be_is_refused(name: str, value: Any) -> None:
+async def test_an_invalid_setting_is_refused(name: str, value: Any) -> None:
     """Before anything is bound."""
     with pytest.raises(ValueError, match=f"{name} must be .*, not "):
         async with memory_server(app, **{name: value}):

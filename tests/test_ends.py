@@ -221,7 +221,7 @@ async def test_a_client_that_sends_too_much_still_gets_its_response(
 
 
 @pytest.mark.parametrize("protocol", ["http1", "tls"])
-async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
+async def test_a_cancelled_send_leaves_no_half_response(
     protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """What began to be written is written whole; the application's cancellation waits."""
@@ -237,7 +237,7 @@ async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
         await stream.aclose()
 
 
-async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold_it(
+async def test_a_request_after_the_last_response_does_not_delay_the_close(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
@@ -286,7 +286,7 @@ async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_websocket_handler_over_h2_is_told_that_its_client_spoke_too_early(
+async def test_an_h2_websocket_handler_learns_that_its_client_sent_frames_too_early(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:

@@ -335,7 +335,7 @@ async def test_every_send_is_a_checkpoint(over: str, autojump_clock: MockClock) 
             assert await http1(client) == (200, b"bodybody")
 
 
-async def test_a_send_to_nobody_is_a_checkpoint(autojump_clock: MockClock) -> None:
+async def test_a_send_to_a_client_that_has_gone_is_a_checkpoint(autojump_clock: MockClock) -> None:
     """However often it is tried."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
@@ -388,7 +388,7 @@ async def test_a_cancelled_receive_takes_nothing(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("how", ["waits", "polls", "receives the disconnect", "sends"])
-async def test_the_end_of_a_drain_stops_who_only_receives(
+async def test_the_end_of_a_drain_stops_a_handler_that_only_receives(
     how: str, autojump_clock: MockClock
 ) -> None:
     """Also who polls, and who does not mind that its client has gone."""
@@ -558,7 +558,7 @@ async def test_what_an_application_does_to_its_disconnect_changes_no_other(
     ("begun", "told", "status"),
     [(False, False, b"500"), (False, True, b""), (True, False, b"500"), (True, True, b"500")],
 )
-async def test_an_application_that_gives_up_when_it_is_told_owes_nothing(
+async def test_an_application_that_returns_at_the_disconnect_need_not_respond(
     begun: bool, told: bool, status: bytes, autojump_clock: MockClock
 ) -> None:
     """One that was not told, or had begun, owes a response to a client that may still read."""
@@ -704,7 +704,7 @@ async def test_a_head_that_cannot_be_sent_may_be_followed_by_another(
 
 @pytest.mark.parametrize("status", [1000, 101, 100, 99, 0])
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_a_status_that_is_none_can_be_sent_by_no_protocol(
+async def test_an_invalid_status_code_is_refused_over_every_protocol(
     over: str, status: int, autojump_clock: MockClock
 ) -> None:
     """It is refused when it would be written, and then there may be another one."""
@@ -745,7 +745,7 @@ async def test_a_body_where_none_may_be_is_dropped(
 
 
 @pytest.mark.parametrize("gone", [False, True])
-async def test_a_task_that_outlives_its_application_is_told_that_it_is_over(
+async def test_a_task_that_outlives_its_application_cannot_send(
     gone: bool, autojump_clock: MockClock
 ) -> None:
     """Also one that comes when the whole connection has gone."""
@@ -778,7 +778,7 @@ async def test_a_task_that_outlives_its_application_is_told_that_it_is_over(
                 await finished.wait()
 
 
-async def test_what_an_application_does_not_read_waits_for_nobody(
+async def test_data_that_an_application_does_not_read_is_dropped_when_it_ends(
     autojump_clock: MockClock,
 ) -> None:
     """An application that has ended frees its client, who was about to send more."""

@@ -62,7 +62,7 @@ async def notes(
     raise AssertionError("nothing was raised")
 
 
-async def test_a_failure_says_what_the_connections_have_done_and_do(
+async def test_a_failure_has_a_note_on_the_connections(
     autojump_clock: MockClock,
 ) -> None:
     """As it was when the test failed, and not when everything was closed for it."""
@@ -240,7 +240,7 @@ async def test_a_group_has_the_note_and_its_errors_have_none(autojump_clock: Moc
     ],
     ids=repr,
 )
-async def test_what_is_no_failure_has_no_note(
+async def test_an_exception_that_is_no_failure_has_no_note(
     error: BaseException, autojump_clock: MockClock
 ) -> None:
     """Nobody looks for a mistake there."""

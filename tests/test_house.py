@@ -113,7 +113,7 @@ def test_nothing_needs_what_is_for_tests() -> None:
             assert not {m for m in imports(path) if m.startswith("testing")}, path.name
 
 
-def test_every_public_name_says_where_it_is_imported_from() -> None:
+def test_every_public_name_has_the_module_that_it_is_imported_from() -> None:
     """Tracebacks and documentation show the public path, not the private module."""
     for package in (trio_httptrack, trio_httptrack.testing):
         for name in package.__all__:

@@ -609,7 +609,7 @@ async def test_a_request_waits_for_a_handler_that_ends(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
-async def test_a_response_before_the_requests_end_says_that_the_rest_is_not_needed(
+async def test_a_response_before_the_requests_end_is_followed_by_a_reset_without_error(
     body: bytes, autojump_clock: MockClock
 ) -> None:
     """RST_STREAM(NO_ERROR) follows END_STREAM, and the stream does not count any more."""
@@ -1463,7 +1463,7 @@ async def test_a_client_limits_how_many_pushes_are_in_flight(autojump_clock: Moc
         assert client.body(2) == b""
 
 
-async def test_the_first_header_block_says_that_no_table_is_used(
+async def test_the_first_header_block_sets_the_table_size_to_zero(
     autojump_clock: MockClock,
 ) -> None:
     """Whatever block that is: then none need say so later, whatever a client's SETTINGS are."""
@@ -1559,7 +1559,7 @@ async def test_websockets_count_as_handlers_before_they_run(autojump_clock: Mock
         assert running == 4
 
 
-async def test_trailers_alone_that_nobody_wants_leave_a_response(
+async def test_trailers_that_the_client_does_not_want_leave_a_response_with_headers(
     autojump_clock: MockClock,
 ) -> None:
     """A response that begins with its trailers has headers, whether or not trailers are wanted."""

@@ -224,7 +224,7 @@ def test_a_status_without_a_body_has_no_length(status: int) -> None:
     assert SHARED.response(304, [(b"content-length", b"5")])[1] == 5
 
 
-def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
+def test_only_headers_without_secrets_are_cached() -> None:
     """And none that is long, or no key."""
     writer = HeaderWriter(lambda protocol: OWN)
     secret = [b"set-cookie", b"Authorization", b"x-request-id", b"location", b"etag", b"cookie"]
@@ -347,7 +347,7 @@ EMPTY_TABLE = b"\x20\x3f\xe1\x1f"  # of no size, and of 4,096 bytes again
         ),
     ],
 )  # fmt: skip
-def test_a_table_that_looks_the_same_is_another(
+def test_a_table_of_the_same_length_and_size_may_be_another(
     before: bytes, block: bytes, between: bytes, values: bytes
 ) -> None:
     """As many entries of the same size: the same block makes another request."""

@@ -74,7 +74,7 @@ def admitted(limits: ConnLimit, *hosts: str | None) -> list[bool]:
         ((0, 0), "0.0.0.1", "::1", False),
     ],
 )
-def test_clients_are_told_apart_by_their_prefix(
+def test_clients_are_distinguished_by_their_prefix(
     prefix: tuple[int, int], first: str, second: str, same: bool
 ) -> None:
     """An IPv4 address in an IPv6 one is an IPv4 address; the two families never meet."""
@@ -82,7 +82,7 @@ def test_clients_are_told_apart_by_their_prefix(
     assert admitted(limits, first, second) == [True, not same]
 
 
-def test_who_is_exempt_is_neither_counted_nor_refused() -> None:
+def test_an_exempt_client_is_neither_counted_nor_refused() -> None:
     """By network or address, of either family."""
     limits = ConnLimit(total=1, per_client=1, exempt=["10.0.0.0/8", "::1", "2001:db8::/32"])
     exempt = ["10.1.2.3", "10.1.2.3", "::1", "2001:db8::5", "::ffff:10.9.9.9"]
@@ -91,7 +91,7 @@ def test_who_is_exempt_is_neither_counted_nor_refused() -> None:
     assert admitted(limits, "192.0.2.1", "::2") == [True, False]
 
 
-def test_who_has_no_address_counts_for_the_total_only() -> None:
+def test_a_client_without_an_address_counts_for_the_total_only() -> None:
     """As a client through a Unix socket."""
     assert admitted(ConnLimit(per_client=1), None, None) == [True, True]
     assert admitted(ConnLimit(total=1), None, None) == [True, False]
@@ -122,7 +122,7 @@ def test_a_client_over_its_own_limit_is_not_counted_for_the_total() -> None:
         ({"total": 1, "exempt": ["a"]}, ValueError, "exempt: 'a' does not appear to be"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_limits_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """Each with what is wrong."""
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused(
         ConnLimit(**arguments)
 
 
-def test_it_says_what_it_is() -> None:
+def test_its_repr_shows_its_limits_and_its_count() -> None:
     """Its limits and its count."""
     assert repr(ConnLimit(total=5, per_client=2)) == "<ConnLimit total=5 per_client=2 count=0>"
     assert repr(ConnLimit(per_client=2)) == "<ConnLimit per_client=2 count=0>"
@@ -222,7 +222,7 @@ async def test_a_refused_client_that_resets_is_gone_at_once(autojump_clock: Mock
         assert (refused.conn.state, refused.conn.close_reason) == (CLOSED, TOTAL)
 
 
-async def test_a_shutdown_does_not_wait_for_who_was_refused(autojump_clock: MockClock) -> None:
+async def test_a_shutdown_does_not_wait_for_refused_clients(autojump_clock: MockClock) -> None:
     """Nor is there anything to drain."""
     async with memory_server(app, tracker=ConnLimit(total=1)) as server:
         first = await server.connect()
@@ -243,7 +243,7 @@ async def test_under_tls_there_is_no_handshake(autojump_clock: MockClock) -> Non
         assert await refused.receive_some() == b""
 
 
-async def test_no_task_is_started_for_who_is_refused(autojump_clock: MockClock) -> None:
+async def test_no_task_is_started_for_a_refused_connection(autojump_clock: MockClock) -> None:
     """However many they are."""
     async with memory_server(app, tracker=ConnLimit(total=1)) as server:
         await server.connect()
@@ -435,7 +435,9 @@ async def test_a_client_that_has_gone_before_it_is_refused_is_refused_all_the_sa
     assert refusals(limits) == (1, 0)
 
 
-async def test_clients_are_told_apart_by_their_sockets_addresses(certificate: Path) -> None:
+async def test_clients_are_distinguished_by_the_addresses_of_their_sockets(
+    certificate: Path,
+) -> None:
     """Over real sockets, of which a machine has more than one address."""
     limits, recorder = ConnLimit(per_client=1), Recorder()
     async with socket_server(app, certificate, tracker=compose(limits, recorder)) as server:

@@ -101,7 +101,7 @@ def ids(view: View | Report) -> list[int]:
 # What is first
 
 
-async def test_what_may_be_stuck_is_first(autojump_clock: MockClock) -> None:
+async def test_connections_that_may_be_stuck_come_first(autojump_clock: MockClock) -> None:
     """The oldest request in flight, then what is new for long; WebSockets and idle ones last."""
     await trio.sleep(1000)
     one_stream = request("/slow", 10, method="GET", stream_id=1)
@@ -162,7 +162,7 @@ async def test_of_many_requests_a_row_has_the_oldest() -> None:
     assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(MAX_LISTED)]
 
 
-async def test_the_request_that_was_looked_for_is_in_its_row() -> None:
+async def test_a_request_that_matches_the_filter_is_in_its_row() -> None:
     """Also behind many others that are older."""
     requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
     conn = connection(*requests, state=ACTIVE, protocol="h2")
@@ -228,7 +228,7 @@ def test_any_order_and_filter_is_that_of_a_sorted_list(
 
 
 @given(conns=connections, of=st.lists(st.integers(0, 3), min_size=30, max_size=30), sort=sorts)
-def test_several_workers_look_like_one_that_has_all_connections(
+def test_several_workers_give_the_view_of_one_with_all_connections(
     conns: list[Conn], of: list[int], sort: str
 ) -> None:
     """In any order, and by JSON."""
@@ -317,7 +317,7 @@ async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
         (b"client=" + b"1" * 201, "client and path have at most 200 characters"),
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused(query: bytes, says: str) -> None:
+def test_an_invalid_query_is_refused(query: bytes, says: str) -> None:
     """It says what would."""
     with pytest.raises(ValueError, match=says):
         Query.parse(query)
@@ -334,7 +334,7 @@ def test_a_query_that_makes_no_sense_is_refused(query: bytes, says: str) -> None
         group=st.sampled_from(["", "client"]),
     )
 )
-def test_a_link_leads_to_what_it_was_made_of(query: Query) -> None:
+def test_a_link_parses_to_the_query_it_was_made_from(query: Query) -> None:
     """What is as by default is not in it."""
     link = query.link()
     assert Query.parse(link[1:].encode()) == query
@@ -343,7 +343,7 @@ def test_a_link_leads_to_what_it_was_made_of(query: Query) -> None:
         assert (f"{name}=" in link) == (getattr(query, name) != default)
 
 
-def test_what_others_add_to_a_url_is_let_pass() -> None:
+def test_unknown_parameters_of_a_url_are_ignored() -> None:
     """Such as the page's token."""
     assert Query.parse(b"other=1&token=abc&sort=id&%ff%fe&&&=") == Query(sort="id")
 
@@ -386,7 +386,7 @@ async def test_a_websocket_whose_connection_is_closed_is_not_open() -> None:
     assert len(report["rows"]) == 1
 
 
-async def test_a_viewers_own_connection_does_not_look_stuck() -> None:
+async def test_a_viewers_own_connection_is_listed_last() -> None:
     """However long somebody looks: it is behind what may be."""
     viewer = connection(request("/status", -600), state=ACTIVE, since=-600)
     others = [connection(request("/slow", -5), state=ACTIVE, since=-5), connection(since=-1)]
@@ -419,7 +419,7 @@ async def test_the_rates_are_those_of_the_last_ten_seconds(autojump_clock: MockC
         nursery.cancel_scope.cancel()
 
 
-async def test_the_history_is_there_before_anybody_looked(autojump_clock: MockClock) -> None:
+async def test_the_history_is_kept_without_viewers(autojump_clock: MockClock) -> None:
     """One number a second, the last one now, and no more than five minutes."""
     server = Server()
     monitor = Monitor(server)
@@ -443,7 +443,7 @@ async def test_the_history_is_there_before_anybody_looked(autojump_clock: MockCl
         nursery.cancel_scope.cancel()
 
 
-async def test_what_nobody_knows_is_not_in_the_history(autojump_clock: MockClock) -> None:
+async def test_unknown_seconds_are_missing_in_the_history(autojump_clock: MockClock) -> None:
     """Such as of the time in which the event loop was blocked."""
     monitor = Monitor(Server(connection()))
     await monitor.report(Query())
@@ -514,7 +514,7 @@ async def test_reports_take_a_tenth_of_the_time_at_most(
     assert trio.current_time() == pytest.approx(9 * REST_FACTOR * 0.04 + 0.04, rel=0.01)
 
 
-async def test_time_in_which_it_was_stopped_counts_little(
+async def test_the_time_in_which_the_process_was_stopped_counts_little(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would rest for hours when somebody had stopped it for some minutes."""
@@ -546,7 +546,7 @@ async def test_metrics_do_not_wait_for_viewers(mock_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_others_have_their_turn_while_a_report_is_made() -> None:
+async def test_other_tasks_run_while_a_report_is_made() -> None:
     """After each portion of connections."""
     monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     turns = 0
@@ -565,7 +565,7 @@ async def test_others_have_their_turn_while_a_report_is_made() -> None:
 
 
 @pytest.mark.parametrize("checkpoints", range(8))
-async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: int) -> None:
+async def test_no_age_is_negative(mock_clock: MockClock, checkpoints: int) -> None:
     """Though a request may have begun while the report was made, whenever that was."""
     conns = [connection(state=IDLE) for _ in range(2 * BATCH_SIZE)]
     server = Server(*conns)
@@ -583,7 +583,7 @@ async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: i
     assert all(row["in_state"] >= 0 for row in report["rows"])
 
 
-async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: MockClock) -> None:
+async def test_a_viewer_that_shares_a_report_costs_nothing(autojump_clock: MockClock) -> None:
     """For as long as its age allows; and what is new replaces what is old."""
     server = Server()
     monitor = Monitor(server)
@@ -601,7 +601,7 @@ async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: 
     assert await monitor.report(Query(), max_age=0.9) is not fresh
 
 
-async def test_a_viewer_that_leaves_lets_the_next_one_look() -> None:
+async def test_a_cancelled_viewer_does_not_block_the_next_one() -> None:
     """Also in the middle of a report."""
     monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     with trio.CancelScope() as scope:

@@ -45,7 +45,7 @@ for name in found - {f"trio_httptrack.{each}" for each in missing}:
     assert (ended.stdout, ended.stderr) == ("", "")
 
 
-def test_a_server_serves_and_says_that_it_cannot_be_seen() -> None:
+def test_a_server_serves_and_logs_that_other_processes_cannot_query_it() -> None:
     """There are no Unix sockets: no setting would help."""
     ended = run("""
 import httpx, trio
@@ -117,7 +117,7 @@ TOP = "from trio_httptrack.top import main; main('httptrack top', {})"
         ),
     ],
 )
-def test_what_does_not_work_says_so_in_one_line(program: str, says: str) -> None:
+def test_what_does_not_work_fails_with_one_line(program: str, says: str) -> None:
     """With what does."""
     assert error(program) == says
 

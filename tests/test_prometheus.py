@@ -296,7 +296,7 @@ def shown(process: Process, *transitions: str) -> dict[str, float]:
 
 
 @sharing
-def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
+def test_each_process_serves_the_total_of_all_processes(tmp_path: Path) -> None:
     """Whichever is asked."""
     with process(tmp_path) as one, process(tmp_path) as two:
         one.track("a", "NEW", "ACTIVE", "IDLE", "ACTIVE")

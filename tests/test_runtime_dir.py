@@ -133,7 +133,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None
     assert list(long.iterdir()) == []
 
 
-async def test_what_a_killed_server_has_left_is_removed(
+async def test_the_sockets_of_a_killed_server_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the next server that starts; what a living one has stays."""
@@ -153,7 +153,7 @@ async def test_what_a_killed_server_has_left_is_removed(
     assert base.is_dir()
 
 
-def test_what_another_worker_has_just_made_stays(
+def test_a_directory_that_another_worker_has_just_made_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is empty until that worker listens in it."""
@@ -164,7 +164,7 @@ def test_what_another_worker_has_just_made_stays(
     assert directory.is_dir()
 
 
-def test_a_runtime_directory_that_is_not_there_is_not_taken(
+def test_a_missing_xdg_runtime_dir_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a shell that has another user's environment."""
@@ -173,7 +173,7 @@ def test_a_runtime_directory_that_is_not_there_is_not_taken(
     assert prepare_directory(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
 
 
-async def test_all_servers_that_may_be_looked_at_are_found(
+async def test_all_servers_that_are_visible_to_the_user_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In either of the places; but neither through a link, nor where others could be."""
@@ -208,7 +208,7 @@ async def find_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server_directories() == []
 
 
-async def test_a_directory_that_has_gone_is_made_again(
+async def test_a_directory_that_was_removed_is_made_again(
     directory: Path, mock_clock: MockClock
 ) -> None:
     """A log-out may remove it, or somebody who tidies up."""
@@ -263,7 +263,7 @@ async def test_workers_report_to_each_other(directory: Path) -> None:
     assert sockets(directory) == []
 
 
-async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
+async def test_several_viewers_query_in_turn(directory: Path) -> None:
     """Each gets what it has asked."""
     conns = [connection(client=("10.0.0.1", number), since=number) for number in range(300)]
     async with worker(directory, *conns):
@@ -375,7 +375,7 @@ async def test_a_worker_that_has_begun_to_respond_is_waited_for(
         assert (reports, silent["silent"]) == ([], REPORT_TIMEOUT + 0.1)
 
 
-async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> None:
+async def test_a_worker_whose_backlog_is_full_is_silent(directory: Path) -> None:
     """Where even a connection would have to wait."""
     with closing(socket.socket(socket.AF_UNIX)) as stopped:
         path = str(directory / "4711-aaaaaaaa.sock")
@@ -401,7 +401,7 @@ async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> No
                 assert asked.recv(100).startswith(b'{"query": null')
 
 
-async def test_what_is_not_a_report_is_left_out(directory: Path) -> None:
+async def test_a_response_that_is_not_a_report_is_left_out(directory: Path) -> None:
     """A worker of another version, or something else that was put there."""
 
     async def respond(listener: socket.socket, responses: list[bytes]) -> None:
@@ -442,7 +442,7 @@ async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
             assert ids(report) == ids(await monitor.report(Query(page=30)))
 
 
-async def test_nothing_is_open_when_nobody_looks(directory: Path) -> None:
+async def test_no_connection_is_open_without_viewers(directory: Path) -> None:
     """The connections go with the last viewer."""
     async with worker(directory):
         peers = Peers(directory)
@@ -475,7 +475,7 @@ async def line(stream: trio.SocketStream) -> bytes:
         b'{"query": null, "max_age": "x"}\n',
     ],
 )
-async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, question: bytes) -> None:
+async def test_an_invalid_request_gets_an_error(directory: Path, question: bytes) -> None:
     """And harms nobody: the next one has its report."""
     async with worker(directory) as monitor:
         path = str(sockets(directory)[0])
@@ -487,7 +487,7 @@ async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, quest
             assert report["worker"]["name"] == monitor.name
 
 
-async def test_a_report_that_fails_ends_nothing_but_itself(
+async def test_a_failing_report_affects_nothing_else(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker has other things to do."""
@@ -508,7 +508,7 @@ async def test_a_report_that_fails_ends_nothing_but_itself(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-async def test_only_the_directorys_own_user_is_asked(directory: Path) -> None:
+async def test_only_processes_of_the_directorys_owner_are_queried(directory: Path) -> None:
     """Whose directory it is may lead root to a socket of somebody else."""
     async with worker(directory):
         os.chown(directory, 65534, -1)
@@ -520,7 +520,7 @@ async def test_only_the_directorys_own_user_is_asked(directory: Path) -> None:
             assert len((await ask(peers))[0]) == 1
 
 
-async def test_what_was_asked_long_ago_is_asked_again(
+async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
     directory: Path, mock_clock: MockClock
 ) -> None:
     """A worker that goes on has its report of then, which nobody wants to see now."""
@@ -556,7 +556,7 @@ async def test_what_was_asked_long_ago_is_asked_again(
     assert [report["worker"]["uptime"] for report in found[1][0]] == [1001]
 
 
-async def test_a_question_without_an_end_is_not_waited_for(directory: Path) -> None:
+async def test_a_request_without_an_end_is_dropped(directory: Path) -> None:
     """Its connection is closed before it has taken much memory."""
     async with worker(directory):
         path = str(sockets(directory)[0])
@@ -601,7 +601,7 @@ async def test_a_server_can_be_seen_while_it_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-async def test_a_runtime_dir_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+async def test_an_unusable_runtime_dir_stops_the_start(tmp_path: Path) -> None:
     """In one sentence. Without the setting, the server runs and is not seen."""
     config = Config()
     config.bind = "127.0.0.1:0"
@@ -616,7 +616,7 @@ async def test_a_runtime_dir_that_cannot_be_used_ends_the_start(tmp_path: Path) 
                 pass
 
 
-async def test_without_a_place_for_a_directory_the_server_runs(
+async def test_the_server_runs_without_any_runtime_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such as in a container that can write nowhere; the log says why nobody can see it."""
@@ -740,7 +740,7 @@ async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
                 assert [row["in_flight"][0]["path"] for row in report["rows"]] == ["/hold"]
 
 
-async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
+async def test_a_killed_worker_is_not_listed(tmp_path: Path) -> None:
     """Its socket is removed by another worker, when somebody looks at that one's page."""
     async with workers(tmp_path, 0) as (living, directory), workers(tmp_path, 0) as (other, _):
         await there(directory, 2)

@@ -125,7 +125,7 @@ async def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
         ("umask", 0o22),
     ],
 )
-def test_what_works_is_not_refused(name: str, value: Any) -> None:
+def test_values_that_work_are_not_refused(name: str, value: Any) -> None:
     """Whether or not Hypercorn's annotations say so."""
     settings_of(Config.from_mapping({name: value}))
 
@@ -152,7 +152,7 @@ def options() -> list[tuple[str, bool]]:
     ]
 
 
-def test_what_the_command_makes_of_its_options_is_not_refused(
+def test_values_that_the_command_sets_are_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of them alone, so that what it leaves to others is what they are without it."""
@@ -173,7 +173,7 @@ def test_each_exception_is_a_setting() -> None:
     assert set(filter(is_hypercorn_setting, OVERRIDES)) == set(OVERRIDES)
 
 
-def test_what_a_later_hypercorn_has_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_later_hypercorn_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its annotation may be one that nobody here knows."""
     monkeypatch.setitem(Config.__annotations__, "quite_new", "tuple[int, ...]")
     settings_of(Config.from_mapping(quite_new=(1, 2)))

@@ -286,7 +286,7 @@ async def test_bytes_are_those_of_the_kernel(tmp_path: Path) -> None:
         assert (row["received"], row["sent"], row["client"]) == (None, None, None)
 
 
-async def test_a_server_that_is_not_tracked_says_so() -> None:
+async def test_the_page_of_an_untracked_server_is_a_503_with_the_reason() -> None:
     """It is the mistake that is made first."""
     status, _, body = await request(StatusApp(allow=LOOPBACK))
     assert status == 503
@@ -313,7 +313,7 @@ async def test_a_viewer_is_sent_what_changes_each_second(autojump_clock: MockClo
         assert "10.1.2.3" in str(second)
 
 
-async def test_viewers_of_the_same_share_the_work(
+async def test_viewers_of_the_same_page_share_the_work(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty of them cost one look a second."""
@@ -336,7 +336,7 @@ async def test_viewers_of_the_same_share_the_work(
 
 
 @pytest.mark.parametrize("step", ["page", "as_text", "update"])
-async def test_the_worker_rests_from_what_it_shows(
+async def test_the_worker_rests_nine_times_as_long_as_a_report_takes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Nine times as long as that took: so viewers have a tenth of its time."""
@@ -386,7 +386,7 @@ async def test_a_viewer_that_does_not_read_is_waited_for(autojump_clock: MockClo
         assert number < 100  # and not a thousand
 
 
-async def test_a_viewer_that_leaves_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+async def test_nothing_remains_of_a_viewer_that_disconnects(autojump_clock: MockClock) -> None:
     """Its handler ends with its connection, over HTTP/1.1 and HTTP/2."""
     async with mounted() as page:
         viewer = Events(await page.server.connect())
@@ -443,7 +443,7 @@ def server_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-async def test_the_page_opens_by_its_token_and_by_nothing_else(autojump_clock: MockClock) -> None:
+async def test_the_page_needs_its_token_and_nothing_else(autojump_clock: MockClock) -> None:
     """From wherever it is looked at; neither an address nor a header is a reason."""
     status = StatusApp()
     async with memory_server(status) as server:
@@ -475,7 +475,9 @@ async def test_the_token_is_logged_at_the_start(server_log: pytest.LogCaptureFix
         assert logged(server_log) == [f"Status page: add ?token={status.token} to its address"]
 
 
-async def test_who_has_no_token_finds_it_in_the_log(server_log: pytest.LogCaptureFixture) -> None:
+async def test_the_token_is_logged_at_a_request_without_it(
+    server_log: pytest.LogCaptureFixture,
+) -> None:
     """Once, however the page is mounted and by whatever address somebody asks for it."""
     status = StatusApp()
 
@@ -548,7 +550,7 @@ def test_a_servers_workers_have_the_same_token(tmp_path: Path) -> None:
         ("192.0.2.7", {"x_real_ip": "10.1.2.3"}, 403),
     ],
 )
-async def test_allow_says_who_may_look(
+async def test_allow_lists_the_networks_that_may_view_the_page(
     autojump_clock: MockClock, address: str, headers: Any, status: int
 ) -> None:
     """By the address of the socket alone; the loopback is not among them unless it is named."""
@@ -597,7 +599,7 @@ def connect_as(user: int, path: Path) -> socket.socket:
         (None, 0, 403),
     ],
 )
-async def test_on_a_unix_socket_the_kernel_says_who_it_is(
+async def test_on_a_unix_socket_the_kernel_identifies_the_viewer(
     tmp_path: Path, allow: list[str] | None, user: int, status: int
 ) -> None:
     """The server's own user and root may look, if ``unix`` is allowed; nobody else."""
@@ -629,7 +631,7 @@ async def test_a_peer_without_an_address_is_in_no_network(client: Any) -> None:
         (b"127.0.0.1", TypeError, "allow: networks are strings such as '10.1.2.0/24', not 49"),
     ],
 )
-def test_what_is_no_network_is_refused_at_once(
+def test_an_invalid_network_is_refused_at_once(
     allow: Any, error: type[Exception], says: str
 ) -> None:
     """With an example of what would be one."""
@@ -702,7 +704,7 @@ async def test_every_response_is_private_and_strict(
         ("", "text/html"),
     ],
 )
-async def test_the_client_gets_the_first_kind_that_it_names(
+async def test_the_client_gets_the_first_media_type_of_its_accept_header(
     autojump_clock: MockClock, accept: str, kind: str
 ) -> None:
     """HTML if it names none that there is."""

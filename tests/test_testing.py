@@ -373,7 +373,7 @@ async def test_an_error_of_the_server_ends_the_test(
         await serve(app, ask)
 
 
-async def test_a_handlers_error_is_answered_and_no_error_of_the_test(
+async def test_a_handlers_error_becomes_a_500_and_does_not_fail_the_test(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in production: the client is told, and it is logged."""
@@ -440,7 +440,7 @@ async def test_an_error_in_the_lifespan_ends_the_test(when: str, autojump_clock:
 
 
 @pytest.mark.parametrize("when", ["startup", "shutdown"])
-async def test_a_lifespan_that_says_it_has_failed_ends_the_test(
+async def test_a_lifespan_that_reports_its_failure_fails_the_test(
     when: str, autojump_clock: MockClock
 ) -> None:
     """With what it said."""
@@ -478,7 +478,7 @@ async def test_a_failed_lifespan_reaches_the_test_however_it_leaves_the_applicat
 
 
 @pytest.mark.parametrize("when", ["startup", "shutdown"])
-async def test_a_lifespan_that_never_answers_ends_the_test(
+async def test_a_lifespan_that_never_responds_fails_the_test(
     when: str, autojump_clock: MockClock
 ) -> None:
     """After its timeout, in virtual time."""
@@ -902,7 +902,7 @@ async def test_what_is_not_installed_is_named(
         assert await http1(await server.connect()) == (200, b"/")
 
 
-async def test_httpx_says_that_a_handshake_failed(
+async def test_httpx_reports_a_failed_handshake_as_a_connect_error(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a connection that could not be made, of which nothing is left."""

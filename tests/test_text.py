@@ -72,7 +72,7 @@ def styled(lines: list[Line], style: str) -> list[str]:
     return [span.text.strip() for line in lines for span in line if span.style == style]
 
 
-def test_what_may_be_wrong_is_trouble() -> None:
+def test_problems_have_the_style_trouble() -> None:
     """A request that waits for long, a worker that is late or silent, and responses of 500."""
     slow, soon = request(age=10), request(age=9.9)
     streaming = request(age=3600, phase="streaming")
@@ -120,7 +120,7 @@ def test_a_server_that_has_nothing_to_do_has_no_responses() -> None:
         ),
     ],
 )
-def test_what_is_listed_is_said(query: Query, line: str) -> None:
+def test_the_text_says_what_is_listed(query: Query, line: str) -> None:
     """The order, the page and the filters."""
     assert f"\n{line}\n" in as_text(view(row(), query=query), 200)
 
@@ -153,7 +153,7 @@ def hostile(value: Any) -> Any:
     return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
 
-def test_nothing_that_others_say_reaches_the_terminal_as_it_is() -> None:
+def test_no_text_of_others_reaches_the_terminal_unescaped() -> None:
     """Neither in a path nor in anything else: it may be root who looks."""
     groups = (Group(client="192.0.2.7", connections=1, states={}, oldest=1),)
     for query in (Query(path=HOSTILE, client=HOSTILE), Query(group="client")):
@@ -212,7 +212,7 @@ def test_a_narrow_terminal_has_fewer_columns(width: int, headings: str) -> None:
     assert line.split()[-1] in headings or line.endswith("…")
 
 
-def test_an_address_without_room_keeps_its_beginning() -> None:
+def test_an_address_is_cut_at_its_end() -> None:
     """It is what one recognises."""
     text = as_text(view(row(client="[2001:db8:1111:2222:3333:4444:5555:6666]:65535")), 60)
     assert re.search(r"^idle +1m15s \[2001:db8:1111:2222:3333:4444:\S*… +4021 17$", text, re.M)

@@ -103,7 +103,7 @@ def test_a_filter_is_no_longer_than_a_query_allows() -> None:
     assert press(live, "/", *"a" * 300, "enter").path == "a" * 200
 
 
-def test_what_is_typed_is_made_visible() -> None:
+def test_typed_text_is_escaped() -> None:
     """A paste may have anything in it."""
     live = looking_at()
     press(live, "c", "\u202e")
@@ -175,14 +175,14 @@ def test_page_down_goes_through_the_lines_and_then_to_the_next_page() -> None:
     assert shown_ids(live)[-1] == 39
 
 
-def test_the_page_that_is_gone_is_forgotten() -> None:
+def test_a_page_that_no_longer_exists_is_left() -> None:
     """There are fewer connections now than when it was looked at."""
     live = Live(Query(page=7))
     live.show(numbered(page=2, pages=2), live.query)
     assert live.query.page == 2
 
 
-def test_of_many_workers_those_are_shown_with_which_something_is_wrong() -> None:
+def test_of_many_workers_those_with_problems_are_shown() -> None:
     """The others are counted."""
     many = [worker(pid, lag=0.001) for pid in range(1, 33)]
     many[7] = silent(8, 12.5)
@@ -213,7 +213,7 @@ class Counting:
         return view(query=query)
 
 
-async def test_it_looks_once_a_second_but_not_while_it_is_paused(
+async def test_it_fetches_a_view_each_second_but_not_while_paused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A key that changes what is listed looks at once, and once."""
@@ -238,7 +238,7 @@ async def test_it_looks_once_a_second_but_not_while_it_is_paused(
         nursery.cancel_scope.cancel()
 
 
-async def test_it_says_for_how_long_there_was_nothing_new(
+async def test_it_shows_for_how_long_there_was_no_data(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Each second, above what was seen last, and in as many lines as it takes."""
@@ -290,7 +290,7 @@ async def serving(**settings: Any) -> AsyncIterator[tuple[TrackedServer, StatusA
         yield server, status
 
 
-async def test_a_page_is_looked_at_by_one_connection() -> None:
+async def test_a_page_is_fetched_over_one_connection() -> None:
     """It has the token, what else the URL has, and the view's query."""
     async with (
         serving() as (server, status),
@@ -329,7 +329,7 @@ LOGGED = "the server's log has it, as ?token=... to add to the page's address"
         ("?token=x", f"the token is wrong: {LOGGED}"),
     ],
 )
-async def test_without_the_token_it_says_where_that_is(query: str, says: str) -> None:
+async def test_without_the_token_the_error_says_where_it_is(query: str, says: str) -> None:
     """In one sentence."""
     async with serving() as (server, _), opened(f"{server.urls[0]}/{query}") as source:
         with pytest.raises(SourceError) as error:
@@ -367,7 +367,7 @@ RESPONSES = {
         ("\x1b[2J", r"no worker listens in \x1b[2J"),
     ],
 )
-async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: str) -> None:
+async def test_a_failing_source_is_reported_in_one_line(target: str, says: str) -> None:
     """Without a traceback, and without escape sequences."""
     with pytest.raises(SourceError) as error:
         async with opened(target) as source:
@@ -375,7 +375,7 @@ async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: st
     assert str(error.value) == says
 
 
-async def test_a_path_that_is_not_ascii_is_asked_for_as_a_browser_does() -> None:
+async def test_a_path_that_is_not_ascii_is_requested_as_by_a_browser() -> None:
     """In UTF-8, with percent signs."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/st\u00e4tus%20x?token={status.token}"
@@ -384,7 +384,7 @@ async def test_a_path_that_is_not_ascii_is_asked_for_as_a_browser_does() -> None
     assert row["path"] == "/st\u00e4tus x"
 
 
-def test_who_reads_the_output_may_have_had_enough() -> None:
+def test_the_reader_of_the_output_may_exit_early() -> None:
     """As in ``httptrack top --json | head -1``."""
     program = "from trio_httptrack.top import write; write('x' * 100_000)"
     reading, writing = os.pipe()
@@ -397,7 +397,7 @@ def test_who_reads_the_output_may_have_had_enough() -> None:
 
 
 @pytest.mark.parametrize("says", RESPONSES)
-async def test_what_is_no_status_page_is_told_in_one_line(says: str) -> None:
+async def test_a_url_that_is_not_a_status_page_is_reported_in_one_line(says: str) -> None:
     """And a redirect is not followed: the token is for this host only."""
 
     async def respond(stream: trio.SocketStream) -> None:
@@ -469,7 +469,7 @@ async def test_a_page_that_is_encrypted(
         ("/nowhere", "no worker listens in /nowhere"),
     ],
 )
-async def test_what_can_never_be_looked_at_is_said_at_once(target: str, says: str) -> None:
+async def test_a_source_that_can_never_be_shown_is_refused_at_once(target: str, says: str) -> None:
     """Before the terminal is touched."""
     with pytest.raises(SourceError) as error:
         async with opened(target):
@@ -482,7 +482,7 @@ def runtime_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-async def test_a_directory_that_others_may_enter_is_not_looked_at(runtime_dir: Path) -> None:
+async def test_a_directory_that_other_users_can_enter_is_refused(runtime_dir: Path) -> None:
     """Whoever can put a socket there could say anything."""
     async with serving(runtime_dir=str(runtime_dir)), opened(str(runtime_dir)) as source:
         assert len((await source.view(source.query))["workers"]) == 1
@@ -524,7 +524,7 @@ async def test_without_a_name_it_is_the_only_server_that_runs(
                 await enter(None)
 
 
-async def test_a_directory_whose_workers_were_killed_has_none() -> None:
+async def test_a_directory_whose_workers_were_killed_has_no_view() -> None:
     """What they have left in it stays there: it may be another user's trap."""
     with TemporaryDirectory() as name:
         directory = Path(name, "run")
@@ -565,7 +565,7 @@ async def test_where_there_is_no_server_it_ends_with_one_line() -> None:
     assert ended.stderr.decode() == f"httptrack top: {url}: Connection refused\n"
 
 
-async def test_once_is_as_wide_as_it_is_told_to_be() -> None:
+async def test_once_is_as_wide_as_the_variable_columns() -> None:
     """By COLUMNS, as a shell says it; without, there are 80."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/?token={status.token}&path={'a' * 200}"
@@ -732,7 +732,7 @@ async def written(ours: int, screen: Terminal) -> str:
     return received[:-3].decode()
 
 
-async def test_of_a_line_only_what_has_changed_is_written() -> None:
+async def test_only_the_changed_parts_of_a_line_are_written() -> None:
     """Unless there is a character that the terminal may think wider than we do."""
     async with on_screen() as (screen, ours):
         await screen.paint(
@@ -751,7 +751,7 @@ async def test_of_a_line_only_what_has_changed_is_written() -> None:
         assert await written(ours, screen) == ""
 
 
-async def test_nothing_is_painted_on_a_screen_that_is_not_ours() -> None:
+async def test_nothing_is_painted_while_the_terminal_is_not_ours() -> None:
     """While Ctrl-Z has stopped it, and before it is entered again."""
     async with on_screen() as (screen, ours):
         await screen.leave()
@@ -763,7 +763,7 @@ async def test_nothing_is_painted_on_a_screen_that_is_not_ours() -> None:
         assert "mine" in await written(ours, screen)
 
 
-async def test_whatever_is_done_to_a_terminal_that_has_gone_is_no_error() -> None:
+async def test_a_terminal_that_has_gone_causes_no_error() -> None:
     """It ends the keys."""
     async with on_screen() as (screen, ours):
         os.close(ours)
@@ -772,7 +772,7 @@ async def test_whatever_is_done_to_a_terminal_that_has_gone_is_no_error() -> Non
         await screen.leave()
 
 
-async def test_a_terminal_that_nobody_reads_from_does_not_keep_it(
+async def test_a_terminal_that_does_not_read_does_not_block_the_exit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Such as one behind a connection that is stuck: it gets its modes back, and a second."""
@@ -804,7 +804,7 @@ _live.Live.press = lambda live, key: 1 / 0
         await terminal.shows("ZeroDivisionError: division by zero")
 
 
-async def test_a_screen_of_which_nothing_is_known_is_painted_anew(runtime_dir: Path) -> None:
+async def test_a_resized_screen_is_painted_in_full(runtime_dir: Path) -> None:
     """After a SIGWINCH, also where its size is what it was before."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
@@ -838,7 +838,7 @@ async def stopped(pid: int) -> None:
 @pytest.mark.parametrize(
     ("environ", "colours"), [({}, {"31"}), ({"NO_COLOR": "1"}, set()), ({"TERM": "dumb"}, set())]
 )
-async def test_what_may_be_wrong_is_red(environ: Any, colours: set[str]) -> None:
+async def test_problems_are_red(environ: Any, colours: set[str]) -> None:
     """Unless the person wants no colours, or the terminal has none; the words say it, too."""
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))

@@ -422,7 +422,7 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 # The deadline
 
 
-async def test_who_waits_is_told_that_the_deadline_has_passed(pair: Pair) -> None:
+async def test_a_waiting_reader_learns_that_the_deadline_has_passed(pair: Pair) -> None:
     """And again, until it is renewed."""
     async with pair() as (client, transport):
         async with trio.open_nursery() as nursery:
@@ -564,7 +564,7 @@ async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: 
 
 
 @pytest.mark.parametrize("waiting", [1, 2])
-async def test_nobody_overtakes_who_waits_for_room(pair: Pair, waiting: int) -> None:
+async def test_no_writer_overtakes_one_that_waits_for_room(pair: Pair, waiting: int) -> None:
     """Also where there is room again, before the one who waits for it has noticed."""
     big = bytes(2**23)
     async with pair() as (client, transport), trio.open_nursery() as nursery:
@@ -620,7 +620,7 @@ async def test_many_writers_take_turns(pair: Pair) -> None:
             assert await transport.receive() == b"ping"
 
 
-async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
+async def test_closing_wakes_readers_and_writers(pair: Pair) -> None:
     """They learn that it was closed, and everybody after them."""
     async with pair() as (_, transport):
         closed = []
@@ -651,7 +651,7 @@ async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
         assert transport.unsent == 0
 
 
-async def test_who_closes_in_the_same_step_as_something_comes_is_heard(pair: Pair) -> None:
+async def test_a_close_in_the_same_step_as_new_data_reaches_the_reader(pair: Pair) -> None:
     """The reader has been woken for bytes, and finds its socket closed."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         await become_known(transport)
@@ -747,7 +747,7 @@ async def test_a_missing_close_notify_is_an_end(tls_pair: Pair, within_a_record:
         assert await client.receive_some() == b"response"
 
 
-async def test_an_orderly_end_is_told_from_one_that_was_forced(tls_pair: Pair) -> None:
+async def test_an_orderly_close_differs_from_a_forced_one(tls_pair: Pair) -> None:
     """A response that ends with its connection must not look complete if it is not."""
     async with tls_pair() as (client, transport):
         await transport.send([b"response"])
@@ -891,7 +891,7 @@ async def test_a_client_that_does_not_trust_the_server_breaks_the_handshake(
 ALERT = b"\x15"
 
 
-async def test_a_failed_handshake_is_told_to_the_client(connect: Connect) -> None:
+async def test_a_failed_handshake_sends_an_alert(connect: Connect) -> None:
     """By an alert, as TLS wants it."""
     async with connect(tls=True) as (client, transport):
         await client.send_all(b"\x16\x03\x01\x00\x05hello")
@@ -902,7 +902,7 @@ async def test_a_failed_handshake_is_told_to_the_client(connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("request_first", [False, True])
-async def test_a_record_that_cannot_be_decrypted_is_told_to_the_client(
+async def test_a_record_that_cannot_be_decrypted_sends_an_alert(
     tls_pair: Pair, request_first: bool
 ) -> None:
     """And what came before it is read first."""
@@ -941,7 +941,7 @@ async def test_a_renegotiation_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("version", list(TLS))
-async def test_who_renegotiates_and_does_not_read_is_disconnected(version: str) -> None:
+async def test_a_client_that_renegotiates_and_does_not_read_is_disconnected(version: str) -> None:
     """The refusals would fill the memory."""
     async with established(memory_pair, version) as (client, transport):
         fill(transport)
@@ -987,7 +987,7 @@ async def test_only_a_part_of_a_large_write_is_encrypted_before_it_is_written(
 
 
 @pytest.mark.parametrize("was_reset", [False, True])
-async def test_a_peers_end_is_seen_by_who_does_not_read(pair: Pair, was_reset: bool) -> None:
+async def test_a_peers_close_is_noticed_without_a_read(pair: Pair, was_reset: bool) -> None:
     """Whether it has ended its side or was reset; and who reads then finds the same."""
     told = list[bool]()
     async with pair() as (client, transport):
@@ -1022,7 +1022,7 @@ async def test_nothing_watches_a_socket_that_was_closed() -> None:
 
 
 @pytest.mark.parametrize("connect", [partial(tcp_pair, PortableKernel)])
-async def test_what_nobody_reads_keeps_no_task_busy(pair: Pair) -> None:
+async def test_unread_data_keeps_no_task_busy(pair: Pair) -> None:
     """Trio would report it for as long as it is there."""
     async with pair() as (client, transport):
         with transport.watch(lambda _: None), trio.fail_after(5):
@@ -1087,7 +1087,7 @@ async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: s
 
 
 @knowing
-async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
+async def test_a_watcher_that_has_stopped_is_not_called(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()
     async with pair() as (client, transport):
@@ -1105,7 +1105,7 @@ async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
 
 
 @linux
-async def test_many_ends_hold_up_nobody_else() -> None:
+async def test_many_closing_connections_do_not_delay_others() -> None:
     """A request is served before ends that came first, and they leave time for others."""
     count, step = 3 * MAX_EVENTS, 0
     ends, served = list[int](), list[int]()

@@ -152,7 +152,7 @@ async def test_a_path_in_a_toml_config_is_the_tracker_of_an_application_that_ins
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first(
+async def test_a_worker_responds_to_the_request_in_flight_before_sigterm_stops_it(
     workers: str, tmp_path: Path
 ) -> None:
     """Also where it is not the parent that tells it to end, and where there is none."""
@@ -216,7 +216,7 @@ _grace_timeout = 30
     ],
 )
 @limited
-async def test_a_setting_that_cannot_be_ends_the_worker_with_one_line(
+async def test_an_invalid_setting_stops_the_worker_with_one_line(
     settings: str, line: str, tmp_path: Path
 ) -> None:
     """Before it accepts."""
@@ -562,7 +562,7 @@ def test_hypercorns_own_asyncio_serve_refuses_a_tracked_config() -> None:
         asyncio.run(hypercorn.asyncio.serve(hello, config))
 
 
-def test_who_does_not_use_asyncio_does_not_import_it() -> None:
+def test_asyncio_is_not_imported_without_need() -> None:
     """Nor Hypercorn's worker for it, only to refuse that."""
     program = "import sys; from trio_httptrack import install; install(); print(*sys.modules)"
     path = os.pathsep.join(each for each in sys.path if not each.endswith("portable"))
@@ -618,7 +618,7 @@ async def test_a_tracked_server_without_a_config_listens_on_a_free_local_port() 
 
 
 @limited
-async def test_a_tracked_server_says_who_is_connected() -> None:
+async def test_a_tracked_server_lists_and_counts_its_connections() -> None:
     """Its numbers, its connections and its ConnTracker agree, now and at the end."""
     app = Slow()
     async with tracked_server(app) as server:
@@ -649,7 +649,7 @@ async def test_a_tracked_servers_config_is_not_changed_and_its_tracker_runs_firs
 
 
 @limited
-async def test_leaving_the_block_answers_the_request_in_flight_first(
+async def test_leaving_the_block_waits_for_the_response_in_flight(
     nursery: trio.Nursery,
 ) -> None:
     """Nothing new is accepted meanwhile."""

@@ -148,7 +148,7 @@ def masked(first: int, payload: bytes) -> bytes:
     ],
     ids=["code and reason", "code", "empty", "reserved bits", "not UTF-8"],
 )
-async def test_an_application_is_told_why_it_ended(
+async def test_an_application_learns_why_its_websocket_was_closed(
     frame: bytes,
     told: tuple[int, str | None],
     reply: tuple[int, str | None],
@@ -338,7 +338,7 @@ async def test_a_client_waits_for_an_application_that_does_not_receive(
 # Before it is open
 
 
-async def test_a_refusal_says_connection_close(autojump_clock: MockClock) -> None:
+async def test_a_refusal_has_connection_close(autojump_clock: MockClock) -> None:
     """It is a 403, and the last response of its connection."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:

@@ -650,7 +650,7 @@ REFUSALS: dict[str, tuple[App, int, bytes]] = {
 
 
 @pytest.mark.parametrize(("app", "status", "body"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refused_websocket_says_close_and_ends(
+async def test_a_refused_websocket_gets_one_response_with_connection_close(
     app: App, status: int, body: bytes, autojump_clock: MockClock
 ) -> None:
     """With one whole response, whoever has made it, and nothing behind it."""
@@ -702,7 +702,7 @@ async def test_an_application_may_accept_after_an_accept_that_failed(
 
 @pytest.mark.parametrize("size", [1, 1000, 50_000])
 @pytest.mark.parametrize("settled", [True, False])
-async def test_a_client_that_speaks_before_it_is_accepted_can_read_its_400(
+async def test_a_client_that_sends_frames_before_it_is_accepted_can_read_its_400(
     size: int, settled: bool, autojump_clock: MockClock
 ) -> None:
     """However much it says; and its application is told that it has gone."""
@@ -729,7 +729,7 @@ async def test_a_client_that_speaks_before_it_is_accepted_can_read_its_400(
     assert events == [CONNECT, disconnect(1006)]
 
 
-async def test_a_client_that_speaks_while_it_is_refused_can_read_why(
+async def test_a_client_that_sends_frames_while_it_is_refused_can_read_its_response(
     autojump_clock: MockClock,
 ) -> None:
     """What it has sent for the WebSocket that it did not get is discarded."""

@@ -308,7 +308,7 @@ def test_a_frame_may_come_in_two_pieces(size: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.BINARY, Opcode.PING])
-def test_a_frame_in_a_payload_is_none(opcode: Opcode) -> None:
+def test_bytes_of_a_frame_in_a_payload_are_payload(opcode: Opcode) -> None:
     """Wherever the bytes of the outer one are cut."""
     payload = text("inner") * 3
     sent = frame(opcode, payload, mask=bytes(4))
@@ -319,7 +319,7 @@ def test_a_frame_in_a_payload_is_none(opcode: Opcode) -> None:
         assert [*frames.receive(sent[:cut]), *frames.receive(sent[cut:])] == [expected]
 
 
-def test_events_are_made_when_they_are_asked_for() -> None:
+def test_events_are_parsed_when_they_are_requested() -> None:
     """The second ping is read after our close frame, and needs no pong any more."""
     frames = Frames(LIMIT)
     events = frames.receive(frame(Opcode.PING, b"1") + frame(Opcode.PING, b"2"))

@@ -305,7 +305,7 @@ def test_updates_can_be_paused(page: Page, running: Server) -> None:
     expect(page.locator("#live")).to_have_text("live")
 
 
-def test_it_says_when_the_server_is_gone(browser: Browser, running: Server) -> None:
+def test_the_page_shows_that_the_server_has_gone(browser: Browser, running: Server) -> None:
     """The numbers are old then, and look it."""
     page = browser.new_page()
     page.goto(running.url)
@@ -472,7 +472,7 @@ def test_columns_stay_where_they_are(page: Page, running: Server) -> None:
     assert [header.evaluate(where) for header in page.locator("thead th").all()] == before
 
 
-def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> None:
+def test_an_update_does_not_move_the_focus(page: Page, running: Server) -> None:
     """Also on a link that is behind something new."""
     for _ in range(110):
         running.connect()
@@ -485,7 +485,7 @@ def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> 
     page.wait_for_url("**page=2*")
 
 
-def test_an_update_leaves_unfolded_what_is(workers: Server, context: BrowserContext) -> None:
+def test_an_update_keeps_requests_unfolded(workers: Server, context: BrowserContext) -> None:
     """Though its row changes, and gets another place."""
     other, client = workers.http2(), workers.http2()
     other.request(*["/try"] * 6, "/slow")
@@ -516,7 +516,7 @@ def test_connections_of_the_same_number_are_two_rows(page: Page) -> None:
         assert rows(page).all_text_contents() == names
 
 
-def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Server) -> None:
+def test_an_update_does_not_change_the_form(page: Page, running: Server) -> None:
     """What is typed, where the cursor is, and that it is unfolded."""
     unfold_the_filters(page)
     field = page.get_by_label("Path contains")
@@ -528,7 +528,7 @@ def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Serve
     expect(field).to_have_value("/slolw")
 
 
-def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
+def test_an_update_keeps_the_selection(page: Page, running: Server) -> None:
     """Somebody copies a client's address, and meanwhile the row before it goes."""
     running.connect("/try")
     before = running.connect()
@@ -542,7 +542,7 @@ def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
     assert selected.startswith("127.0.0.1:")
 
 
-def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Server) -> None:
+def test_a_hidden_page_sends_no_requests(page: Page, running: Server) -> None:
     """A browser has six connections for a host, and each tab would take one."""
     other = page.context.new_page()
     other.goto(running.url)

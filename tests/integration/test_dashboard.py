@@ -37,7 +37,7 @@ def test_every_panel_has_its_own_id_and_place() -> None:
         assert beside or below, (one, other)
 
 
-def test_every_panel_says_what_it_means() -> None:
+def test_every_panel_has_a_description_and_a_unit() -> None:
     """In its description, and its unit; both are the same where it is per instance."""
     assert len(SUMMED) == 5
     for title in SUMMED:
@@ -48,7 +48,7 @@ def test_every_panel_says_what_it_means() -> None:
         assert units[0] == units[1] != ""
 
 
-def test_everything_asks_the_source_that_is_chosen() -> None:
+def test_every_query_uses_the_chosen_data_source() -> None:
     """And of the jobs and instances that are chosen."""
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert list(variables) == ["datasource", "job", "instance"]

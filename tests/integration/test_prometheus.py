@@ -18,7 +18,7 @@ def quiet(request: pytest.FixtureRequest, observed: Observed) -> Quiet:
     return moment
 
 
-async def test_prometheus_says_what_the_trackers_say(
+async def test_prometheus_has_the_numbers_of_the_trackers(
     prometheus: Prometheus, observed: Observed, quiet: Quiet
 ) -> None:
     """Each number of each instance, and the sums over both; dead workers still count."""
@@ -87,7 +87,7 @@ async def test_no_gauge_is_ever_negative(prometheus: Prometheus, observed: Obser
     assert all(each.value >= 0 for each in lowest)
 
 
-def test_the_load_was_answered(observed: Observed) -> None:
+def test_the_load_got_its_responses(observed: Observed) -> None:
     """Or there would have been little to count."""
     for load in observed.loads:
         assert not load.lost

@@ -14,7 +14,7 @@ from ..hypercorn_process import connect
 from .target import IDLE, scrape, serving, total
 
 
-async def test_each_of_four_workers_answers_for_all(tmp_path: Path, certificate: Path) -> None:
+async def test_each_of_four_workers_serves_the_total(tmp_path: Path, certificate: Path) -> None:
     """The same total, but that the connection that asks is active."""
     directory = tmp_path / "multiprocess"
     directory.mkdir()

@@ -1733,7 +1733,7 @@ http1(
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-async def test_a_tracked_server_answers_as_plain_hypercorn_does(
+async def test_a_tracked_server_responds_as_plain_hypercorn_does(
     name: str, certificate: Path
 ) -> None:
     """The client receives the same, and the application is told the same."""
@@ -1743,7 +1743,7 @@ async def test_a_tracked_server_answers_as_plain_hypercorn_does(
     assert await EXCHANGES[name].hold(tracked, certificate) == expected
 
 
-async def test_the_answers_are_the_same_over_ipv6_and_unix_sockets(
+async def test_the_responses_are_the_same_over_ipv6_and_unix_sockets(
     certificate: Path, tmp_path: Path
 ) -> None:
     """Where addresses look different, or are missing."""
@@ -2000,7 +2000,7 @@ async def test_difference_an_idle_connection_whose_client_has_gone_is_closed(
     assert (in_plain[1], in_tracked[1]) == (False, True)
 
 
-async def test_difference_what_follows_a_last_request_does_not_cost_its_answer(
+async def test_difference_data_after_a_last_request_does_not_cost_its_response(
     certificate: Path,
 ) -> None:
     """Such as the empty line that some clients put behind a body."""

@@ -68,7 +68,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
 
 
 @asynccontextmanager
-async def asking(
+async def requesting(
     app: App, over: str, *, method: str = "GET", **settings: Any
 ) -> AsyncIterator[Received]:
     """Ask for / once, and take down whatever the server sends, HTTP/2's settings aside."""
@@ -118,7 +118,7 @@ def whole(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> App:
     ],
     ids=["length", "chunked", "empty", "head", "204", "304"],
 )
-async def test_a_whole_answer_is_one_write(
+async def test_a_complete_response_is_one_write(
     over: str,
     method: str,
     app: App,
@@ -127,7 +127,7 @@ async def test_a_whole_answer_is_one_write(
     autojump_clock: MockClock,
 ) -> None:
     """Head, body and end leave together."""
-    async with asking(app, over, method=method) as received:
+    async with requesting(app, over, method=method) as received:
         writes.clear()
         await wait_all_tasks_blocked()
         assert len(writes) == 1
@@ -138,7 +138,7 @@ async def test_a_whole_answer_is_one_write(
         assert answer.endswith(http1_end)
 
 
-async def test_the_answers_of_many_streams_are_one_write(
+async def test_the_responses_of_many_streams_are_one_write(
     writes: list[list[bytes]], autojump_clock: MockClock
 ) -> None:
     """What they have to say at the same time goes out at the same time."""
@@ -173,7 +173,7 @@ async def test_the_head_waits_for_the_bodys_first_event_and_no_longer(
         await trio.sleep(1)
         await send({"type": "http.response.body", "body": b"data: 2\n\n"})
 
-    async with asking(app, over) as received:
+    async with requesting(app, over) as received:
         await trio.sleep(5)
     assert received.times == [1, 2, 3]
     assert b"data: 1\n\n" in received.parts[1][1]
@@ -197,7 +197,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
         done.set()
 
     done = trio.Event()
-    async with asking(app, over) as received:
+    async with requesting(app, over) as received:
         with trio.fail_after(1):
             await done.wait()
 
@@ -225,7 +225,7 @@ async def test_a_handler_that_fails_between_headers_and_body_responds_with_500(
             assert await read_to_end(stream) == b""
 
 
-async def test_who_has_ended_its_side_still_gets_its_500(
+async def test_a_client_that_has_half_closed_still_gets_its_500(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the request has one line in the log, not a second one without a status."""
@@ -251,7 +251,7 @@ async def test_who_has_ended_its_side_still_gets_its_500(
 
 
 @pytest.mark.parametrize("way", ["returns", "is cancelled"])
-async def test_who_hangs_up_is_no_error_of_the_server(
+async def test_a_client_that_disconnects_is_no_error_of_the_server(
     way: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An application that ends when it is told owes no answer; the log has 499, as nginx's."""
@@ -276,7 +276,7 @@ async def test_who_hangs_up_is_no_error_of_the_server(
     assert '" 499 ' in line
 
 
-async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
+async def test_a_connection_whose_response_is_complete_closes_with_its_peer(
     autojump_clock: MockClock,
 ) -> None:
     """Also if the handler still works: nobody waits for it."""
@@ -293,7 +293,7 @@ async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
         assert trio.current_time() == 0
 
 
-async def test_who_ends_its_side_while_the_answer_is_written_gets_all_of_it(
+async def test_a_client_that_half_closes_during_its_response_gets_all_of_it(
     autojump_clock: MockClock,
 ) -> None:
     """That the application has said everything does not mean that the client has it."""
@@ -369,7 +369,7 @@ async def test_what_an_application_does_to_its_event_later_changes_nothing(
         event["status"] = 404
         await send({"type": "http.response.body", "body": b"hello"})
 
-    async with asking(app, "http1") as received:
+    async with requesting(app, "http1") as received:
         await wait_all_tasks_blocked()
     ((_, answer),) = received.parts
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -405,7 +405,7 @@ async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         await respond(send, b"hello")
 
-    async with asking(app, "h2") as received:
+    async with requesting(app, "h2") as received:
         await trio.sleep(2)
     assert received.times == [0, 1]
 
@@ -417,7 +417,7 @@ async def test_a_status_below_200_goes_out_at_once(autojump_clock: MockClock) ->
         await send({**OK, "status": 103, "headers": [(b"link", b"</style.css>; rel=preload")]})
         await trio.sleep(1)
 
-    async with asking(app, "http1") as received:
+    async with requesting(app, "http1") as received:
         await trio.sleep(2)
     time, hint = received.parts[0]
     assert time == 0
@@ -430,16 +430,16 @@ class SlowLogger(Logger):
 
 
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_an_answer_does_not_wait_for_its_line_in_the_log(
+async def test_a_response_does_not_wait_for_its_line_in_the_log(
     over: str, autojump_clock: MockClock
 ) -> None:
     """However long an access log takes, the client has its answer."""
-    async with asking(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
+    async with requesting(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
         await trio.sleep(2)
     assert received.times == [0]
 
 
-async def test_a_connection_is_active_until_its_answer_is_written(certificate: Path) -> None:
+async def test_a_connection_is_active_until_its_response_is_written(certificate: Path) -> None:
     """A client that does not read its answer does not make it idle."""
     size = 2**25
     recorder = Recorder()
@@ -456,7 +456,7 @@ async def test_a_connection_is_active_until_its_answer_is_written(certificate: P
 
 
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
+async def test_a_connection_is_not_idle_while_its_response_waits_for_room(
     over: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However short the answer is: a keep-alive timeout would cut it off."""
@@ -490,7 +490,7 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
         assert recorder.sequences() == [states + "I"]
 
 
-async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
+async def test_a_response_that_cannot_be_encoded_delays_no_other_write(
     autojump_clock: MockClock,
 ) -> None:
     """What else the connection has to say goes out while its handler goes on."""
@@ -569,7 +569,7 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_an_early_answer_frees_the_reader_that_waits_for_the_application(
+async def test_an_early_response_frees_the_reader_that_waits_for_the_application(
     autojump_clock: MockClock,
 ) -> None:
     """What the application has not read when it answers is dropped, and the end is noticed."""
@@ -616,7 +616,7 @@ async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
         assert protocol._streams == {}
 
 
-async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(
+async def test_other_tasks_run_between_the_writes_of_a_long_http2_response(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the socket takes whatever is written, and no write has to wait."""
