@@ -82,7 +82,7 @@ say = partial(print, flush=True)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Does as its path says."""
+    """Do what the path says."""
     if scope["type"] == "lifespan":
         while True:
             await send({"type": (await receive())["type"] + ".complete"})
@@ -182,7 +182,7 @@ def leaves(error: BaseException | None) -> Iterator[BaseException | None]:
 
 
 def where(error: BaseException | None) -> str:
-    """Who raised it, and who of Hypercorn or us is to blame for it."""
+    """Return which code raised the error, and whether it is Hypercorn's or ours."""
     frames = traceback.extract_tb(error.__traceback__ if error else None)
     ours = [f for f in frames if "httptrack" in f.filename or "hypercorn" in f.filename]
     names = [
@@ -211,7 +211,7 @@ class Rounds(trio.abc.Instrument):
 
 
 class Fuzz:
-    """One server, its bad clients and its good ones; a tracker that judges what it is told."""
+    """One server, its bad and good clients, and a tracker that checks each transition."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -473,7 +473,7 @@ def rss() -> float:
 
 
 def soak(seconds: float) -> Iterator[int]:
-    """Indices, for so long; says ten times how much memory is used."""
+    """Yield indices for so long, and report the memory ten times."""
     began, said = time.perf_counter(), 0
     for index in takewhile(lambda _: time.perf_counter() - began < seconds, count()):
         if (tenth := int((time.perf_counter() - began) / seconds * 10)) > said:

@@ -146,7 +146,7 @@ def found(page: Path, at: re.Match[str], kind: str, text: str, file: str | None 
 
 
 class Reader:
-    """Somebody who follows one page, in a folder of their own."""
+    """A reader who follows one page, in a folder of their own."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Reader:
         self._printed = trio.lowlevel.ParkingLot()
 
     async def do(self, block: Block) -> None:
-        """Do what somebody does who reads this block."""
+        """Do what a reader does with this block."""
         if block.kind == "console":
             self._typed_at = len(self.transcript)
             for command in block.text.replace("\\\n", "").splitlines():

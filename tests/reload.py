@@ -36,7 +36,7 @@ HEAD = "server", "reloads", "median", "requests", "lost", "retried", "WebSockets
 
 @dataclass
 class Load:
-    """Clients that ask one thing after the other until they are told to stop."""
+    """Clients that send one request after the other until they are stopped."""
 
     server: HypercornProcess
     answered: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Load:
     _opened: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot, repr=False)
 
     def row(self) -> list[str]:
-        """What it has come to, as :data:`HEAD` says."""
+        """Return the results, in the columns of :data:`HEAD`."""
         by_client: Counter[str] = Counter()
         for what, count in self.lost.items():
             by_client[what.partition(":")[0]] += count
@@ -64,7 +64,7 @@ class Load:
         ]
 
     async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
-        """Ask once more and more."""
+        """Send requests, one after the other."""
         while not self.stopping:
             try:
                 text = await request()
@@ -141,7 +141,7 @@ class Load:
                 return len(refused)
 
     async def websocket(self) -> None:
-        """Echoes until the server says goodbye; then anew."""
+        """Echo until the server sends a close frame; then connect again."""
         for number in itertools.count():
             if self.stopping:
                 break
@@ -163,7 +163,7 @@ class Load:
             await self._opened.park()
 
     async def workers(self, count: int, *, other_than: Collection[bytes] = ()) -> set[bytes]:
-        """Ask until so many workers have answered."""
+        """Send requests until so many workers have responded."""
         found: set[bytes] = set()
         while len(found) < count:
             found |= {await get(self.server.url)} - set(other_than)

@@ -65,7 +65,7 @@ class Log(logging.Handler):
 
 
 class Acting:
-    """A tracker that acts, once it is switched on, on what it is told."""
+    """A tracker that, once it is switched on, acts on transitions."""
 
     def __init__(self, act: Callable[[Conn, str], object]) -> None:
         self._act = act
@@ -162,7 +162,7 @@ class House(Arena):
 
 
 def waiting_in(worker: Worker) -> list[Any]:
-    """Whoever waits for a deadline, and is kept by it."""
+    """Return everything that waits for a deadline, and is referred to by it."""
     timeouts = [*(getattr(worker, name, None) for name in Worker.__slots__), *worker._ages]
     return [each for timeout in timeouts if isinstance(timeout, Timeout) for each in timeout._due]
 
@@ -361,7 +361,7 @@ EACH_STATE = [
 async def test_a_tracker_closes_a_connection_in_any_state(
     protocol: str, states: str, called: int, place: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """All trackers are told of that state first and of CLOSED then, and no handler is called."""
+    """All trackers see that state first and CLOSED then, and no handler is called."""
 
     def close(conn: Conn, so_far: str) -> None:
         if so_far == states:
@@ -435,7 +435,7 @@ VICTIMS: dict[str, tuple[str, bytes]] = {
 async def test_a_tracker_closes_another_connection(
     told: str, victim: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """While it is told of one. Each of the two has its own states, whole."""
+    """While it is called for one. Each of the two reports all of its states."""
     victims: list[Conn] = []
 
     def act(conn: Conn, states: str) -> None:
@@ -488,7 +488,7 @@ async def test_trackers_close_connections_that_close_each_other(
 async def test_a_tracker_closes_all_connections_when_one_has_ended(
     autojump_clock: MockClock,
 ) -> None:
-    """However many there are: the end of each is told within that of another, and so on."""
+    """However many there are: each is closed while another is reported as closed."""
     recorder = Recorder()
 
     def act(conn: Conn, states: str) -> None:
@@ -874,7 +874,7 @@ async def test_a_close_before_in_and_at_the_end_of_a_shutdown(
 
 
 def handler(steps: Callable[[Any, Any, Any, Conn], Awaitable[None]]) -> Any:
-    """An application whose requests do as they are told with their connection."""
+    """An application whose handlers act on their connection as the request says."""
 
     @without_lifespan
     async def run(scope: Any, receive: Any, send: Any) -> None:
@@ -1402,7 +1402,7 @@ async def test_a_websocket_whose_client_does_not_respond_to_the_close_frame_is_g
 async def test_a_websocket_that_is_drained_gets_its_close_frame_and_replies(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Its code is ``drain_websocket_code``, and its application is told the same."""
+    """Its code is ``drain_websocket_code``, and its application receives the same code."""
     told: list[dict[str, Any]] = []
 
     @handler

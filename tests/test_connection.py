@@ -82,7 +82,7 @@ async def test_bytes_that_are_no_request_win_no_time(autojump_clock: MockClock) 
 async def test_a_silent_tls_client_ends_at_the_handshakes_deadline(
     sent: bytes, autojump_clock: MockClock
 ) -> None:
-    """ssl_handshake_timeout holds for a client that says nothing, or not enough."""
+    """ssl_handshake_timeout applies to a client that sends nothing, or not enough."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder, ssl_handshake_timeout=7) as server:
         client = await server.connect(tls=True, handshake=False)
@@ -195,7 +195,7 @@ async def test_an_h2_stream_that_its_client_resets_leaves_the_connection_idle(
 async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
     requests: int, autojump_clock: MockClock
 ) -> None:
-    """So that its client knows of a request that crosses it that nobody has seen it."""
+    """So that its client knows that a request which crosses it was not handled."""
     async with memory_server(app, keep_alive_timeout=5) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -208,7 +208,7 @@ async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
 async def test_an_error_of_a_tracker_affects_neither_the_connection_nor_other_trackers(
     certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged with the connection; the answer and the other trackers get through."""
+    """It is logged with the connection. The response is sent, and the other trackers are called."""
 
     def fail(conn: Conn, state: ConnState) -> None:
         raise ValueError("a tracker's own error")
@@ -256,7 +256,7 @@ async def test_an_error_is_logged_with_its_connection_and_once_with_its_tracebac
 async def test_cancelling_the_server_closes_every_connection_at_once(
     autojump_clock: MockClock,
 ) -> None:
-    """A cancellation from outside does not wait for anybody."""
+    """A cancellation from outside waits for no handler and no client."""
     recorder = Recorder()
     with trio.CancelScope() as scope:
         async with memory_server(app, tracker=recorder) as server:
@@ -372,7 +372,7 @@ async def test_a_response_before_the_end_of_the_request_is_not_reset(
 async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever(
     autojump_clock: MockClock,
 ) -> None:
-    """After keep_alive_timeout seconds of sending to nobody it is cut off."""
+    """It is closed after keep_alive_timeout seconds of sending data that is not read."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder, keep_alive_timeout=5) as server:
         client = await server.connect()
@@ -389,7 +389,7 @@ async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever
 async def test_what_a_client_sends_after_its_last_request_is_not_kept(
     autojump_clock: MockClock,
 ) -> None:
-    """However much it is, and however long the answer takes, it costs no memory."""
+    """However much it is, and however long the response takes, it costs no memory."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder) as server:
         client = await server.connect()
@@ -491,7 +491,7 @@ async def test_a_websocket_client_that_sends_frames_too_early_gets_one_response(
 async def test_a_websocket_message_after_one_that_was_too_big_is_no_error_of_ours(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client is told of the first in a close frame, and the second is not added to it."""
+    """The client gets a close frame for the first. The second has no effect."""
     async with memory_server(app, websocket_max_message_size=10) as server:
         client = await server.connect()
         await client.send_all(HANDSHAKE)

@@ -32,7 +32,7 @@ SECONDS_IN = 10  # the drain begins
 
 @without_lifespan
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Takes as many seconds for its answer as its path says."""
+    """Respond after as many seconds as the path says."""
     if scope["type"] == "websocket":
         await websocket(scope, receive, send)
         return
@@ -66,7 +66,7 @@ SEEN: list[tuple[float, int]] = []
 
 
 async def upgrade(stream: ClientStream, path: str = "/") -> GoAwayHttp2:
-    """Ask for HTTP/2 in a request, and read what it is answered with."""
+    """Request an upgrade to HTTP/2, and read the responses."""
     client = GoAwayHttp2(stream)
     settings = client.h2.initiate_upgrade_connection() or b""
     lines = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
@@ -129,7 +129,7 @@ class Timed:
 async def test_a_request_in_flight_gets_its_response_with_connection_close(
     autojump_clock: MockClock,
 ) -> None:
-    """And the connection ends behind its answer."""
+    """The connection is closed after the response."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=60) as server:
         stream = await server.connect()
@@ -183,7 +183,7 @@ async def test_an_idle_connection_is_closed_after_drain_idle_timeout(
 async def test_a_connection_whose_response_has_begun_is_idle_once_more_before_it_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    """Its client was not told to close, and may have asked again when it was answered."""
+    """Its client did not get Connection: close, so another request may be arriving."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
         again, silent = await server.connect(), await server.connect()
         for stream in (again, silent):
@@ -230,7 +230,7 @@ async def test_a_new_connection_may_send_a_request_until_it_is_five_seconds_old(
 async def test_a_pipelined_request_does_not_cost_the_last_response(
     autojump_clock: MockClock,
 ) -> None:
-    """It is not answered, which Connection: close tells, and the connection is not reset."""
+    """It gets no response, as Connection: close announces, and the connection is not reset."""
     async with memory_server(app, graceful_timeout=60) as server:
         stream = await server.connect()
         await stream.send_all(request("/slow/12") + request("/slow/12"))
@@ -264,7 +264,7 @@ ANY = 2**31 - 1
 async def test_open_streams_get_their_responses_and_then_the_connection_a_goaway(
     tls: bool, autojump_clock: MockClock
 ) -> None:
-    """The GOAWAY follows the last answer's end, so that no client fails what is in flight."""
+    """The GOAWAY follows the last response, so that no client fails what is in flight."""
     tracker = RecordingTracker()
     async with (
         memory_server(app, tracker=tracker, graceful_timeout=60, keep_alive_timeout=60) as server,
@@ -313,7 +313,7 @@ async def test_a_client_that_is_never_idle_gets_a_goaway_and_opens_no_more_strea
 async def test_an_idle_http2_connection_gets_a_goaway_after_drain_idle_timeout(
     autojump_clock: MockClock,
 ) -> None:
-    """A request that was on its way until then is answered."""
+    """A request that arrives before that gets its response."""
     async with (
         memory_server(app, keep_alive_timeout=60) as server,
         http2(server) as silent,
@@ -329,7 +329,7 @@ async def test_an_idle_http2_connection_gets_a_goaway_after_drain_idle_timeout(
 
 
 async def test_a_new_http2_connection_may_send_a_request_too(autojump_clock: MockClock) -> None:
-    """Its preface, and its first request within the grace."""
+    """Its preface may arrive, and its first request within the idle timeout of the drain."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
         stream = await server.connect()
@@ -348,7 +348,7 @@ async def test_a_new_http2_connection_may_send_a_request_too(autojump_clock: Moc
 async def test_a_client_that_replies_with_a_goaway_gets_its_responses(
     autojump_clock: MockClock,
 ) -> None:
-    """With a GOAWAY of its own, as Node does, it only says that it opens no more streams."""
+    """With a GOAWAY, as Node sends it, a client only promises to open no more streams."""
     async with (
         memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
         http2(server) as client,
@@ -415,7 +415,7 @@ async def test_a_long_http2_response_causes_no_goaway(
 
 
 async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) -> None:
-    """Though it says something before it does, behind our end."""
+    """Even if it sends something after our close and before it reads."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -434,7 +434,7 @@ async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) 
 async def test_a_lingering_connection_does_not_delay_the_drain(
     autojump_clock: MockClock,
 ) -> None:
-    """It has been answered already."""
+    """It has its response already."""
 
     @without_lifespan
     async def early(scope: Any, receive: Any, send: Any) -> None:
@@ -452,7 +452,7 @@ async def test_a_lingering_connection_does_not_delay_the_drain(
 async def test_a_new_connections_other_timeouts_do_not_count_in_a_drain(
     autojump_clock: MockClock,
 ) -> None:
-    """Once its handshake is done it may ask until it is five seconds old."""
+    """After its handshake it may send a request until it is five seconds old."""
     async with memory_server(app, graceful_timeout=60, ssl_handshake_timeout=1) as server:
         await trio.sleep_until(9.5)
         raw = await server.connect(tls=True, handshake=False)
@@ -468,7 +468,7 @@ async def test_a_new_connections_other_timeouts_do_not_count_in_a_drain(
 
 
 async def test_a_cancellation_in_a_drain_is_no_deadline(autojump_clock: MockClock) -> None:
-    """And the connection says so."""
+    """The close reason shows it."""
     with trio.CancelScope() as scope:
         async with memory_server(app, graceful_timeout=60) as server:
             stream = await server.connect()
@@ -532,7 +532,7 @@ async def test_data_and_resets_in_a_drain_have_no_side_effects(
 
 
 async def test_too_many_requests_drain_their_own_connection(autojump_clock: MockClock) -> None:
-    """The last one allowed is answered, and so is what was in flight with it."""
+    """The last one allowed gets its response, and so do those in flight with it."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, keep_alive_max_requests=3) as server:
         async with http2(server) as client:
@@ -555,7 +555,7 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
 async def test_a_client_that_does_not_close_is_closed(
     reads: bool, autojump_clock: MockClock
 ) -> None:
-    """Two seconds after it has its goodbye, or after keep_alive_timeout if it does not read."""
+    """Two seconds after the last response, or after keep_alive_timeout if it does not read."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=20) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -619,7 +619,7 @@ def test_a_client_that_connects_when_the_drain_begins_is_drained_too(
 def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whichever task is the first: the client reads the last answer, the GOAWAY and the end."""
+    """Whichever task runs first: the client reads the last response, the GOAWAY and the end."""
 
     async def cross() -> tuple[GoAwayHttp2, list[int]]:
         async with memory_server(app, keep_alive_timeout=60) as server, drained(server):
@@ -650,7 +650,7 @@ def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
 
 
 async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
-    """Over HTTP/2 too: it asks on another connection what was refused on the old one."""
+    """Over HTTP/2, too: it repeats on another connection what was refused on the old one."""
     async with (
         memory_server(app, graceful_timeout=60) as old,
         memory_server(app, graceful_timeout=60) as new,
@@ -694,7 +694,7 @@ async def test_the_first_request_counts_also_where_it_is_an_upgrade(
 
 
 class Peer:
-    """A WebSocket client over either protocol, that notes what it is told and when."""
+    """A WebSocket client over either protocol, which records what it receives and when."""
 
     def __init__(self, stream: ClientStream, http2: GoAwayHttp2 | None, path: str) -> None:
         self.stream = stream
@@ -756,7 +756,7 @@ over_each = pytest.mark.parametrize("over", ["http1", "h2"])
 async def test_a_websocket_is_closed_as_its_protocol_has_it(
     over: str, settings: Any, code: int, autojump_clock: MockClock
 ) -> None:
-    """A close frame at once, which application and client learn of, and time to answer it."""
+    """The close frame is sent at once. The application gets a disconnect. The client may reply."""
     SEEN.clear()
     async with memory_server(app, graceful_timeout=60, **settings) as server:
         peer = await open_websocket(server, over)
@@ -778,7 +778,7 @@ async def test_a_websocket_is_closed_as_its_protocol_has_it(
 async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Its application is told of the first end, also where it asks only now."""
+    """Its application receives the first close, even if it calls receive only now."""
     told = []
 
     @without_lifespan
@@ -801,7 +801,7 @@ async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
 async def test_a_websocket_closed_with_unread_messages_still_closes(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """What the client has said, and nobody reads, does not keep its answer from being read."""
+    """Unread messages of the client do not keep its close frame from being read."""
 
     @without_lifespan
     async def deaf(scope: Any, receive: Any, send: Any) -> None:
@@ -825,7 +825,7 @@ async def test_a_websocket_closed_with_unread_messages_still_closes(
 async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
     grace: float, autojump_clock: MockClock
 ) -> None:
-    """And one that was, without any grace."""
+    """And so is one that was accepted, without waiting."""
 
     @without_lifespan
     async def fails(scope: Any, receive: Any, send: Any) -> None:
@@ -849,7 +849,7 @@ async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
 async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """It was said goodbye to, and what it still says is not heard."""
+    """It has got its close frame, and what it still sends is not read."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=7) as server:
         peer = await open_websocket(server, over)
@@ -867,7 +867,7 @@ async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline
 async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
     over: str, asked: float, autojump_clock: MockClock
 ) -> None:
-    """Its request was on its way, before the drain or after, and so it is answered."""
+    """Its request arrived before or in the drain, and so it gets its response."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
         stream = await server.connect()
@@ -882,7 +882,7 @@ async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
 
 
 async def test_trio_websocket_sees_a_restart(autojump_clock: MockClock) -> None:
-    """A client library that answers by itself."""
+    """A client library that replies to a close frame by itself."""
     async with (
         memory_server(app) as server,
         drained(server) as reports,
@@ -938,7 +938,7 @@ async def test_a_hijack_tracker_may_be_called_twice(autojump_clock: MockClock) -
 
 
 async def test_a_hijack_tracker_keeps_nothing_that_is_not_a_conn() -> None:
-    """It is told so, and nobody waits for what never ends."""
+    """It raises an error, and wait() does not wait for such an object."""
     hijacks = HijackTracker()
     with pytest.raises(AttributeError):
         hijacks.track("no Conn", ConnState.HIJACKED)  # type: ignore[arg-type]
@@ -950,7 +950,7 @@ async def test_a_hijack_tracker_keeps_nothing_that_is_not_a_conn() -> None:
 async def test_a_connection_closed_at_the_deadline_has_another_reason_than_a_cancelled_one(
     grace: float, autojump_clock: MockClock
 ) -> None:
-    """However short the grace is, and whoever is faster at its end, we or Hypercorn."""
+    """However short the grace period is, and whether we or Hypercorn are faster at its end."""
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep_forever()
@@ -991,7 +991,7 @@ async def test_a_handler_that_would_run_for_ever_can_finish(autojump_clock: Mock
 async def test_what_is_left_at_the_deadline_is_closed_by_force(
     autojump_clock: MockClock,
 ) -> None:
-    """And says so; what has ended by then does not."""
+    """With that close reason. Connections that closed before have none."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=4) as server:
         streams = [await server.connect() for _ in range(3)]
@@ -1064,7 +1064,7 @@ async def test_a_log_that_takes_its_time_does_not_hurt(autojump_clock: MockClock
 async def test_a_shutdown_without_connections_is_over_at_once(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And has nothing to say."""
+    """Nothing is logged."""
     caplog.set_level(logging.INFO)
     async with memory_server(app) as server:
         report = ShutdownReport(finished=0, forced=0, seconds=0)
@@ -1084,7 +1084,7 @@ async def test_the_report_of_a_server_that_was_cancelled_is_an_error() -> None:
 
 
 async def test_max_requests_end_the_server_as_a_shutdown_does(autojump_clock: MockClock) -> None:
-    """What is in flight is answered."""
+    """Requests in flight get their responses."""
     async with memory_server(app, max_requests=1, graceful_timeout=60) as server:
         first, second = await server.connect(), await server.connect()
         await first.send_all(request("/slow/5"))

@@ -1,4 +1,4 @@
-"""Ends that nobody may hold up: shutdowns, cancellations, and clients that do not read.
+"""What no client or handler may delay: shutdowns, cancellations and closed connections.
 
 Each in memory under a mock clock, and again on real sockets.
 """
@@ -20,7 +20,7 @@ from .test_faults import Arena, arena, handshake, request
 
 
 async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
-    """A client that asks for more than any buffer takes, and reads none of it."""
+    """A client that requests more than any buffer holds, and reads none of it."""
     if protocol in ("h2", "h2c", "websocket over h2"):
         client = await server.connect_h2(tls=protocol != "h2c")
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
@@ -58,7 +58,7 @@ async def test_a_shutdown_ends_within_the_grace_period_whatever_clients_and_hand
 async def test_the_send_buffer_of_a_client_that_does_not_read_is_bounded(
     protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """However wide a client opens its windows, an endless answer stops when it stops reading."""
+    """However wide a client opens its windows, an endless response stops when it stops reading."""
     async with arena(certificate, clock) as server:
         stream = await ask_and_do_not_read(server, protocol, "/endless")
         await server.reached.wait()
@@ -109,7 +109,7 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """HTTP/1 ends after its 404, as that says; HTTP/2 rests until its deadline."""
+    """HTTP/1 closes after its 404, as announced. HTTP/2 stays idle until its deadline."""
     async with arena(
         certificate, clock, server_names=["elsewhere"], keep_alive_timeout=0.1
     ) as server:
@@ -132,7 +132,7 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
 async def test_one_http_2_stream_does_not_block_another(
     path: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """A handler that does not read closes its own window; other streams answer, and upload."""
+    """A handler that does not read closes its own window. Other streams respond and upload."""
     async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         if path == "websocket":
@@ -211,7 +211,7 @@ async def test_every_send_and_every_receive_is_a_checkpoint(
 async def test_a_client_that_sends_too_much_still_gets_its_response(
     certificate: Path, clock: MockClock | None
 ) -> None:
-    """What follows a client's last request is not read, and does not cost it the answer."""
+    """What follows a client's last request is ignored, and does not cost it the response."""
     async with arena(certificate, clock) as server:
         for extra in (b"\r\n", b"garbage", request("/hold")):
             for asked in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
@@ -241,7 +241,7 @@ async def test_a_request_after_the_last_response_does_not_delay_the_close(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """The reader that waited for the first answer ends with the connection."""
+    """The reader that waited for the first response ends with the connection."""
     async with arena(certificate, clock) as server:
         tasks = await server.tasks()
         stream = await server.connected()
@@ -274,7 +274,7 @@ async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset
 async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
     certificate: Path, clock: MockClock | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What watches for hangups is there as long as anybody may watch."""
+    """The task that watches for disconnects runs as long as it may be needed."""
     with trio.CancelScope() as scope:
         async with arena(certificate, clock, errorlog="-") as server:
             stream = await server.connected()
@@ -290,7 +290,7 @@ async def test_an_h2_websocket_handler_learns_that_its_client_sent_frames_too_ea
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """Its stream is answered, and the connection goes on."""
+    """Its stream gets a response, and the connection goes on."""
     async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         stream_id = await client.websocket("/never-accepts", accepted=False)

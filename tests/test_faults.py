@@ -738,7 +738,7 @@ for moment, manner, protocol in product(
 async def test_an_error_closes_its_own_connection_and_no_other(
     name: str, certificate: Path
 ) -> None:
-    """Whatever one client or handler does, nobody else notices and nothing is left of it."""
+    """Whatever one client or handler does, others do not notice, and nothing is left of it."""
     async with arena(certificate) as server, await server.connect() as bystander:
         await bystander.send_all(request("/hold"))
         await server.recorder.wait_states("NA")
@@ -760,7 +760,7 @@ async def test_an_error_closes_its_own_connection_and_no_other(
 
 
 async def test_a_fault_takes_neither_workers_nor_their_parent_down(tmp_path: Path) -> None:
-    """The command with two workers answers what was in flight, and goes on."""
+    """The command with two workers handles the requests in flight, and goes on."""
     config = tmp_path / "hypercorn_conf.py"
     config.write_text(
         "from trio_httptrack import hook\n\nconn_state = hook('ways_in.twoparts:tracker')\n"

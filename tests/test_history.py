@@ -243,7 +243,7 @@ async def test_a_group_has_the_note_and_its_errors_have_none(autojump_clock: Moc
 async def test_an_exception_that_is_no_failure_has_no_note(
     error: BaseException, autojump_clock: MockClock
 ) -> None:
-    """Nobody looks for a mistake there."""
+    """The test did not fail."""
 
     async def test(server: MemoryServer) -> None:
         await ask(server, "/waiting")
@@ -352,7 +352,7 @@ async def test_a_long_test_takes_no_more_memory_than_a_short_one(
 async def test_the_history_is_behind_all_trackers_but_conn_trackers(
     autojump_clock: MockClock, connections: list[Connection]
 ) -> None:
-    """Whoever waits for the last connection still finds all others complete."""
+    """When ConnTracker.wait() returns, all other trackers are complete."""
     mine, counting = TrackerFunc(lambda conn, state: None), ConnTracker()
     async with memory_server(app, conn_state=counting, tracker=mine) as server:
         await server.connect()

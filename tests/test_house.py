@@ -69,7 +69,7 @@ def test_the_hypercorn_room_knows_connections_monitors_and_the_core_only() -> No
 
 
 def test_a_monitor_knows_the_core_only() -> None:
-    """It can be asked, and show what it knows, where there is no server."""
+    """It can be queried without a server."""
     allowed = CORE | set(sys.stdlib_module_names) | {"_monitor", "trio"}
     for path in (PACKAGE / "_monitor").glob("*.py"):
         top_levels = {module.split(".")[0] for module in imports(path)}
@@ -148,7 +148,7 @@ except ModuleNotFoundError as error:
 
 
 def test_the_locale_does_not_matter() -> None:
-    """As in a container that sets none, with a Python that is told to do as it says."""
+    """As in a container without a locale, with a Python that follows it."""
     modules = "trio_httptrack.status, trio_httptrack.testing"
     subprocess.run(
         [sys.executable, "-X", "utf8=0", "-X", "warn_default_encoding", "-c", f"import {modules}"],

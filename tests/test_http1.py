@@ -224,7 +224,7 @@ async def test_a_part_of_a_request_that_came_before_its_deadline_is_not_enough(
     read_timeout: float | None,
     autojump_clock: MockClock,
 ) -> None:
-    """Who looks once more finds it, and then waits no longer for the rest."""
+    """A last read at the deadline finds it, and then the rest is not waited for."""
     busy = Busy(app)
     recorder = Recorder()
     async with memory_server(
@@ -899,7 +899,7 @@ class Turns:
 async def test_pipelined_requests_are_handled_one_after_the_other(
     autojump_clock: MockClock,
 ) -> None:
-    """With their bodies, whoever reads them, and in order."""
+    """With their bodies, whether or not the handler reads them, and in order."""
     turns = Turns()
     recorder = Recorder()
     chunked = "Transfer-Encoding: chunked"
@@ -960,7 +960,7 @@ async def test_a_client_that_pipelines_without_end_is_not_read_without_bounds(
 
 
 async def test_a_client_that_leaves_its_pipeline_costs_no_time(autojump_clock: MockClock) -> None:
-    """While the first handler works on, nobody runs for the sake of the second request."""
+    """While the first handler runs, no task is busy with the second request."""
     finished = []
 
     @without_lifespan
@@ -1039,7 +1039,7 @@ async def test_an_orderly_end_sends_close_notify(
 async def test_a_response_that_is_cut_off_sends_no_close_notify(
     way: str, connections: list[Connection], autojump_clock: MockClock
 ) -> None:
-    """The client can tell that this was not all, also where no length says so."""
+    """The client notices that the response is incomplete, even without a length."""
 
     @without_lifespan
     async def half(scope: Any, receive: Any, send: Any) -> None:
@@ -1073,7 +1073,7 @@ async def test_a_response_that_is_cut_off_sends_no_close_notify(
 async def test_a_tls_client_that_ends_its_side_gets_its_responses(
     behind: bytes, autojump_clock: MockClock
 ) -> None:
-    """Its close_notify says that nothing was cut off, and it can read on (RFC 8446, 6.1)."""
+    """Its close_notify shows that nothing was cut off, and it can still read (RFC 8446, 6.1)."""
     recorder = Recorder()
     async with memory_server(slow, tracker=recorder) as server:
         client = await tls_client(server)
@@ -1106,7 +1106,7 @@ async def test_a_tls_client_that_closes_without_close_notify_gets_no_response(
 async def test_the_last_response_of_a_connection_has_connection_close(
     pipelined: bool, autojump_clock: MockClock
 ) -> None:
-    """With keep_alive_max_requests=3 the third response says close, and a fourth one is not."""
+    """With keep_alive_max_requests=3 the third response has it, and there is no fourth."""
     called = []
 
     @without_lifespan
@@ -1163,7 +1163,7 @@ async def test_header_names_are_passed_on_as_they_were_sent_if_that_is_wanted(
 async def test_a_request_head_may_be_as_long_as_the_setting_allows(
     size: int, unusual: str, pieces: int, autojump_clock: MockClock
 ) -> None:
-    """However it comes, and whoever reads it; one byte more without an end is too long."""
+    """In any pieces, by either parser. One byte more without an end is too long."""
     async with memory_server(app, h11_max_incomplete_size=size) as server:
         client = await server.connect()
         start = f"GET / HTTP/1.1\r\nHost: here\r\n{unusual}X-Long: ".encode("latin-1")

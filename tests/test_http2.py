@@ -739,7 +739,7 @@ async def test_the_connections_window_opens_at_once_and_a_streams_as_it_is_read(
 
 
 async def test_padding_is_given_back_to_both_windows(autojump_clock: MockClock) -> None:
-    """It counts in the windows, but nobody has to read it."""
+    """It counts in the windows, but no handler reads it."""
     async with connected(handled_by(forever), graceful_timeout=0) as client:
         whole = padded(1, b"", 255)  # 256 bytes of the window
         await client.send(post(1), whole * 63)
@@ -1466,7 +1466,7 @@ async def test_a_client_limits_how_many_pushes_are_in_flight(autojump_clock: Moc
 async def test_the_first_header_block_sets_the_table_size_to_zero(
     autojump_clock: MockClock,
 ) -> None:
-    """Whatever block that is: then none need say so later, whatever a client's SETTINGS are."""
+    """Whichever block that is. Later blocks need not, whatever the client's SETTINGS are."""
 
     async def handler(path: str, receive: Any, send: Any) -> None:
         if path == "/":

@@ -194,7 +194,7 @@ WRONG = {
 
 @pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
 def test_a_header_that_cannot_be_sent_is_refused(header: tuple[bytes, bytes]) -> None:
-    """Each time, and the error does not tell its value."""
+    """Each time, and the error does not contain its value."""
     for _ in range(2):
         with pytest.raises(h11.LocalProtocolError) as caught:
             SHARED.response(200, [(b"vary", b"a"), header])
@@ -208,7 +208,7 @@ def test_a_pseudo_header_of_an_application_is_refused() -> None:
 
 
 def test_the_bodys_length_is_read_from_its_header() -> None:
-    """It may be said twice, but not two of them."""
+    """The same length may be given twice, but not two different ones."""
     for _ in range(2):
         assert SHARED.response(200, [(b"Content-Length", b"5")])[1] == 5
         assert SHARED.response(200, [(b"content-length", b"5")] * 2)[1] == 5
@@ -507,7 +507,7 @@ def test_index_0_means_nothing_however_large_the_table_is() -> None:
 def test_any_bytes_are_what_hpack_decodes_or_end_the_connection(
     sent: list[tuple[str, bytes]], max_size: int
 ) -> None:
-    """No other error escapes than the two that say whom it concerns."""
+    """No errors escape but the two that name the stream or the connection."""
     decoder, reader = hpack.Decoder(max_size), HeaderReader(max_size)
     for call, block in sent:
         try:

@@ -1,4 +1,4 @@
-"""ConnLimit: who is let in, who is turned away and how, and what is counted."""
+"""ConnLimit: which connections it admits, how it refuses others, and what it counts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_client_without_an_address_counts_for_the_total_only() -> None:
 
 
 def test_a_client_over_its_own_limit_is_not_counted_for_the_total() -> None:
-    """Its refusals say that it is the client, and not the server, that has too many."""
+    """The reason of a refusal is the limit of the client, and not the total."""
     limits = ConnLimit(total=2, per_client=1)
     assert admitted(limits, "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.3") == [
         *(True, False, True, False, False)
@@ -161,7 +161,7 @@ async def test_beyond_its_limit_a_client_gets_a_429(autojump_clock: MockClock) -
 
 
 async def test_beyond_the_total_a_client_gets_a_503(autojump_clock: MockClock) -> None:
-    """Whoever it is; and when somebody has left there is room again."""
+    """Any client; and when another client has left there is room again."""
     limits = ConnLimit(total=1)
     async with memory_server(app, tracker=limits) as server:
         first = await server.connect(client=ONE)
@@ -263,7 +263,7 @@ async def test_no_task_is_started_for_a_refused_connection(autojump_clock: MockC
 async def test_it_may_stand_anywhere(
     place: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others are told of a refused connection in order, and once."""
+    """The other trackers see a refused connection's states in order, and once."""
     limits, recorder, stats, conns = ConnLimit(total=1), Recorder(), StatsTracker(), ConnTracker()
     others: list[Tracker] = [recorder, stats, HijackTracker()]
     others.insert(place, limits)
@@ -280,7 +280,7 @@ async def test_it_may_stand_anywhere(
 
 @pytest.mark.parametrize("first", ["total", "per_client"])
 async def test_two_limits_refuse_once(first: str, autojump_clock: MockClock) -> None:
-    """The one that comes first; and neither counts who was refused by the other."""
+    """The first one refuses; and neither counts what the other has refused."""
     total, per_client = ConnLimit(total=1), ConnLimit(per_client=1)
     both = (total, per_client) if first == "total" else (per_client, total)
     async with memory_server(app, tracker=compose(*both)) as server:

@@ -64,7 +64,7 @@ async def test_a_sender_waits_for_its_reader(autojump_clock: MockClock) -> None:
 
 
 async def test_a_reset_destroys_what_a_client_has_not_read() -> None:
-    """And breaks the connection for who reads as for who writes."""
+    """And breaks the connection for readers and for writers."""
     server, client = await stream_pair()
     await server.send_all(b"answer")
     server.reset()
@@ -86,7 +86,7 @@ async def test_a_server_reads_what_came_before_a_reset() -> None:
 
 
 async def test_closing_with_something_unread_is_a_reset() -> None:
-    """As RFC 2525 asks of TCP: the peer must learn that it was not heard."""
+    """As RFC 2525 requires of TCP: the peer must learn that its data was not read."""
     server, client = await stream_pair()
     await client.send_all(b"unheard")
     await server.send_all(b"answer")
@@ -146,7 +146,7 @@ async def test_any_buffer_can_be_sent() -> None:
 
 
 async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
-    """It is closed by its server, and again by who accepted it."""
+    """It is closed by its server, and again by the code that accepted it."""
     kernel = MemoryKernel()
     async with MemoryListener() as listener, trio.open_nursery() as nursery:
         server, client = socket_pair()
@@ -162,7 +162,7 @@ async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
 
 
 async def test_a_closed_listener_refuses() -> None:
-    """As an operating system does where nobody listens."""
+    """As an operating system does for a port without a listener."""
     listener = MemoryListener()
     await listener.aclose()
     with pytest.raises(ConnectionRefusedError):

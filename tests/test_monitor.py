@@ -155,7 +155,7 @@ async def test_a_row_has_its_requests_in_flight(autojump_clock: MockClock) -> No
 
 
 async def test_of_many_requests_a_row_has_the_oldest() -> None:
-    """And says how many there are."""
+    """With their number."""
     requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
     (row,) = (await report_of(connection(*requests, state=ACTIVE, protocol="h2")))["rows"]
     assert row["in_flight_count"] == 57
@@ -318,7 +318,7 @@ async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
     ],
 )
 def test_an_invalid_query_is_refused(query: bytes, says: str) -> None:
-    """It says what would."""
+    """The error names the allowed values."""
     with pytest.raises(ValueError, match=says):
         Query.parse(query)
 
@@ -387,7 +387,7 @@ async def test_a_websocket_whose_connection_is_closed_is_not_open() -> None:
 
 
 async def test_a_viewers_own_connection_is_listed_last() -> None:
-    """However long somebody looks: it is behind what may be."""
+    """However long it views the page: it is listed after connections that may be stuck."""
     viewer = connection(request("/status", -600), state=ACTIVE, since=-600)
     others = [connection(request("/slow", -5), state=ACTIVE, since=-5), connection(since=-1)]
     monitor = Monitor(Server(viewer, *others))
@@ -517,7 +517,7 @@ async def test_reports_take_a_tenth_of_the_time_at_most(
 async def test_the_time_in_which_the_process_was_stopped_counts_little(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would rest for hours when somebody had stopped it for some minutes."""
+    """Otherwise it would rest for hours after it was stopped for some minutes."""
     add = Selection.add
 
     def stopped(self: Selection, conns: list[Conn]) -> None:

@@ -159,7 +159,7 @@ class Receiver:
 
 
 async def test_a_collector_can_read_and_add_up_what_is_exported() -> None:
-    """Two processes' exports over OTLP/HTTP are told apart by ``service.instance.id``."""
+    """Two processes' exports over OTLP/HTTP are distinguished by ``service.instance.id``."""
     receiver = Receiver()
     async with tracked_server(receiver) as collector:
         trackers, providers = [], []

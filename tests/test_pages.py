@@ -192,7 +192,7 @@ async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
 async def test_the_command_for_kubernetes_serves_what_its_probe_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And is on the port where the probe asks."""
+    """On the port of the probe."""
     manifest = (pages.ROOT / "examples" / "kubernetes.yaml").read_text()
     listed = re.search(r"command:\s+\[(hypercorn.+?)\]", manifest, re.DOTALL)
     assert listed is not None

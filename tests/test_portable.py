@@ -70,7 +70,7 @@ trio.run(main)
 
 
 def test_a_server_in_memory_serves() -> None:
-    """For the tests of one's own application."""
+    """For users who test their applications."""
     ended = run("""
 import trio
 from trio_httptrack.testing import memory_server

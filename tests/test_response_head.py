@@ -275,7 +275,7 @@ each_form = pytest.mark.parametrize("form", FORMS, ids=FORM_NAMES)
 def test_a_line_break_in_a_value_is_refused_in_any_form(
     form: Callable[[bytes, bytes], Any], name: bytes
 ) -> None:
-    """Also where the harmless beginning of it is remembered; and the error does not tell it."""
+    """Even if its harmless beginning is cached; and the error does not contain it."""
     heads = ResponseHeads(lambda protocol: OWN)
     render(headers=[(name, b"secret")], heads=heads)
     for break_ in LINE_BREAKS:

@@ -1,4 +1,4 @@
-"""When an answer's bytes go out: together where they can, and never later than they must."""
+"""When the bytes of a response are written: together if possible, never later than necessary."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
 async def requesting(
     app: App, over: str, *, method: str = "GET", **settings: Any
 ) -> AsyncIterator[Received]:
-    """Ask for / once, and take down whatever the server sends, HTTP/2's settings aside."""
+    """Request / once, and record what the server sends, except for HTTP/2's settings."""
     async with (
         memory_server(app, **settings) as server,
         trio.open_nursery() as nursery,
@@ -141,7 +141,7 @@ async def test_a_complete_response_is_one_write(
 async def test_the_responses_of_many_streams_are_one_write(
     writes: list[list[bytes]], autojump_clock: MockClock
 ) -> None:
-    """What they have to say at the same time goes out at the same time."""
+    """What is sent at the same time is written at the same time."""
     async with memory_server(whole(200, b"hello")) as server:
         client = Http2(await server.connect())
         await client.start()
@@ -207,7 +207,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
 async def test_a_handler_that_fails_between_headers_and_body_responds_with_500(
     over: str, raises: bool, autojump_clock: MockClock
 ) -> None:
-    """Its head was not sent yet, so the client is told; plain Hypercorn has said 200."""
+    """Its headers were not sent yet. Plain Hypercorn has sent a 200 by then."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**OK, "headers": [(b"content-length", b"5")]})
@@ -254,7 +254,7 @@ async def test_a_client_that_has_half_closed_still_gets_its_500(
 async def test_a_client_that_disconnects_is_no_error_of_the_server(
     way: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An application that ends when it is told owes no answer; the log has 499, as nginx's."""
+    """If the application returns at the disconnect, the log has a 499, as nginx's has."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         with trio.CancelScope() as work:
@@ -279,7 +279,7 @@ async def test_a_client_that_disconnects_is_no_error_of_the_server(
 async def test_a_connection_whose_response_is_complete_closes_with_its_peer(
     autojump_clock: MockClock,
 ) -> None:
-    """Also if the handler still works: nobody waits for it."""
+    """Even if the handler still runs: no client waits for it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"hello")
@@ -296,7 +296,7 @@ async def test_a_connection_whose_response_is_complete_closes_with_its_peer(
 async def test_a_client_that_half_closes_during_its_response_gets_all_of_it(
     autojump_clock: MockClock,
 ) -> None:
-    """That the application has said everything does not mean that the client has it."""
+    """The client may not have received yet what the application has sent."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"x" * 1_000_000)
@@ -341,7 +341,7 @@ async def test_a_refused_head_is_the_applications_error(
 async def test_a_second_head_is_refused_at_once(
     body: bytes | None, autojump_clock: MockClock
 ) -> None:
-    """Whether the first one still waits or not; the answer goes on as it began."""
+    """Whether the first one still waits or not; the response goes on as it began."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(OK)
@@ -398,7 +398,7 @@ async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
 
 
 async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
-    """A 103 is for the time until the answer."""
+    """A 103 is for the time until the response."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]})
@@ -433,14 +433,14 @@ class SlowLogger(Logger):
 async def test_a_response_does_not_wait_for_its_line_in_the_log(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """However long an access log takes, the client has its answer."""
+    """However long an access log takes, the client has its response."""
     async with requesting(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
         await trio.sleep(2)
     assert received.times == [0]
 
 
 async def test_a_connection_is_active_until_its_response_is_written(certificate: Path) -> None:
-    """A client that does not read its answer does not make it idle."""
+    """A client that does not read its response does not make it idle."""
     size = 2**25
     recorder = Recorder()
     async with socket_server(whole(200, bytes(size)), certificate, tracker=recorder) as server:
@@ -459,7 +459,7 @@ async def test_a_connection_is_active_until_its_response_is_written(certificate:
 async def test_a_connection_is_not_idle_while_its_response_waits_for_room(
     over: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However short the answer is: a keep-alive timeout would cut it off."""
+    """However short the response is: a keep-alive timeout would cut it off."""
     room, send, send_now = trio.Event(), Transport.send, Transport.send_now
 
     async def send_when_there_is_room(transport: Transport, parts: list[bytes]) -> None:
@@ -493,7 +493,7 @@ async def test_a_connection_is_not_idle_while_its_response_waits_for_room(
 async def test_a_response_that_cannot_be_encoded_delays_no_other_write(
     autojump_clock: MockClock,
 ) -> None:
-    """What else the connection has to say goes out while its handler goes on."""
+    """Other data of the connection is written while its handler goes on."""
 
     @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -518,7 +518,7 @@ async def test_a_response_that_cannot_be_encoded_delays_no_other_write(
 async def test_nothing_can_be_sent_after_the_application_has_returned(
     autojump_clock: MockClock,
 ) -> None:
-    """A task that it left behind is told so, instead of writing into the next answer."""
+    """A task that it left behind gets an error, instead of writing into the next response."""
     raised = []
 
     @without_lifespan
@@ -572,7 +572,7 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
 async def test_an_early_response_frees_the_reader_that_waits_for_the_application(
     autojump_clock: MockClock,
 ) -> None:
-    """What the application has not read when it answers is dropped, and the end is noticed."""
+    """What the application has not read when it responds is dropped, and the end is noticed."""
     gate = trio.Event()
 
     @without_lifespan

@@ -1,4 +1,4 @@
-"""How workers find each other and are asked, by real Unix sockets."""
+"""How workers find and query each other, over real Unix sockets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def directory(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
-    """A worker that can be asked."""
+    """A worker that can be queried."""
     monitor = Monitor(Server(*conns))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, monitor, str(directory))
@@ -71,7 +71,7 @@ async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], l
 def test_each_server_has_a_directory_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
-    """Where the user's runtime files are, or in the temporary directory; nobody else can enter."""
+    """In the user's runtime directory, or in the temporary one; other users cannot enter it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if runtime is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -108,7 +108,7 @@ def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_users_directory_is_refused(tmp_path: Path) -> None:
-    """Whoever has made it can take it away; only root may look into it."""
+    """Its owner could replace it. Only root may use it."""
     path = tmp_path / "theirs"
     path.mkdir(mode=0o700)
     os.chown(path, 65534, -1)
@@ -211,7 +211,7 @@ async def find_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_directory_that_was_removed_is_made_again(
     directory: Path, mock_clock: MockClock
 ) -> None:
-    """A log-out may remove it, or somebody who tidies up."""
+    """A logout may remove it, or a cleanup."""
     async with worker(directory) as monitor:
         for name in ("moved", "moved too"):
             take_away(directory, name)
@@ -227,7 +227,7 @@ async def test_a_directory_that_was_removed_is_made_again(
 
 
 def take_away(directory: Path, name: str) -> None:
-    """And let nobody make another one, for now."""
+    """And prevent that it is made again, for now."""
     directory.rename(directory.with_name(name))
     directory.touch()
 
@@ -246,7 +246,7 @@ async def asked_of(peers: Peers) -> None:
 
 
 async def test_workers_report_to_each_other(directory: Path) -> None:
-    """Each is asked what the viewer wants to see, and not oneself."""
+    """Each other worker gets the viewer's query."""
     async with (
         worker(directory, connection(since=-5)) as one,
         worker(directory, connection(since=-7), connection(since=-3)) as two,
@@ -264,7 +264,7 @@ async def test_workers_report_to_each_other(directory: Path) -> None:
 
 
 async def test_several_viewers_query_in_turn(directory: Path) -> None:
-    """Each gets what it has asked."""
+    """Each gets the response to its own query."""
     conns = [connection(client=("10.0.0.1", number), since=number) for number in range(300)]
     async with worker(directory, *conns):
         peers = Peers(directory)
@@ -283,7 +283,7 @@ async def test_several_viewers_query_in_turn(directory: Path) -> None:
 
 
 async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
-    """By the next worker that looks, but by nobody from outside; and one that comes is found."""
+    """By the next worker that queries, but not from outside; and a new worker is found."""
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(directory / "4711-aaaaaaaa.sock"))
     outside = Peers(directory)
@@ -476,7 +476,7 @@ async def line(stream: trio.SocketStream) -> bytes:
     ],
 )
 async def test_an_invalid_request_gets_an_error(directory: Path, question: bytes) -> None:
-    """And harms nobody: the next one has its report."""
+    """Nothing else happens: the next request gets its report."""
     async with worker(directory) as monitor:
         path = str(sockets(directory)[0])
         async with await trio.open_unix_socket(path) as stream:
@@ -509,7 +509,7 @@ async def test_a_failing_report_affects_nothing_else(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 async def test_only_processes_of_the_directorys_owner_are_queried(directory: Path) -> None:
-    """Whose directory it is may lead root to a socket of somebody else."""
+    """The owner of a directory could lead root to a socket of another user."""
     async with worker(directory):
         os.chown(directory, 65534, -1)
         peers = Peers(directory)
@@ -523,7 +523,7 @@ async def test_only_processes_of_the_directorys_owner_are_queried(directory: Pat
 async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
     directory: Path, mock_clock: MockClock
 ) -> None:
-    """A worker that goes on has its report of then, which nobody wants to see now."""
+    """A worker that was stopped sends its old report when it goes on."""
 
     async def respond(asked: socket.socket, uptime: float) -> None:
         report = await Monitor(Server()).report(None)
@@ -569,7 +569,7 @@ async def test_a_request_without_an_end_is_dropped(directory: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 async def test_another_user_gets_nothing(directory: Path) -> None:
-    """Even where the directory lets him in: the kernel says who he is."""
+    """Even if the directory lets the user in: the kernel reports the peer's user."""
     async with worker(directory):
         for user, responds in ((0, True), (65534, False)):
             client = connect_as(user, sockets(directory)[0])
@@ -619,7 +619,7 @@ async def test_an_unusable_runtime_dir_stops_the_start(tmp_path: Path) -> None:
 async def test_the_server_runs_without_any_runtime_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as in a container that can write nowhere; the log says why nobody can see it."""
+    """Such as in a container without a writable place. The log has the reason."""
     caplog.set_level("INFO")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not" / "there"))
@@ -656,7 +656,7 @@ async def workers(tmp_path: Path, number: int) -> AsyncIterator[tuple[HypercornP
 
 
 async def there(directory: Path, number: int) -> None:
-    """Wait until so many workers can be asked."""
+    """Wait until so many workers can be queried."""
     with trio.fail_after(20):
         while len(sockets(directory)) < number:  # noqa: ASYNC110  # processes have no Event
             await trio.sleep(0.02)
@@ -696,7 +696,7 @@ async def test_every_workers_page_shows_all_workers(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
-    """For how long it has been; and when it goes on, it says that it was blocked."""
+    """With the time of its silence. When it goes on, it logs that it was blocked."""
     async with workers(tmp_path, 2) as (server, directory):
         stopped, _ = (int(path.name.partition("-")[0]) for path in sockets(directory))
         os.kill(stopped, signal.SIGSTOP)
@@ -741,7 +741,7 @@ async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
 
 
 async def test_a_killed_worker_is_not_listed(tmp_path: Path) -> None:
-    """Its socket is removed by another worker, when somebody looks at that one's page."""
+    """Another worker removes its socket at the next view of the page."""
     async with workers(tmp_path, 0) as (living, directory), workers(tmp_path, 0) as (other, _):
         await there(directory, 2)
         other.process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Where plain Hypercorn answers correctly, a tracked server answers the same bytes.
+"""If plain Hypercorn responds correctly, a tracked server sends the same bytes.
 
 Each exchange below is held twice, with Hypercorn's own trio worker and with a tracked
 server, by the same client with the same application and the same settings. What the client
@@ -104,7 +104,7 @@ MEGABYTE = 2**20
 
 
 class Application:
-    """Answers as the first part of the path says, and keeps what it was told."""
+    """Responds as the first part of the path says, and records what it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, list[Any]]] = []
@@ -470,7 +470,7 @@ class Exchange:
     application: type[Application] = Application
 
     async def hold(self, serve: Serve, certificate: Path, **settings: Any) -> Any:
-        """What the client received, and what the application was told."""
+        """What the client received, and what the application received."""
         app = self.application()
         config = configured(certificate, **self.settings, **settings)
         with trio.fail_after(10):
@@ -927,7 +927,7 @@ async def prior_knowledge(network: Network, *alpn: str) -> Http2:
 
 
 async def upgrade(network: Network) -> Http2:
-    """The request that upgrades is answered on stream 1 before the client goes on."""
+    """The request that upgrades gets its response on stream 1 before the client goes on."""
     client = Http2(await network.connect())
     await client.stream.send_all(request_upgrade(client))
     await receive_upgrade(client)
@@ -968,7 +968,7 @@ def http2(
     only: tuple[str, ...] = tuple(HTTP2),
     **settings: Any,
 ) -> Callable[[Http2Client], Http2Client]:
-    """Decorates a client, which ends when the server has nothing more to say."""
+    """Decorates a client that ends when the server sends nothing more."""
 
     def decorate(converse: Http2Client) -> Http2Client:
         def exchange(transport: str) -> Callable[[Network], Awaitable[object]]:
@@ -1543,7 +1543,7 @@ WebSocketClient = Callable[[WebSocket], Awaitable[None]]
 def websocket(
     name: str, path: str = "/echo", status: int = 200, only: str = "tcp tls h2 h2c", **how: Any
 ) -> Callable[[WebSocketClient], WebSocketClient]:
-    """Decorates what the client does once it has the answer to its handshake."""
+    """Decorates what the client does after the response to its handshake."""
     settings = {key: how.pop(key) for key in list(how) if key in vars(Config)}
 
     def decorate(converse: WebSocketClient) -> WebSocketClient:
@@ -1586,7 +1586,7 @@ async def echo(client: WebSocket) -> None:
 
 
 async def no_more(client: WebSocket) -> None:
-    """The server has said it all."""
+    """The server sends nothing more."""
 
 
 websocket("goodbye-by-the-client")(say_goodbye)
@@ -1736,7 +1736,7 @@ http1(
 async def test_a_tracked_server_responds_as_plain_hypercorn_does(
     name: str, certificate: Path
 ) -> None:
-    """The client receives the same, and the application is told the same."""
+    """The client receives the same, and so does the application."""
     if OLD_HYPERCORN and re.search("wsgi|upgrade|push|trailers|lifespan-state", name):
         pytest.skip("plain Hypercorn 0.17 does not answer this correctly")
     expected = await EXCHANGES[name].hold(plain, certificate)
@@ -1758,7 +1758,7 @@ async def test_the_responses_are_the_same_over_ipv6_and_unix_sockets(
 async def test_install_leaves_a_config_without_a_tracker_to_hypercorn(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answers before and after are the same."""
+    """Its responses before and after are the same."""
     for name in ("http1-tls-post", "http2-h2-upload", "websocket-h2c-echo"):
         with monkeypatch.context() as patch:
             patch.setattr(hypercorn.trio, "worker_serve", vars(internals)["hypercorn_serve"])
@@ -1905,7 +1905,7 @@ IN_GOOD_FAITH = {
 
 @pytest.mark.parametrize("name", IN_GOOD_FAITH)
 async def test_difference_what_a_client_sends_in_good_faith(name: str, certificate: Path) -> None:
-    """The RFCs say what is to come of it."""
+    """The RFCs define the result."""
     data, in_plain, in_tracked = IN_GOOD_FAITH[name]
 
     async def client(network: Network) -> bytes:
@@ -1920,7 +1920,7 @@ async def test_difference_what_a_client_sends_in_good_faith(name: str, certifica
 async def test_difference_an_application_learns_why_its_websocket_was_closed(
     connect: Callable[[Network], Awaitable[WebSocket]], certificate: Path
 ) -> None:
-    """What the client said in its close frame, and 1005 if that was empty."""
+    """The code of the client's close frame, and 1005 if that was empty."""
 
     async def told(network: Network, *last: bytes) -> list[Any]:
         client = await connect(network)

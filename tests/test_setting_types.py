@@ -174,6 +174,6 @@ def test_each_exception_is_a_setting() -> None:
 
 
 def test_settings_of_a_later_hypercorn_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its annotation may be one that nobody here knows."""
+    """Its annotation may be an unknown one."""
     monkeypatch.setitem(Config.__annotations__, "quite_new", "tuple[int, ...]")
     settings_of(Config.from_mapping(quite_new=(1, 2)))

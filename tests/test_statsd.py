@@ -211,7 +211,7 @@ async def test_each_outage_is_logged_once(
 async def test_no_request_waits_for_a_name_server(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests are answered while it is silent, one behind the other, and a shutdown ends."""
+    """While it is silent, requests get their responses one after the other, and a shutdown ends."""
 
     async def silent(*args: Any) -> None:
         await trio.sleep_forever()

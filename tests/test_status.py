@@ -297,7 +297,7 @@ async def test_the_page_of_an_untracked_server_is_a_503_with_the_reason() -> Non
 
 
 async def test_a_viewer_is_sent_what_changes_each_second(autojump_clock: MockClock) -> None:
-    """Ready-made parts of the page, in the order that was asked for."""
+    """As parts of the page, in the requested order."""
     async with mounted() as page:
         viewer = Events(await page.server.connect())
         await viewer.begin("?sort=id")
@@ -419,7 +419,7 @@ async def test_nothing_remains_of_a_viewer_that_disconnects(autojump_clock: Mock
 
 
 async def test_a_shutdown_ends_the_updates_at_once(autojump_clock: MockClock) -> None:
-    """The response is whole, and the page's EventSource asks the next worker."""
+    """The response is complete, and the page's EventSource connects to the next worker."""
     async with mounted(graceful_timeout=100) as page:
         viewer = Events(await page.server.connect())
         await viewer.begin()
@@ -478,7 +478,7 @@ async def test_the_token_is_logged_at_the_start(server_log: pytest.LogCaptureFix
 async def test_the_token_is_logged_at_a_request_without_it(
     server_log: pytest.LogCaptureFixture,
 ) -> None:
-    """Once, however the page is mounted and by whatever address somebody asks for it."""
+    """Once, however the page is mounted, and for any address of the request."""
     status = StatusApp()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -563,7 +563,7 @@ async def test_allow_lists_the_networks_that_may_view_the_page(
 
 
 async def test_middleware_that_believes_headers_changes_nothing(autojump_clock: MockClock) -> None:
-    """ProxyFixMiddleware puts into the scope what the header says; the socket knows better."""
+    """ProxyFixMiddleware puts the header's address into the scope; that of the socket counts."""
     status = StatusApp(allow=["127.0.0.1"])
     fixed: Any = ProxyFixMiddleware(status, mode="legacy", trusted_hops=1)
     async with memory_server(fixed) as server:
@@ -602,7 +602,7 @@ def connect_as(user: int, path: Path) -> socket.socket:
 async def test_on_a_unix_socket_the_kernel_identifies_the_viewer(
     tmp_path: Path, allow: list[str] | None, user: int, status: int
 ) -> None:
-    """The server's own user and root may look, if ``unix`` is allowed; nobody else."""
+    """The server's own user and root may view the page, if ``unix`` is allowed; no others may."""
     config = Config()
     config.bind = f"unix:{tmp_path}/sock"
     async with tracked_server(StatusApp(allow=allow), config):
@@ -614,7 +614,7 @@ async def test_on_a_unix_socket_the_kernel_identifies_the_viewer(
 
 @pytest.mark.parametrize("client", [None, ("/run/peer.sock", 0), ["unix"], ""])
 async def test_a_peer_without_an_address_is_in_no_network(client: Any) -> None:
-    """Whoever speaks through a Unix socket is most likely a proxy."""
+    """A client of a Unix socket is most likely a proxy."""
     page = StatusApp(allow=["0.0.0.0/0", "::/0", "unix"])
     status, _, body = await request(page, client=client)
     assert status == 403
@@ -729,7 +729,7 @@ async def test_it_can_be_mounted_by_hypercorns_dispatcher(autojump_clock: MockCl
 
 
 def test_it_lives_through_several_runs_of_trio() -> None:
-    """As an application that is a module's own does in tests: each clock begins anew."""
+    """As an application of a module does in tests: each clock begins at another time."""
     status = StatusApp(allow=LOOPBACK)
 
     async def run(connections: int) -> str:

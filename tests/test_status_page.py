@@ -69,7 +69,7 @@ def text(html: str) -> str:
 
 
 def links(html: str) -> dict[str, str]:
-    """The queries to which the links lead, by what they say."""
+    """Return the queries of the links, by their texts."""
     found = re.findall(r'<a href="([^"]*)#connections"[^>]*>([^<]*)</a>', html)
     return {unescape(said): unescape(query) for query, said in found}
 
@@ -148,7 +148,7 @@ def test_the_policy_allows_the_pages_own_style_and_script_only() -> None:
     ],
 )
 def test_text_of_a_client_is_escaped(view: View) -> None:
-    """It is escaped, and what cannot be seen is spelled out."""
+    """Markup is escaped, and so are invisible characters."""
     html = page(view, None)
     (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
     assert "alert" not in script
@@ -168,7 +168,7 @@ def test_the_filters_are_escaped() -> None:
 
 @pytest.mark.parametrize("view", EVERYTHING)
 def test_the_token_is_in_every_link_and_nowhere_else(view: View) -> None:
-    """The links and the form open the page that is open; nobody reads it off a screen."""
+    """The links and the form need it; but it is not visible on the page."""
     html = page(view, TOKEN)
     found = links(html)
     assert len(found) > 4
@@ -183,13 +183,13 @@ def test_the_token_is_in_every_link_and_nowhere_else(view: View) -> None:
 
 
 def test_the_time_and_the_host_are_those_of_the_server() -> None:
-    """In UTC, as it is nobody's in particular."""
+    """In UTC, because viewers may have any time zone."""
     assert text(part(a_view(), "time")) == " 03:04:05 UTC "
     assert "<h1>web-1</h1>" in page(a_view(), None)
 
 
 def test_each_worker_has_a_row() -> None:
-    """With what it says of itself."""
+    """With the data of its report."""
     view = a_view(workers=[a_worker(), a_worker(12, draining=True, uptime=9.26, connections=1234)])
     rows = [text(row).split("  ") for row in part(view, "workers").split("</tr>")]
     assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
@@ -200,7 +200,7 @@ def test_each_worker_has_a_row() -> None:
 
 
 def test_a_worker_that_does_not_respond_is_highlighted() -> None:
-    """It says since when, and nothing that nobody knows."""
+    """With the time of its silence, and no other values."""
     silent = a_worker(12, silent=3.21, uptime=None, connections=None, lag=None)
     html = part(a_view(workers=[a_worker(), silent]), "workers")
     assert '<tr data-key="12-0a1b2c3d" class="bad">' in html
@@ -242,7 +242,7 @@ def test_the_chart_has_no_more_than_five_minutes() -> None:
 
 
 def test_a_state_leads_to_its_connections() -> None:
-    """And says how many there are."""
+    """With their number."""
     connections = {"new": 0, "active": 1234, "idle": 2, "hijacked": 3}
     html = part(a_view(connections=connections, query="path=/slow&page=2"), "states")
     assert links(html)["active"] == "?state=active&path=%2Fslow"
@@ -279,7 +279,7 @@ def test_a_connection_is_a_row() -> None:
 
 
 def test_unknown_values_of_a_connection_are_dashes() -> None:
-    """Such as one over a Unix socket that has said nothing yet."""
+    """Such as one over a Unix socket that has sent nothing yet."""
     row = a_row(state="new", client=None, protocol=None, path=None, received=None, sent=None)
     html = part(a_view(row), "rows")
     cells = [text(cell).strip() for cell in html.split("</td>")]

@@ -1,4 +1,4 @@
-"""What the people who test with it get from ``trio_httptrack.testing``."""
+"""What users get from ``trio_httptrack.testing``."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ async def test_a_client_that_was_forgotten_ends_with_the_server(autojump_clock: 
 
 
 async def test_after_the_shutdown_nobody_can_connect(autojump_clock: MockClock) -> None:
-    """Not even while the last request is being answered."""
+    """Not even while the last request is in flight."""
 
     @without_lifespan
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -376,7 +376,7 @@ async def test_an_error_of_the_server_ends_the_test(
 async def test_a_handlers_error_becomes_a_500_and_does_not_fail_the_test(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in production: the client is told, and it is logged."""
+    """As in production: the client gets a 500, and the error is logged."""
     async with memory_server(app) as server:
         assert await http1(await server.connect(), path="/raise") == (500, b"")
         assert await http1(await server.connect()) == (200, b"/")
@@ -443,7 +443,7 @@ async def test_an_error_in_the_lifespan_ends_the_test(when: str, autojump_clock:
 async def test_a_lifespan_that_reports_its_failure_fails_the_test(
     when: str, autojump_clock: MockClock
 ) -> None:
-    """With what it said."""
+    """With its message."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (event := await receive())["type"] != f"lifespan.{when}":
@@ -512,7 +512,7 @@ async def answers_anything(scope: Any, receive: Any, send: Any) -> None:
 async def test_an_application_needs_no_lifespan(
     app: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it comes to say so, and without a word in the log."""
+    """However it refuses the lifespan; nothing is logged."""
     async with memory_server(app) as server:
         assert await http1(await server.connect()) == (200, b"hello")
     assert not problems(caplog)
@@ -594,7 +594,7 @@ async def test_the_certificate_of_the_config_is_used(
 
 
 async def test_without_a_handshake_the_client_is_left_alone(autojump_clock: MockClock) -> None:
-    """It may say what it likes, or nothing."""
+    """It may send anything, or nothing."""
     async with memory_server(app, ssl_handshake_timeout=7) as server:
         stream = await server.connect(tls=True, handshake=False)
         assert await stream.receive_some() == b""
@@ -605,7 +605,7 @@ async def test_without_a_handshake_the_client_is_left_alone(autojump_clock: Mock
 
 @pytest.mark.parametrize("arguments", [{}, {"tls": True, "handshake": False}])
 async def test_alpn_without_a_handshake_is_refused(arguments: Any) -> None:
-    """There is nobody who would offer it."""
+    """There is no handshake in which to offer it."""
     async with memory_server(app) as server:
         with pytest.raises(ValueError, match=r"alpn=\['h2'\] is part of the TLS handshake"):
             await server.connect(alpn=["h2"], **arguments)
@@ -856,7 +856,7 @@ async def test_many_httpx_requests_can_be_in_flight(autojump_clock: MockClock) -
 
 
 async def test_trio_websocket_works_on_a_connection(autojump_clock: MockClock) -> None:
-    """Its handshake, messages both ways, and its goodbye."""
+    """Its handshake, messages both ways, and its close."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker) as server:
         stream = await server.connect(tls=True)

@@ -104,7 +104,7 @@ def test_a_view_of_a_server_that_has_just_started() -> None:
 
 
 def test_a_server_that_has_nothing_to_do_has_no_responses() -> None:
-    """That is known, and said."""
+    """ "none" is shown."""
     text = as_text(view(per_second=dict.fromkeys(COUNTERS, 0.0)))
     assert "Per second: 0.0 requests; responses: none\n" in text
 
@@ -154,7 +154,7 @@ def hostile(value: Any) -> Any:
 
 
 def test_no_text_of_others_reaches_the_terminal_unescaped() -> None:
-    """Neither in a path nor in anything else: it may be root who looks."""
+    """Neither in a path nor in anything else: the viewer may be root."""
     groups = (Group(client="192.0.2.7", connections=1, states={}, oldest=1),)
     for query in (Query(path=HOSTILE, client=HOSTILE), Query(group="client")):
         said = hostile(view(row(request(stream=1)), groups=groups, query=query))
@@ -165,7 +165,7 @@ def test_no_text_of_others_reaches_the_terminal_unescaped() -> None:
 
 
 def test_ids_that_are_no_numbers_are_made_visible_too() -> None:
-    """What a socket says need not be what its type promises."""
+    """What a socket sends may have other types than a report."""
     said = row(request(stream=HOSTILE), id=HOSTILE, worker=HOSTILE)
     text = as_text(view(said, workers=[worker(pid=HOSTILE)]), 2000)  # type: ignore[arg-type]
     assert all(each.isprintable() or each == "\n" for each in text)
@@ -188,7 +188,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_a_long_path_is_cut_and_its_stream_is_not() -> None:
-    """An ellipsis says so."""
+    """With an ellipsis."""
     text = as_text(view(row(request(path=f"/{'a' * 100}", stream=7))))
     line = next(line for line in text.splitlines() if "GET" in line)
     assert re.fullmatch(r" +1m15s waiting   GET /a+…  stream 7", line)
@@ -233,7 +233,7 @@ def test_wide_characters_take_two_columns(text: str, width: int, expected: str) 
 
 
 def test_a_long_path_is_cut_in_one_go() -> None:
-    """Whoever chooses the path must not be able to keep the event loop busy with it."""
+    """A client's path must not keep the event loop busy."""
     with_width_two = "\u65e5" * 200_000
     assert truncate(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
     for width in range(8):

@@ -42,7 +42,7 @@ async def test_a_waiter_expires_once_and_exactly_at_its_time(autojump_clock: Moc
 
 
 async def test_a_waiter_that_begins_again_has_its_full_time(autojump_clock: MockClock) -> None:
-    """It is due behind those who began before it did so."""
+    """It expires after those that began before it."""
     async with running() as timeout:
         eager, other = Waiter(), Waiter()
         timeout.begin(eager, trio.current_time())

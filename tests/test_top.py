@@ -483,7 +483,7 @@ def runtime_dir(tmp_path: Path) -> Path:
 
 
 async def test_a_directory_that_other_users_can_enter_is_refused(runtime_dir: Path) -> None:
-    """Whoever can put a socket there could say anything."""
+    """A user who can put a socket there could send anything."""
     async with serving(runtime_dir=str(runtime_dir)), opened(str(runtime_dir)) as source:
         assert len((await source.view(source.query))["workers"]) == 1
         os.chmod(runtime_dir, 0o755)
@@ -504,7 +504,7 @@ def listen_in(directory: Path) -> socket.socket:
 async def test_without_a_name_it_is_the_only_server_that_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None or several are told."""
+    """None, or several, is an error."""
     with TemporaryDirectory() as name:
         monkeypatch.setenv("XDG_RUNTIME_DIR", name)
         monkeypatch.setattr(tempfile, "tempdir", name)
@@ -566,7 +566,7 @@ async def test_where_there_is_no_server_it_ends_with_one_line() -> None:
 
 
 async def test_once_is_as_wide_as_the_variable_columns() -> None:
-    """By COLUMNS, as a shell says it; without, there are 80."""
+    """As a shell sets it; without it, 80 columns."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/?token={status.token}&path={'a' * 200}"
         for columns in ("", "120"):
@@ -603,7 +603,7 @@ async def test_ctrl_c_while_it_waits_is_no_error() -> None:
 
 
 async def test_a_live_view_needs_a_terminal(runtime_dir: Path) -> None:
-    """It says what does not."""
+    """The error names the alternative."""
     async with serving(runtime_dir=str(runtime_dir)):
         ended = await once(str(runtime_dir))
     assert ended.returncode == 1
@@ -613,7 +613,7 @@ async def test_a_live_view_needs_a_terminal(runtime_dir: Path) -> None:
 
 
 def test_only_the_live_view_needs_rich() -> None:
-    """And says how to install it."""
+    """The error names the command to install it."""
     program = """
 import io, sys
 sys.modules["rich"] = sys.modules["rich.console"] = None
@@ -700,7 +700,7 @@ async def test_ctrl_c_ends_it(runtime_dir: Path) -> None:
 
 
 async def test_a_terminal_that_has_gone_ends_it(runtime_dir: Path) -> None:
-    """Without an error that nobody could read."""
+    """Without an error message."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
         await terminal.hang_up()
@@ -816,7 +816,7 @@ async def test_a_resized_screen_is_painted_in_full(runtime_dir: Path) -> None:
 
 
 async def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(runtime_dir: Path) -> None:
-    """Then the screen is painted anew."""
+    """Then the screen is painted again."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
         await terminal.press("\x1a")
@@ -839,7 +839,7 @@ async def stopped(pid: int) -> None:
     ("environ", "colours"), [({}, {"31"}), ({"NO_COLOR": "1"}, set()), ({"TERM": "dumb"}, set())]
 )
 async def test_problems_are_red(environ: Any, colours: set[str]) -> None:
-    """Unless the person wants no colours, or the terminal has none; the words say it, too."""
+    """Unless the user wants no colours, or the terminal has none; the words show it, too."""
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))
         async with top("http://{}:{}/".format(*unused.getsockname()), **environ) as terminal:
@@ -866,7 +866,7 @@ async def test_a_worker_that_is_stopped_does_not_respond_for_longer_and_longer(
 
 
 async def test_a_worker_that_was_killed_disappears(runtime_dir: Path, tmp_path: Path) -> None:
-    """Where it was the last one, that is said."""
+    """If it was the last one, there is an error."""
     async with (
         stuck(runtime_dir, tmp_path, "-w", "0") as killed,
         stuck(runtime_dir, tmp_path, "-w", "0") as other,
@@ -882,7 +882,7 @@ async def test_a_worker_that_was_killed_disappears(runtime_dir: Path, tmp_path: 
 
 
 async def test_a_page_that_comes_back_is_shown_again() -> None:
-    """It keeps trying, and says since when it has tried."""
+    """It keeps trying, and shows for how long it has tried."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
     async with top(f"http://{host}:{port}/?token={StatusApp().token}") as terminal:

@@ -73,7 +73,7 @@ class Client:
         await self.stream.send_eof()
 
     def send_now(self, data: bytes) -> None:
-        """Without a checkpoint, so nobody has noticed it yet."""
+        """Send without a checkpoint, so that no other task has noticed it yet."""
         if isinstance(self.stream, MemoryStream):
             assert self.stream.socket.send(data) == len(data)
         else:
@@ -258,7 +258,7 @@ def tls_pair(request: pytest.FixtureRequest, connect: Connect) -> Pair:
 
 
 async def become_known(transport: Transport) -> None:
-    """Have its socket registered, as the first who waits for something to read does."""
+    """Have its socket registered, as the first waiting read does."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.receive)
         await wait_all_tasks_blocked()
@@ -292,7 +292,7 @@ def fill(transport: Transport) -> int:
 
 
 async def test_what_comes_is_read_whenever_it_comes(pair: Pair) -> None:
-    """Before anybody reads, while somebody waits, and behind what was read."""
+    """Before a read, while a read waits, and after a read."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         for part in (b"one", b"two"):
             await client.send_all(part)
@@ -324,7 +324,7 @@ async def test_more_than_one_read_takes_is_read_by_the_next(pair: Pair) -> None:
 
 
 async def test_the_end_is_read_behind_the_last_bytes(pair: Pair) -> None:
-    """Also where both came before anybody read, and as often as it is asked for."""
+    """Even if both came before the first read, and as often as it is read."""
     async with pair() as (client, transport):
         await client.send_all(b"first")
         assert await transport.receive() == b"first"
@@ -393,7 +393,7 @@ async def test_what_lies_behind_a_passed_descriptor_is_read(kernel: Any) -> None
 
 
 async def test_a_reset_is_a_broken_connection(pair: Pair) -> None:
-    """For who reads it and for who writes on."""
+    """For reads and for writes."""
     async with pair() as (client, transport):
         client.reset()
         with pytest.raises(trio.BrokenResourceError):
@@ -446,7 +446,7 @@ async def test_a_waiting_reader_learns_that_the_deadline_has_passed(pair: Pair) 
 @pytest.mark.parametrize("waiting", [False, True])
 @pytest.mark.parametrize("ends", [False, True])
 async def test_what_came_in_time_counts(pair: Pair, waiting: bool, ends: bool) -> None:
-    """Though nobody has noticed it when the deadline passes."""
+    """Even if no task has noticed it when the deadline passes."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         await become_known(transport)
         received = []
@@ -543,7 +543,7 @@ async def test_a_write_that_has_room_is_no_checkpoint(pair: Pair) -> None:
 
 
 async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: Pair) -> None:
-    """Nobody's bytes come between the others', and no part is left out."""
+    """The bytes of two writers are never mixed, and no part is left out."""
     big = bytes(2**23)
     writes = [[b"head", big, b"", b"tail"], [b"second", big], [b"third"]]
     expected = b"".join(map(b"".join, writes))
@@ -565,7 +565,7 @@ async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: 
 
 @pytest.mark.parametrize("waiting", [1, 2])
 async def test_no_writer_overtakes_one_that_waits_for_room(pair: Pair, waiting: int) -> None:
-    """Also where there is room again, before the one who waits for it has noticed."""
+    """Even if there is room again, before the waiting writer has noticed."""
     big = bytes(2**23)
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         for _ in range(waiting):
@@ -621,7 +621,7 @@ async def test_many_writers_take_turns(pair: Pair) -> None:
 
 
 async def test_closing_wakes_readers_and_writers(pair: Pair) -> None:
-    """They learn that it was closed, and everybody after them."""
+    """They learn that it was closed, and so do later calls."""
     async with pair() as (_, transport):
         closed = []
 
@@ -873,7 +873,7 @@ async def test_a_reset_within_the_handshake_is_a_broken_connection(connect: Conn
 async def test_a_client_that_does_not_trust_the_server_breaks_the_handshake(
     connect: Connect,
 ) -> None:
-    """And says why."""
+    """With the reason."""
     async with connect(tls=True) as (raw, transport), trio.open_nursery() as nursery:
         client = TlsClient(raw, client_ssl("1.2", trusting=False))
 
@@ -988,7 +988,7 @@ async def test_only_a_part_of_a_large_write_is_encrypted_before_it_is_written(
 
 @pytest.mark.parametrize("was_reset", [False, True])
 async def test_a_peers_close_is_noticed_without_a_read(pair: Pair, was_reset: bool) -> None:
-    """Whether it has ended its side or was reset; and who reads then finds the same."""
+    """Whether it has closed its side or reset; a later read finds the same."""
     told = list[bool]()
     async with pair() as (client, transport):
         with transport.watch(told.append):
@@ -1040,7 +1040,7 @@ async def test_unread_data_keeps_no_task_busy(pair: Pair) -> None:
 async def test_a_peers_end_is_seen_behind_what_it_sent(
     pair: Pair, was_reset: bool, before: bool, known: bool
 ) -> None:
-    """Without any reading, whether somebody watches already or not."""
+    """Without a read, whether it is already watched or not."""
     told = list[bool]()
     async with pair() as (client, transport):
         if known:
@@ -1069,7 +1069,7 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
 @knowing
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: str) -> None:
-    """The kernel does not tell such an end from a reset, whoever was the first."""
+    """The kernel does not distinguish such an end from a reset, whichever side was first."""
     told = list[bool]()
     async with pair() as (client, transport):
         with transport.watch(told.append):

@@ -1,4 +1,4 @@
-"""How a tracker gets to a server: by the ``hypercorn`` command, and by one's own code."""
+"""How a tracker gets to a server: by the ``hypercorn`` command, and by the user's own code."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ if sys.version_info < (3, 11):
 async def test_a_hook_in_a_python_config_is_the_applications_own_tracker(
     workers: list[str], tmp_path: Path
 ) -> None:
-    """The application sees in its own tracker the connection that it is answering."""
+    """The application's own tracker has the connection of the request that it handles."""
     config = hook_config(tmp_path, "ways_in.myapp:tracker")
     async with hypercorn_command(
         "-k", "trio", "-c", config, *workers, "ways_in.myapp:app"
@@ -155,7 +155,7 @@ async def test_a_path_in_a_toml_config_is_the_tracker_of_an_application_that_ins
 async def test_a_worker_responds_to_the_request_in_flight_before_sigterm_stops_it(
     workers: str, tmp_path: Path
 ) -> None:
-    """Also where it is not the parent that tells it to end, and where there is none."""
+    """Even if the signal does not come from the parent, and without a parent."""
     config = hook_config(tmp_path, "ways_in.twoparts:tracker")
     async with (
         hypercorn_command(
@@ -305,7 +305,7 @@ async def test_an_error_inside_the_module_of_a_hook_shows_its_own_traceback(tmp_
 async def test_the_asyncio_worker_refuses_a_hook_with_one_line(
     workers: str, tmp_path: Path
 ) -> None:
-    """Serving untracked, with nobody told, would be worse."""
+    """Serving untracked without an error would be worse."""
     config = hook_config(tmp_path, "ways_in.myapp:tracker")
     status, stderr = await failing_hypercorn(
         "-k", "asyncio", "-c", config, "-w", workers, "ways_in.myapp:app"
@@ -432,7 +432,7 @@ async def test_wrap_keeps_and_returns_the_tracker_that_was_there(nursery: trio.N
 
 @limited
 async def test_wrap_lets_a_conn_tracker_run_last(nursery: trio.Nursery) -> None:
-    """Also where it was there first: who waits for the last connection finds the rest done."""
+    """Even if it was there first: when its wait() returns, the other trackers are complete."""
     conns, seen = ConnTracker(), list[int]()
     config = local(conn_state=conns)
     wrap(config, TrackerFunc(lambda conn, state: seen.append(conns.count)))
@@ -587,7 +587,7 @@ async def test_a_tracked_server_refuses_a_hypercorn_that_it_does_not_know(
 
 
 class Slow:
-    """An application that answers when it is told to."""
+    """An application that responds when a test lets it."""
 
     def __init__(self) -> None:
         self.asked = trio.Event()
@@ -713,7 +713,7 @@ async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> N
 
 @limited
 async def test_a_group_of_one_that_the_block_raised_stays_a_group() -> None:
-    """Only the nurseries that nobody sees leave no trace."""
+    """Only our own nurseries leave no trace."""
     error = ExceptionGroup("mine", [BlockError()])
 
     async def block() -> None:

@@ -565,7 +565,7 @@ def test_an_invalid_deflate_stream_ends_it_with_1007() -> None:
 @pytest.mark.parametrize(("limit", "maximum"), [(1000, 400 * KIB), (4 * MIB, 20 * MIB)])
 @pytest.mark.parametrize("size", [KIB, 64 * KIB])
 def test_a_bomb_is_inflated_no_further_than_the_limit(limit: int, maximum: int, size: int) -> None:
-    """64 KiB that would be 64 MiB cost what the limit says, in reads of any size."""
+    """64 KiB that inflate to 64 MiB take no more memory than the limit, in reads of any size."""
     bomb = frame(Opcode.BINARY, Deflater()(bytes(64 * MIB)), rsv=4)
     assert len(bomb) < 64 * KIB
     frames = deflating(limit)

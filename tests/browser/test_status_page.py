@@ -77,7 +77,7 @@ def test_the_values_change_while_connections_come_and_go(page: Page, running: Se
 
 
 def test_a_stuck_request_is_found_at_a_glance(workers: Server, context: BrowserContext) -> None:
-    """The oldest in flight comes first, though its connection is busy with others."""
+    """The oldest request in flight comes first, although its connection is busy with others."""
     workers.connect("/try")
     workers.connect("/slow", wait=False)
     client = workers.http2()
@@ -104,7 +104,7 @@ def test_a_stuck_request_is_found_at_a_glance(workers: Server, context: BrowserC
 
 
 def test_a_script_in_a_path_stays_text(page: Page, running: Server) -> None:
-    """In the page as it was loaded and in what came later, and what is invisible is spelled out."""
+    """In the page and in its updates; and invisible characters are escaped."""
     script = "/%3Cscript%3Ealert(1)%3C/script%3E%3Cimg%20src=x%20onerror=alert(2)%3E%E2%80%AE"
     text = "/<script>alert(1)</script><img src=x onerror=alert(2)>\\u202e"
     running.connect(script)
@@ -116,7 +116,7 @@ def test_a_script_in_a_path_stays_text(page: Page, running: Server) -> None:
 
 
 def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Server) -> None:
-    """Even if somebody got markup into it: the browser enforces the policy."""
+    """Even if markup were injected: the browser enforces the policy."""
     page = browser.new_page()
     page.goto(running.url)
     for broken in (
@@ -215,7 +215,7 @@ def test_a_busy_client_is_found(page: Page, running: Server) -> None:
 
 
 def test_every_link_has_the_token(page: Page, running: Server) -> None:
-    """Who follows one sees the page and no refusal."""
+    """A viewer who follows one sees the page, and not a refusal."""
     for _ in range(110):
         running.connect()
     expect(page.get_by_role("link", name="Next page")).to_be_visible()
@@ -229,7 +229,7 @@ def test_every_link_has_the_token(page: Page, running: Server) -> None:
 
 
 def test_a_worker_that_does_not_respond_is_silent(workers: Server, context: BrowserContext) -> None:
-    """The other one says so, and for how long already; then it is back."""
+    """The other worker shows it, with the time of its silence; later it is back."""
     page = context.new_page()
     page.goto(workers.url)
     expect(page.locator("#workers tr")).to_have_count(2)
@@ -529,7 +529,7 @@ def test_an_update_does_not_change_the_form(page: Page, running: Server) -> None
 
 
 def test_an_update_keeps_the_selection(page: Page, running: Server) -> None:
-    """Somebody copies a client's address, and meanwhile the row before it goes."""
+    """A viewer copies a client's address while the row before it is removed."""
     running.connect("/try")
     before = running.connect()
     expect(rows(page, "idle")).to_have_count(1)
@@ -556,7 +556,7 @@ def test_a_hidden_page_sends_no_requests(page: Page, running: Server) -> None:
 
 
 def test_a_server_that_comes_back_is_found(browser: Browser, running: Server) -> None:
-    """Though an EventSource gives up where something else has answered in between."""
+    """Although an EventSource gives up after a response that is not an event stream."""
     page = browser.new_page()
     refused: list[Route] = []
 

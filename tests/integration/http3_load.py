@@ -150,7 +150,7 @@ class Http3Load(Load):
             self.draining.set()
 
     async def watch(self) -> None:
-        """Wait until the worker drains, and say so."""
+        """Wait until the worker drains, and set the event."""
         async with await connect(self.server.url) as stream:
             await http1(stream, path="/draining")
         draining, self.draining = self.draining, trio.Event()

@@ -92,7 +92,7 @@ async def test_the_page_does_what_it_says(tmp_path: Path) -> None:
 
 
 async def test_a_client_cannot_forge_its_address(tmp_path: Path) -> None:
-    """Caddy replaces one of the headers that it may send, and nobody reads the other."""
+    """Caddy replaces one of the headers that a client may send, and the other is not used."""
     async with site(tmp_path) as (_, proxy):
         with closing(Http3Client(proxy)) as client:
             response = await client.request(

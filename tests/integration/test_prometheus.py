@@ -1,4 +1,4 @@
-"""What Prometheus says of two servers, and what the servers' own trackers say."""
+"""The numbers of two servers in Prometheus and in the servers' own trackers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_the_gauges_are_what_clients_have_left_open(
 async def test_every_scrape_of_one_process_is_exact_under_load(
     prometheus: Prometheus, observed: Observed
 ) -> None:
-    """Its tracker said the same when the scrape was answered, each time and in this order."""
+    """Its tracker had the same numbers at each scrape, in the same order."""
     numbers: dict[float, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name in (GAUGES, COUNTERS):
         query = f'{name}{{instance="{observed.single}"}}[10m]'

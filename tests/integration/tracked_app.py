@@ -1,4 +1,4 @@
-"""An application whose workers can be asked in two ways: by Prometheus, and past Prometheus.
+"""An application whose workers can be queried in two ways: by Prometheus and directly.
 
 ``/metrics`` is where users mount it, on the tracked server, so each scrape is a request of a
 tracked connection, and what it reads counts it. The application notes what its tracker says
