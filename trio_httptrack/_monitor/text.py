@@ -242,11 +242,11 @@ def _request(request: Request, width: int) -> Line:
     stream = request["stream"]
     phase = safe(request["phase"])
     slow = phase == "waiting" and request["age"] >= SLOW
-    before = f"{brief(request['age']):>10} {phase:<9} "
-    behind = "" if stream is None else f"  stream {safe(stream)}"
+    prefix = f"{brief(request['age']):>10} {phase:<9} "
+    suffix = "" if stream is None else f"  stream {safe(stream)}"
     what = f"{safe(request['method'])} {safe(request['path'])}"
-    what = truncate(what, width - display_width(before) - display_width(behind))
-    return [Span(f"{before}{what}", "trouble" if slow else ""), Span(behind, "weak")]
+    what = truncate(what, width - display_width(prefix) - display_width(suffix))
+    return [Span(f"{prefix}{what}", "trouble" if slow else ""), Span(suffix, "weak")]
 
 
 GROUP = heading_cells("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
