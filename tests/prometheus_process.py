@@ -95,12 +95,12 @@ def main() -> None:
         order = json.loads(line)
         if tracker is None:
             tracker, metrics = PrometheusTracker(), MetricsApp()
-        answer = None
+        response = None
         if order["run"]:
-            answer = trio.run(run, order)
+            response = trio.run(run, order)
         else:
             track(order["conn"], order["states"])
-        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.write(f"{json.dumps(response)}\n")
         sys.stdout.flush()
 
 

@@ -1,9 +1,9 @@
 """Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
 
 ``python -m tests.reload`` prints, as CSV, what a tracked and a plain Hypercorn lose under the same
-load. The clients do what their protocols say at ``Connection: close``, a GOAWAY and a close
-frame, and nothing else: none of them asks again for what was not answered, but for what an
-HTTP/2 server has refused unheard.
+load. The clients react to ``Connection: close``, a GOAWAY and a close frame as their protocols
+require, and do nothing else: none of them repeats a request without a response, except for one that
+an HTTP/2 server has refused before it was handled.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Load:
     """Clients that send one request after the other until they are stopped."""
 
     server: HypercornProcess
-    answered: Counter[str] = field(default_factory=Counter)
+    succeeded: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
-    refused: int = 0  # by HTTP/2, and asked again on another connection
+    refused: int = 0  # by HTTP/2, and repeated on another connection
     opened: Counter[int] = field(default_factory=Counter)  # WebSockets, by their client's number
     closed: Counter[int] = field(default_factory=Counter)  # WebSockets, by code
     seconds: list[float] = field(default_factory=list)  # of each reload
@@ -57,13 +57,13 @@ class Load:
         return [
             str(len(self.seconds)),
             f"{statistics.median(self.seconds):.1f} s",
-            f"{self.answered.total() + self.lost.total():,}",
+            f"{self.succeeded.total() + self.lost.total():,}",
             f"{self.lost.total()}: {lost}" if lost else "0",
             str(self.refused),
             ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items())),
         ]
 
-    async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
+    async def repeat(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
         """Send requests, one after the other."""
         while not self.stopping:
             try:
@@ -75,7 +75,7 @@ class Load:
 
     def check(self, name: str, text: str) -> None:
         whole = text.startswith("worker ") and text.removeprefix("worker ").isdigit()
-        (self.answered if whole else self.lost)[name] += 1
+        (self.succeeded if whole else self.lost)[name] += 1
 
     async def httpx_http1(self) -> None:
         async with httpx.AsyncClient(timeout=20) as client:
@@ -83,7 +83,7 @@ class Load:
             async def request() -> str:
                 return (await client.get(self.server.url)).text
 
-            await self.ask("keep-alive", request)
+            await self.repeat("keep-alive", request)
 
     async def httpx_http2(self) -> None:
         async with httpx.AsyncClient(http2=True, verify=client_ssl("h2"), timeout=20) as client:
@@ -91,13 +91,13 @@ class Load:
             async def request() -> str:
                 return (await client.get(self.server.tls_url)).text
 
-            await self.ask("httpx HTTP/2", request)
+            await self.repeat("httpx HTTP/2", request)
 
     async def one_shot(self) -> None:
         async def request() -> str:
             return (await get(self.server.url)).decode()
 
-        await self.ask("one-shot", request)
+        await self.repeat("one-shot", request)
 
     async def http2(self) -> None:
         """Three requests at a time on one connection, and on another what that refuses."""

@@ -1,8 +1,8 @@
 """What trackers, handlers and other tasks do to a connection: close it, drain it, look at it.
 
-Whatever they do and whenever, each test with a :class:`House` holds the same when it is over: every
-tracker was told the same, legal states, with one terminal state; no task, no deadline and no
-connection is left; nothing was logged as an error; and a bystander's connection goes on.
+Whatever they do, each test with a :class:`House` checks the same when it is over: every tracker has
+seen the same legal states, with one terminal state; no task, no deadline and no connection is left;
+nothing was logged as an error; and a bystander's connection is still open.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from trio_httptrack.testing import memory_server
 
 from .clients import GoAwayHttp2, Http2, http1, read_to_end
 from .support import CA, Recorder, reset, respond, tls_client, without_lifespan
-from .test_ends import ask_and_do_not_read
+from .test_ends import request_and_do_not_read
 from .test_faults import Arena, handshake, request
 from .test_phases import Restless
 from .test_websocket_alike import TEXT, closing, frame
@@ -722,7 +722,7 @@ def does_not_read(protocol: str, states: str) -> None:
     """A client whose handler is blocked in ``send``."""
 
     async def act(house: House) -> None:
-        house.keep(await ask_and_do_not_read(house, protocol, "/big"))
+        house.keep(await request_and_do_not_read(house, protocol, "/big"))
         await house.reached.wait()
 
     SITUATIONS[f"{protocol} is not read"] = states, act

@@ -327,14 +327,14 @@ async def test_ctrl_c_is_for_the_server_and_for_applications_only(
     protected = []
 
     @without_lifespan
-    async def asks(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         protected.append(("app", trio.lowlevel.currently_ki_protected()))
         await respond(send, b"")
 
     tracker = TrackerFunc(
         lambda conn, state: protected.append((str(state), trio.lowlevel.currently_ki_protected()))
     )
-    async with memory_server(asks, tracker=tracker) as server:
+    async with memory_server(app, tracker=tracker) as server:
         await http1(await server.connect())
     assert protected == [
         ("new", True),
@@ -357,9 +357,9 @@ async def test_a_response_before_the_end_of_the_request_is_not_reset(
     async with memory_server(early, tracker=recorder, keep_alive_timeout=5) as server:
         client = await server.connect()
         await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9000\r\n\r\n")
-        answer = await read_to_end(client)
-        assert answer.startswith(b"HTTP/1.1 413 ")
-        assert answer.endswith(b"no, thank you")
+        response = await read_to_end(client)
+        assert response.startswith(b"HTTP/1.1 413 ")
+        assert response.endswith(b"no, thank you")
         for _ in range(9):
             await client.send_all(b"x" * 1000)
             await wait_all_tasks_blocked()
@@ -482,9 +482,9 @@ async def test_a_websocket_client_that_sends_frames_too_early_gets_one_response(
         await client.send_all(b"too early")
         await wait_all_tasks_blocked()
         gate.set()
-        answer = await read_to_end(client)
-    assert answer.startswith(b"HTTP/1.1 403 ")
-    assert answer.endswith(b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n")
+        response = await read_to_end(client)
+    assert response.startswith(b"HTTP/1.1 403 ")
+    assert response.endswith(b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n")
     assert not problems(caplog)
 
 
@@ -499,9 +499,9 @@ async def test_a_websocket_message_after_one_that_was_too_big_is_no_error_of_our
         for frame in (b"\x82\x94" + bytes(4) + b"x" * 20, b"\x81\x81" + bytes(4) + b"y"):
             await client.send_all(frame)
             await wait_all_tasks_blocked()
-        answer = bytes(await client.receive_some())
-    assert answer.startswith(b"HTTP/1.1 101 ")
-    assert answer.endswith(b"\r\n\r\n\x88\x02" + (1009).to_bytes(2, "big"))
+        response = bytes(await client.receive_some())
+    assert response.startswith(b"HTTP/1.1 101 ")
+    assert response.endswith(b"\r\n\r\n\x88\x02" + (1009).to_bytes(2, "big"))
     assert not problems(caplog)
 
 

@@ -158,9 +158,9 @@ async def test_a_request_that_arrives_in_a_drain_gets_its_response_with_connecti
             for stream, time, seconds in ((idle, 10.375, 2), (new, 13.875, 7)):
                 await trio.sleep_until(time)
                 await stream.send_all(request(f"/slow/{seconds}"))
-                answer = await read_to_end(stream)
-                assert b"\r\nconnection: close\r\n" in answer.lower()
-                assert answer.endswith(b"done")
+                response = await read_to_end(stream)
+                assert b"\r\nconnection: close\r\n" in response.lower()
+                assert response.endswith(b"done")
                 assert trio.current_time() == time + seconds
                 await stream.aclose()
     assert reports == [ShutdownReport(finished=2, forced=0, seconds=10.875)]
@@ -190,10 +190,10 @@ async def test_a_connection_whose_response_has_begun_is_idle_once_more_before_it
             await stream.send_all(request("/late/15"))
         async with drained(server):
             for stream in (again, silent):
-                answer = b""
-                while not answer.endswith(b"0\r\n\r\n"):
-                    answer += await stream.receive_some()
-                assert b"connection: close" not in answer.lower()
+                response = b""
+                while not response.endswith(b"0\r\n\r\n"):
+                    response += await stream.receive_some()
+                assert b"connection: close" not in response.lower()
             assert trio.current_time() == 15
             await again.send_all(request())
             assert b"connection: close" in (await read_to_end(again)).lower()
@@ -284,8 +284,8 @@ async def test_open_streams_get_their_responses_and_then_the_connection_a_goaway
 async def test_a_client_that_is_never_idle_gets_a_goaway_and_opens_no_more_streams(
     autojump_clock: MockClock,
 ) -> None:
-    """What it had opened until it knew is served; after another grace it is refused, to be
-    asked elsewhere; and the connection ends with the last stream."""
+    """Streams that it opens before the second GOAWAY are served. Later ones are refused, so that
+    it repeats them elsewhere. The connection closes with the last stream."""
     async with (
         memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
         http2(server) as client,
@@ -628,7 +628,7 @@ def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
             await trio.sleep_until(9.875)
             streams = [client.request("/slow/0.25")]
             await client.flush()
-            await trio.sleep_until(10.125)  # it is being answered
+            await trio.sleep_until(10.125)  # its response is in flight
             streams.append(client.request())
             for _ in range(20):
                 client.h2.ping(b"12345678")
@@ -643,9 +643,9 @@ def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
         monkeypatch.setattr(scheduler, "_r", Random(seed))
         client, streams = trio.run(cross, clock=MockClock(autojump_threshold=0))
         assert client.last is not None
-        answered = {stream for stream in streams if stream <= client.last}
-        assert client.ended == answered
-        assert streams[0] in answered
+        responded = {stream for stream in streams if stream <= client.last}
+        assert client.ended == responded
+        assert streams[0] in responded
         assert client.seen[-1] == (11, "end", 0)
 
 
@@ -659,13 +659,13 @@ async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
         connect = old.connect
         old.connect = lambda **kwargs: (connect if servers[-1] is old else new.connect)(**kwargs)  # type: ignore[method-assign]
         transport = old.httpx_transport(http2=True)
-        answers = 0
+        responses = 0
 
-        async def ask(client: httpx.AsyncClient, pause: float) -> None:
-            nonlocal answers
+        async def send_requests(client: httpx.AsyncClient, pause: float) -> None:
+            nonlocal responses
             while trio.current_time() < 12:
                 assert (await client.get("https://app/slow/0.01")).text == "done"
-                answers += 1
+                responses += 1
                 await trio.sleep(pause)
 
         async with (
@@ -673,10 +673,10 @@ async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
             drained(old),
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(ask, client, 0.007)
+            nursery.start_soon(send_requests, client, 0.007)
             await trio.sleep_until(SECONDS_IN)
             servers.append(new)
-        assert answers > 500
+        assert responses > 500
         assert new.stats().accepted_total == 1
 
 
@@ -865,20 +865,20 @@ async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline
 @over_each
 @pytest.mark.parametrize("asked", [9, 11])
 async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
-    over: str, asked: float, autojump_clock: MockClock
+    over: str, requested: float, autojump_clock: MockClock
 ) -> None:
     """Its request arrived before or in the drain, and so it gets its response."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
         stream = await server.connect()
         async with drained(server):
-            await trio.sleep_until(asked)
+            await trio.sleep_until(requested)
             peer = Peer(stream, GoAwayHttp2(stream) if over == "h2" else None, "/3")
             await peer.open()
-            assert trio.current_time() == asked + 3
+            assert trio.current_time() == requested + 3
             assert (await peer.read_close()).code == 1012
             await peer.send(wsproto.events.CloseConnection(1012))
-            assert await peer.read_end() == asked + 3
+            assert await peer.read_end() == requested + 3
 
 
 async def test_trio_websocket_sees_a_restart(autojump_clock: MockClock) -> None:
@@ -979,9 +979,9 @@ async def test_a_handler_that_would_run_for_ever_can_finish(autojump_clock: Mock
         async with http2(server) as client, drained(server) as reports:
             events = client.request("/events")
             await client.flush()
-            answer = b""
-            while not answer.endswith(b"goodbye\r\n0\r\n\r\n"):
-                answer += await stream.receive_some()
+            response = b""
+            while not response.endswith(b"goodbye\r\n0\r\n\r\n"):
+                response += await stream.receive_some()
             assert trio.current_time() == 10
             await stream.aclose()
     assert client.bodies[events] == b"hello, goodbye"

@@ -19,7 +19,7 @@ from .clients import http1, read_to_end
 from .test_faults import Arena, arena, handshake, request
 
 
-async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
+async def request_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
     """A client that requests more than any buffer holds, and reads none of it."""
     if protocol in ("h2", "h2c", "websocket over h2"):
         client = await server.connect_h2(tls=protocol != "h2c")
@@ -46,7 +46,7 @@ async def test_a_shutdown_ends_within_the_grace_period_whatever_clients_and_hand
 ) -> None:
     """Neither clients that do not read nor handlers that do not return hold it up."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, path)
+        stream = await request_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         await wait_all_tasks_blocked()
     (conn,) = server.recorder.conns
@@ -60,7 +60,7 @@ async def test_the_send_buffer_of_a_client_that_does_not_read_is_bounded(
 ) -> None:
     """However wide a client opens its windows, an endless response stops when it stops reading."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/endless")
+        stream = await request_and_do_not_read(server, protocol, "/endless")
         await server.reached.wait()
         await wait_all_tasks_blocked()
         assert server.written < 16_000_000  # the kernel's buffers, and little more
@@ -74,7 +74,7 @@ async def test_a_cancellation_closes_every_socket_at_once(
     """Also those that are being written to, and whose clients do not read."""
     with trio.fail_after(5), trio.CancelScope() as scope:
         async with arena(certificate, clock, graceful_timeout=60) as server:
-            stream = await ask_and_do_not_read(server, protocol, "/big")
+            stream = await request_and_do_not_read(server, protocol, "/big")
             await server.reached.wait()
             await wait_all_tasks_blocked()
             scope.cancel()
@@ -93,7 +93,7 @@ async def test_ctrl_c_and_sys_exit_still_stop_the_server(
     async def main() -> None:
         nonlocal stuck
         async with arena(certificate, clock, graceful_timeout=60) as server:
-            stuck = await ask_and_do_not_read(server, "http1", "/big")
+            stuck = await request_and_do_not_read(server, "http1", "/big")
             await stuck.send_eof()  # so that its reader, which would notice, has ended
             await server.reached.wait()
             await wait_all_tasks_blocked()
@@ -174,8 +174,8 @@ async def test_every_connection_reports_exactly_one_terminal_state(
     async with arena(certificate, clock) as server:
         for protocol in PROTOCOLS:
             for path in paths:
-                clients.append(await ask_and_do_not_read(server, protocol, path))
-                clients.append(await ask_and_do_not_read(server, protocol, path))
+                clients.append(await request_and_do_not_read(server, protocol, path))
+                clients.append(await request_and_do_not_read(server, protocol, path))
         clients += [await server.connect(), await server.connect(tls=True)]
         await server.recorder.wait_for(ConnState.NEW, times=len(clients))
         await wait_all_tasks_blocked()
@@ -198,7 +198,7 @@ async def test_every_send_and_every_receive_is_a_checkpoint(
     On real sockets only: a mock clock stands still while a handler does not rest.
     """
     async with arena(certificate) as server:
-        stream = await ask_and_do_not_read(server, protocol, path)
+        stream = await request_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         with trio.fail_after(5):
             assert await http1(await server.connected()) == (200, b"hello")
@@ -214,10 +214,10 @@ async def test_a_client_that_sends_too_much_still_gets_its_response(
     """What follows a client's last request is ignored, and does not cost it the response."""
     async with arena(certificate, clock) as server:
         for extra in (b"\r\n", b"garbage", request("/hold")):
-            for asked in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
-                answer = await server.exchange(asked + extra)
-                assert answer.startswith(b"HTTP/1.1 200 ")
-                assert answer.endswith(b"hello")
+            for requested in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
+                response = await server.exchange(requested + extra)
+                assert response.startswith(b"HTTP/1.1 200 ")
+                assert response.endswith(b"hello")
 
 
 @pytest.mark.parametrize("protocol", ["http1", "tls"])
@@ -226,14 +226,14 @@ async def test_a_cancelled_send_leaves_no_half_response(
 ) -> None:
     """What began to be written is written whole; the application's cancellation waits."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/gives-up")
+        stream = await request_and_do_not_read(server, protocol, "/gives-up")
         await server.reached.wait()
-        answer = bytearray()
-        while len(answer.partition(b"\r\n\r\n")[2]) < 20_000_000:
+        response = bytearray()
+        while len(response.partition(b"\r\n\r\n")[2]) < 20_000_000:
             chunk = await stream.receive_some()
             assert chunk
-            answer += chunk
-        assert answer.partition(b"\r\n\r\n")[2] == b"x" * 20_000_000
+            response += chunk
+        assert response.partition(b"\r\n\r\n")[2] == b"x" * 20_000_000
         await stream.aclose()
 
 

@@ -792,8 +792,8 @@ async def test_bodies_of_any_size_arrive_whole(
 
 
 async def test_a_response_behind_a_refusal_is_not_sent(autojump_clock: MockClock) -> None:
-    """Who was told 400 for a broken body gets no second response to the same request, however
-    long the first one has to wait for room."""
+    """A client that gets a 400 for a broken body gets no second response to the same request,
+    however long the first one has to wait for room."""
 
     @without_lifespan
     async def late(scope: Any, receive: Any, send: Any) -> None:
@@ -1221,8 +1221,8 @@ async def test_only_the_servers_own_names_are_served(
 async def test_each_request_has_one_line_in_the_access_log(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With its status, whoever gave it; a dash for a response that was not completed, and 499,
-    as in nginx's log, where its client left before that."""
+    """With its status code, from the application or from us. A response that was not completed has
+    a dash, or 499, as in nginx's log, if its client disconnected before that."""
 
     @without_lifespan
     async def as_its_path_says(scope: Any, receive: Any, send: Any) -> None:

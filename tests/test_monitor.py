@@ -597,7 +597,7 @@ async def test_a_viewer_that_shares_a_report_costs_nothing(autojump_clock: MockC
     assert await monitor.report(Query(), max_age=0.9) is fresh
     await trio.sleep(1)
     assert await monitor.report(Query(page=3), max_age=0.9) is not fresh
-    assert len(monitor._recent_reports) == 1  # what is too old for anybody is forgotten
+    assert len(monitor._recent_reports) == 1  # reports that are too old for any viewer are dropped
     assert await monitor.report(Query(), max_age=0.9) is not fresh
 
 

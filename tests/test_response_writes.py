@@ -131,11 +131,11 @@ async def test_a_complete_response_is_one_write(
         writes.clear()
         await wait_all_tasks_blocked()
         assert len(writes) == 1
-    ((time, answer),) = received.parts
+    ((time, response),) = received.parts
     assert time == 0
     if over == "http1":
-        assert answer.startswith(b"HTTP/1.1 ")
-        assert answer.endswith(http1_end)
+        assert response.startswith(b"HTTP/1.1 ")
+        assert response.endswith(http1_end)
 
 
 async def test_the_responses_of_many_streams_are_one_write(
@@ -352,8 +352,8 @@ async def test_a_second_head_is_refused_at_once(
         await send({"type": "http.response.body", "body": b"!"})
 
     async with memory_server(app) as server:
-        answer = await http1(await server.connect())
-    assert answer == (200, (body or b"") + b"!")
+        response = await http1(await server.connect())
+    assert response == (200, (body or b"") + b"!")
 
 
 async def test_what_an_application_does_to_its_event_later_changes_nothing(
@@ -371,9 +371,9 @@ async def test_what_an_application_does_to_its_event_later_changes_nothing(
 
     async with requesting(app, "http1") as received:
         await wait_all_tasks_blocked()
-    ((_, answer),) = received.parts
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"x-late" not in answer
+    ((_, response),) = received.parts
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"x-late" not in response
 
 
 async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
@@ -477,12 +477,12 @@ async def test_a_connection_is_not_idle_while_its_response_waits_for_room(
             await http2.start()
             await wait_all_tasks_blocked()
             http2.request()
-            asked, states = http2.h2.data_to_send(), "NAIA"
+            requested, states = http2.h2.data_to_send(), "NAIA"
         else:
-            asked, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
+            requested, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
         monkeypatch.setattr(Transport, "send", send_when_there_is_room)
         monkeypatch.setattr(Transport, "send_now", no_room_at_once)
-        await client.send_all(asked)
+        await client.send_all(requested)
         await trio.sleep(100)
         assert recorder.sequences() == [states]
         room.set()
@@ -563,10 +563,10 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
         for number in range(30):
             await client.send_all(b"%d" % (number % 10))
             await wait_all_tasks_blocked()
-        answer = b""
-        while not answer.endswith(b"0123456789" * 3):
-            answer += await client.receive_some()
-    assert answer.startswith(b"HTTP/1.1 200 ")
+        response = b""
+        while not response.endswith(b"0123456789" * 3):
+            response += await client.receive_some()
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_an_early_response_frees_the_reader_that_waits_for_the_application(

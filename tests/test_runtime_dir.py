@@ -59,7 +59,9 @@ async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
         nursery.cancel_scope.cancel()
 
 
-async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], list[Worker]]:
+async def query_peers(
+    peers: Peers, query: Query | None = None
+) -> tuple[list[Report], list[Worker]]:
     with trio.fail_after(20):
         return await peers.fetch_reports(query)
 
@@ -106,7 +108,7 @@ def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
         prepare_directory(str(tmp_path / "not" / "there"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     """Its owner could replace it. Only root may use it."""
     path = tmp_path / "theirs"
@@ -223,11 +225,11 @@ async def test_a_directory_that_was_removed_is_made_again(
             assert [path.stem for path in sockets(directory)] == [monitor.name]
             peers = Peers(directory)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(asked_of, peers)
+                nursery.start_soon(expect_one_report, peers)
 
 
 def take_away(directory: Path, name: str) -> None:
-    """And prevent that it is made again, for now."""
+    """Rename a directory, and prevent that it is made again."""
     directory.rename(directory.with_name(name))
     directory.touch()
 
@@ -236,13 +238,13 @@ def give_back(directory: Path) -> None:
     directory.unlink()
 
 
-async def asked_of(peers: Peers) -> None:
+async def expect_one_report(peers: Peers) -> None:
     with peers.viewing():
         reports, silent = await peers.fetch_reports(None)
         assert (len(reports), silent) == (1, [])
 
 
-# Asking
+# Queries
 
 
 async def test_workers_report_to_each_other(directory: Path) -> None:
@@ -254,11 +256,11 @@ async def test_workers_report_to_each_other(directory: Path) -> None:
     ):
         peers = Peers(directory, own.name)
         with peers.viewing():
-            reports, silent = await ask(peers, Query(sort="-age"))
+            reports, silent = await query_peers(peers, Query(sort="-age"))
             names = {report["worker"]["name"]: len(report["rows"]) for report in reports}
             assert names == {one.name: 1, two.name: 2}
             assert silent == []
-            reports, _ = await ask(peers)
+            reports, _ = await query_peers(peers)
             assert [report["rows"] for report in reports] == [[], []]
     assert sockets(directory) == []
 
@@ -273,7 +275,7 @@ async def test_several_viewers_query_in_turn(directory: Path) -> None:
         async def look(page: int) -> None:
             with peers.viewing():
                 for _ in range(10):
-                    (report,), _ = await ask(peers, Query(page=page))
+                    (report,), _ = await query_peers(peers, Query(page=page))
                     found[page] = len(report["rows"])
 
         async with trio.open_nursery() as nursery:
@@ -288,16 +290,16 @@ async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
         left.bind(str(directory / "4711-aaaaaaaa.sock"))
     outside = Peers(directory)
     with outside.viewing():
-        assert await ask(outside) == ([], [])
+        assert await query_peers(outside) == ([], [])
         assert len(sockets(directory)) == 1
     peers = Peers(directory, "4712-bbbbbbbb")
     with peers.viewing():
-        assert await ask(peers) == ([], [])
+        assert await query_peers(peers) == ([], [])
         assert sockets(directory) == []
         async with worker(directory) as monitor:
-            reports, _ = await ask(peers)
+            reports, _ = await query_peers(peers)
             assert [report["worker"]["name"] for report in reports] == [monitor.name]
-        assert await ask(peers) == ([], [])
+        assert await query_peers(peers) == ([], [])
 
 
 async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path) -> None:
@@ -310,29 +312,29 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
             with peers.viewing():
                 began = trio.current_time()
                 for number in range(5):
-                    reports, (silent,) = await ask(peers, Query(page=number + 1))
+                    reports, (silent,) = await query_peers(peers, Query(page=number + 1))
                     assert [report["worker"]["name"] for report in reports] == [living.name]
                     assert (silent["pid"], silent["name"]) == (4711, "4711-aaaaaaaa")
                     passed = trio.current_time() - began
                     assert silent["silent"] is not None
                     assert RESPONSE_TIMEOUT - 0.01 <= silent["silent"] <= passed + 0.01
                 assert passed < 2 * RESPONSE_TIMEOUT
-                asked, _ = stopped.accept()
-                with trio.socket.from_stdlib_socket(asked) as sock:
-                    questions = (await sock.recv(10_000)).splitlines()
-                    assert [json.loads(each)["query"]["page"] for each in questions] == [1]
-                    # It goes on, and responds late: that is not what is asked now.
+                accepted, _ = stopped.accept()
+                with trio.socket.from_stdlib_socket(accepted) as sock:
+                    requests = (await sock.recv(10_000)).splitlines()
+                    assert [json.loads(each)["query"]["page"] for each in requests] == [1]
+                    # It goes on, and sends the response to the earlier request.
                     late = json.dumps(await Monitor(Server(connection())).report(Query())).encode()
                     await sock.send(late[:100])
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(ask_for_page_9, peers)
+                        nursery.start_soon(query_page_9, peers)
                         await sock.send(late[100:] + b"\n")
                         assert json.loads(await sock.recv(10_000))["query"]["page"] == 9
                         await sock.send(late + b"\n")
 
 
-async def ask_for_page_9(peers: Peers) -> None:
-    reports, silent = await ask(peers, Query(page=9))
+async def query_page_9(peers: Peers) -> None:
+    reports, silent = await query_peers(peers, Query(page=9))
     assert (len(reports), silent) == (2, [])
 
 
@@ -358,17 +360,17 @@ async def test_a_worker_that_has_begun_to_respond_is_waited_for(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look, Peers(directory))
             await pass_time(RESPONSE_TIMEOUT - 0.1)
-            asked, _ = busy.accept()
-            with asked:
-                asked.send(b" ")
+            accepted, _ = busy.accept()
+            with accepted:
+                accepted.send(b" ")
                 await pass_time(REPORT_TIMEOUT - 0.1)
                 report = json.dumps(await Monitor(Server()).report(None)).encode()
                 await pass_time(0)
-                asked.send(report + b"\n")
+                accepted.send(report + b"\n")
                 await pass_time(0)
                 (reports, silent) = found.pop()
                 assert (len(reports), silent) == (1, [])
-                asked.send(b" ")
+                accepted.send(b" ")
                 await pass_time(REPORT_TIMEOUT + 0.1)
                 await trio.testing.wait_all_tasks_blocked(0.01)
         ((reports, (silent,)),) = found
@@ -391,14 +393,14 @@ async def test_a_worker_whose_backlog_is_full_is_silent(directory: Path) -> None
                     client.connect(path)
                     clients += 1
             for _ in range(2):
-                _, (silent,) = await ask(peers)
+                _, (silent,) = await query_peers(peers)
                 assert silent["silent"] is not None
             for _ in range(clients):
                 stopped.accept()[0].close()
-            await ask(peers)
-            asked, _ = stopped.accept()
-            with asked:
-                assert asked.recv(100).startswith(b'{"query": null')
+            await query_peers(peers)
+            accepted, _ = stopped.accept()
+            with accepted:
+                assert accepted.recv(100).startswith(b'{"query": null')
 
 
 async def test_a_response_that_is_not_a_report_is_left_out(directory: Path) -> None:
@@ -422,7 +424,7 @@ async def test_a_response_that_is_not_a_report_is_left_out(directory: Path) -> N
             for _ in responses:
                 peers = Peers(directory)
                 with peers.viewing():
-                    assert await ask(peers) == ([], [])
+                    assert await query_peers(peers) == ([], [])
 
 
 async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
@@ -438,7 +440,7 @@ async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
                         for _ in range(checkpoints):
                             await trio.lowlevel.checkpoint()
                         scope.cancel()
-            (report,), _ = await ask(peers, Query(page=30))
+            (report,), _ = await query_peers(peers, Query(page=30))
             assert ids(report) == ids(await monitor.report(Query(page=30)))
 
 
@@ -449,7 +451,7 @@ async def test_no_connection_is_open_without_viewers(directory: Path) -> None:
         before = len(os.listdir("/proc/self/fd"))
         with peers.viewing():
             with peers.viewing():
-                await ask(peers)
+                await query_peers(peers)
             assert len(os.listdir("/proc/self/fd")) > before
         for _ in range(5):
             await trio.testing.wait_all_tasks_blocked()
@@ -464,7 +466,7 @@ async def line(stream: trio.SocketStream) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "question",
+    "request_line",
     [
         *(b"\n", b"nothing\n", b"{}\n", b"[]\n", b"\xff\n"),
         b'{"query": {"sort": "x"}, "max_age": 0}\n',
@@ -475,12 +477,12 @@ async def line(stream: trio.SocketStream) -> bytes:
         b'{"query": null, "max_age": "x"}\n',
     ],
 )
-async def test_an_invalid_request_gets_an_error(directory: Path, question: bytes) -> None:
+async def test_an_invalid_request_gets_an_error(directory: Path, request_line: bytes) -> None:
     """Nothing else happens: the next request gets its report."""
     async with worker(directory) as monitor:
         path = str(sockets(directory)[0])
         async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(question)
+            await stream.send_all(request_line)
             assert "error" in json.loads(await line(stream))
             await stream.send_all(b'{"query": null, "max_age": 0}\n')
             report = json.loads(await line(stream))
@@ -507,17 +509,17 @@ async def test_a_failing_report_affects_nothing_else(
             assert "worker" in json.loads(await line(stream))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 async def test_only_processes_of_the_directorys_owner_are_queried(directory: Path) -> None:
     """The owner of a directory could lead root to a socket of another user."""
     async with worker(directory):
         os.chown(directory, 65534, -1)
         peers = Peers(directory)
         with peers.viewing():
-            assert await ask(peers) == ([], [])
+            assert await query_peers(peers) == ([], [])
         os.chown(directory, 0, -1)
         with peers.viewing():
-            assert len((await ask(peers))[0]) == 1
+            assert len((await query_peers(peers))[0]) == 1
 
 
 async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
@@ -525,10 +527,10 @@ async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
 ) -> None:
     """A worker that was stopped sends its old report when it goes on."""
 
-    async def respond(asked: socket.socket, uptime: float) -> None:
+    async def respond(accepted: socket.socket, uptime: float) -> None:
         report = await Monitor(Server()).report(None)
         report["worker"]["uptime"] = uptime
-        asked.send(json.dumps(report).encode() + b"\n")
+        accepted.send(json.dumps(report).encode() + b"\n")
 
     found: list[Any] = []
 
@@ -543,14 +545,14 @@ async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
             with peers.viewing():
                 nursery.start_soon(look, peers)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                asked, _ = stopped.accept()
+                accepted, _ = stopped.accept()
                 mock_clock.jump(1000)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                with asked:
-                    await respond(asked, 1)
+                with accepted:
+                    await respond(accepted, 1)
                     nursery.start_soon(look, peers)
                     await trio.testing.wait_all_tasks_blocked(0.01)
-                    await respond(asked, 1001)
+                    await respond(accepted, 1001)
                     await trio.testing.wait_all_tasks_blocked(0.01)
     assert found[0][0] == []
     assert [report["worker"]["uptime"] for report in found[1][0]] == [1001]
@@ -567,7 +569,7 @@ async def test_a_request_without_an_end_is_dropped(directory: Path) -> None:
                 pytest.fail("it has taken a megabyte")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 async def test_another_user_gets_nothing(directory: Path) -> None:
     """Even if the directory lets the user in: the kernel reports the peer's user."""
     async with worker(directory):

@@ -1,42 +1,42 @@
 """If plain Hypercorn responds correctly, a tracked server sends the same bytes.
 
-Each exchange below is held twice, with Hypercorn's own trio worker and with a tracked
-server, by the same client with the same application and the same settings. What the client
-received must be the same, and so must what the application was told: its scopes, and what
-``receive`` gave it. HTTP/1 and WebSockets over it are compared byte by byte. HTTP/2 frames
-too, but for WINDOW_UPDATE, for how header blocks are compressed, for an empty DATA frame
-that only ends a stream, and for the boundaries between a stream's DATA frames, which
-depend on when the server's tasks run. Where several streams are at work at once, each of
-them is compared for itself.
+Each exchange below is run twice, with Hypercorn's own trio worker and with a tracked server, by the
+same client, with the same application and the same settings. The client must receive the same, and
+so must the application: its scopes, and the events from ``receive``. HTTP/1, and WebSockets over
+it, are compared byte by byte. So are HTTP/2 frames, except for WINDOW_UPDATE, for the compression
+of header blocks, for an empty DATA frame that only ends a stream, and for the boundaries between a
+stream's DATA frames, which depend on when the server's tasks run. If several streams are open, each
+of them is compared separately.
 
 These are the differences, all of them intended:
 
-* Once the peer has gone, ``send`` raises an OSError, as ASGI asks for, and ``receive``
-  repeats the disconnect. In plain Hypercorn the one does nothing and the other never returns.
-* A connection on which Hypercorn itself has refused an HTTP/1 request is closed behind the
-  answer. Plain Hypercorn keeps it, deaf and with no deadline, until the client leaves.
-* An idle HTTP/1 connection is closed as soon as its client has ended its side. Plain
+* Once the peer has gone, ``send`` raises an OSError, as ASGI requires, and ``receive`` repeats the
+  disconnect. In plain Hypercorn ``send`` does nothing, and ``receive`` never returns.
+* A connection on which Hypercorn itself has refused an HTTP/1 request is closed after the
+  response. Plain Hypercorn keeps it, without reading and without a deadline, until the client
+  closes.
+* An idle HTTP/1 connection is closed as soon as its client has closed its side. Plain
   Hypercorn keeps it for the whole of ``keep_alive_timeout``.
-* What an HTTP/1 client sends behind its last request is ignored. In plain Hypercorn it is
-  an error, which can cost the answer.
-* A response's head waits for the first event of its body, as ASGI asks for. Where that never
-  comes, because the handler fails or returns, the answer is a 500. Plain Hypercorn has sent the
-  head, and closes the HTTP/1 connection behind it.
+* What an HTTP/1 client sends after its last request is ignored. In plain Hypercorn it is
+  an error, which can cost the response.
+* The headers of a response wait for the first event of its body, as ASGI requires. If that never
+  comes, because the handler fails or returns, the response is a 500. Plain Hypercorn has sent the
+  headers, and closes the HTTP/1 connection after them.
 * An HTTP/2 stream whose handler fails after its body has begun is reset. In plain
   Hypercorn the client waits for the rest.
 * A WebSocket over HTTP/2 that was closed ends its stream (RFC 8441, 5). In plain
-  Hypercorn only the one that the application closed does.
-* Over HTTP/2, as over HTTP/1, the connection ends behind ``keep_alive_max_requests`` answers.
-  Plain Hypercorn ends it one request later, and answers neither that one nor what is in flight.
-  (``test_drain.py`` has this, and what else a shutdown does otherwise.)
+  Hypercorn only one that the application has closed does.
+* Over HTTP/2, as over HTTP/1, the connection closes after ``keep_alive_max_requests`` responses.
+  Plain Hypercorn closes it one request later, and responds neither to that one nor to those in
+  flight. (``test_drain.py`` has this, and the other differences of a shutdown.)
 * A scope has the connection in its extensions, as ``httptrack``.
-* What RFC 9112 and RFC 9110 demand of a server and plain Hypercorn does otherwise is done as they
-  have it; ``test_rfc9112.py`` has all of it. Of that, the requests below differ that a client
-  may send in good faith: an empty line before a request is ignored, the target of a request may
-  be absolute, CONNECT is refused where an application cannot serve it, and a Date or Server
-  header of the application's replaces the server's own.
-* A response that does not wait for the whole request says ``Connection: close``, as does one that
-  refuses a WebSocket. Plain Hypercorn just closes.
+* Where plain Hypercorn deviates from RFC 9112 and RFC 9110, a tracked server follows them;
+  ``test_rfc9112.py`` has all of it. Of these, the requests below differ that a client may send in
+  good faith: an empty line before a request is ignored, the target of a request may be absolute,
+  CONNECT is refused if an application cannot serve it, and a Date or Server header of the
+  application replaces the server's own.
+* A response that does not wait for the whole request has ``Connection: close``, and so has one
+  that refuses a WebSocket. Plain Hypercorn just closes.
 * A WebSocket's disconnect has the code and the reason of the client's close frame. Plain
   Hypercorn's is always 1006, or 1000 if the application was the first to close.
 * A message that came before a WebSocket's protocol error is delivered, and can be replied to.
@@ -48,8 +48,8 @@ These are the differences, all of them intended:
 * HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
 * HTTP/2 flow-control windows are returned earlier, but a stream's only when its handler has
   read, so that streams do not wait for each other (``test_http2.py`` has this).
-* An application that just returns when it is asked for its lifespan is served, as any WSGI
-  application does. Plain Hypercorn's trio worker ends.
+* An application that just returns when it is called with the lifespan scope, as any WSGI
+  application does, is served. Plain Hypercorn's trio worker exits.
 """
 
 from __future__ import annotations

@@ -234,10 +234,10 @@ async def test_a_name_is_looked_up_once_in_ten_seconds(
     autojump_clock: MockClock, statsd: Statsd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not for each datagram."""
-    asked = []
+    requested = []
 
     async def getaddrinfo(host: str, port: str, *args: Any) -> Any:
-        asked.append(host)
+        requested.append(host)
         return [(2, 2, 17, "", ("127.0.0.1", int(port)))]
 
     monkeypatch.setattr("trio.socket.getaddrinfo", getaddrinfo)
@@ -246,7 +246,7 @@ async def test_a_name_is_looked_up_once_in_ten_seconds(
         for _ in range(5):
             await http1(await server.connect())
             await trio.sleep(5)
-        assert asked == ["statsd.example"] * 3
+        assert requested == ["statsd.example"] * 3
         assert len(statsd.received()) == 3 * 8
 
 

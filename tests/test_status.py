@@ -111,8 +111,8 @@ class Events:
 
     async def begin(self, query: str = "") -> None:
         headers = [("host", "localhost"), ("accept", "text/event-stream")]
-        asked = h11.Request(method="GET", target=f"/status{query}", headers=headers)
-        sent = (self._h11.send(asked) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
+        requested = h11.Request(method="GET", target=f"/status{query}", headers=headers)
+        sent = (self._h11.send(requested) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
         await self.stream.send_all(sent)
         response = await self._event()
         assert isinstance(response, h11.Response)
@@ -258,9 +258,9 @@ async def test_the_query_chooses(autojump_clock: MockClock) -> None:
         assert [(each["client"], each["connections"]) for each in groups] == [
             *(("10.0.0.1", 2), ("10.0.0.0", 1), ("10.0.0.2", 1)),
         ]
-        answer = await page.client.get("/status?sort=speed")
-        assert answer.status_code == 400
-        assert answer.text.startswith("sort must be one of stuck, ")
+        response = await page.client.get("/status?sort=speed")
+        assert response.status_code == 400
+        assert response.text.startswith("sort must be one of stuck, ")
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's kernel counts them")
@@ -456,10 +456,10 @@ async def test_the_page_needs_its_token_and_nothing_else(autojump_clock: MockClo
                 ("%ff", 403),
             ):
                 stream = await server.connect(client=client)
-                answered, body = await http1(
+                responded, body = await http1(
                     stream, path=f"/?token={token}", x_forwarded_for="127.0.0.1"
                 )
-                assert answered == expected
+                assert responded == expected
                 assert status.token.encode() not in body or expected == 200
                 stream = await server.connect(client=client)
                 assert (await http1(stream))[0] == 403
@@ -557,8 +557,8 @@ async def test_allow_lists_the_networks_that_may_view_the_page(
     page = StatusApp(allow=["10.1.0.0/16", "2001:db8::7"])
     async with memory_server(page) as server:
         client = await server.connect(client=(address, 4711))
-        answered, body = await http1(client, path=f"/?token={page.token}", **headers)
-        assert answered == status
+        responded, body = await http1(client, path=f"/?token={page.token}", **headers)
+        assert responded == status
         assert (b"You may not view this page from" in body) == (status == 403)
 
 
@@ -568,8 +568,8 @@ async def test_middleware_that_believes_headers_changes_nothing(autojump_clock: 
     fixed: Any = ProxyFixMiddleware(status, mode="legacy", trusted_hops=1)
     async with memory_server(fixed) as server:
         client = await server.connect(client=("192.0.2.7", 4711))
-        answered, _ = await http1(client, x_forwarded_for="127.0.0.1")
-        assert answered == 403
+        responded, _ = await http1(client, x_forwarded_for="127.0.0.1")
+        assert responded == 403
 
 
 def connect_as(user: int, path: Path) -> socket.socket:
@@ -608,8 +608,8 @@ async def test_on_a_unix_socket_the_kernel_identifies_the_viewer(
     async with tracked_server(StatusApp(allow=allow), config):
         client = connect_as(user, tmp_path / "sock")
         async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
-            answered, _ = await http1(stream)
-    assert answered == status
+            responded, _ = await http1(stream)
+    assert responded == status
 
 
 @pytest.mark.parametrize("client", [None, ("/run/peer.sock", 0), ["unix"], ""])
@@ -646,13 +646,13 @@ async def test_it_can_only_be_read(autojump_clock: MockClock) -> None:
     """GET and HEAD, by HTTP."""
     async with mounted() as page:
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-            answer = await page.client.request(method, "/status")
-            assert answer.status_code == 405
-            assert answer.headers["allow"] == "GET, HEAD"
+            response = await page.client.request(method, "/status")
+            assert response.status_code == 405
+            assert response.headers["allow"] == "GET, HEAD"
         for accept in ("text/html", "application/json", "text/event-stream", "text/plain"):
-            answer = await page.client.head("/status", headers={"accept": accept})
-            assert answer.status_code == 200
-            assert answer.text == ""
+            response = await page.client.head("/status", headers={"accept": accept})
+            assert response.status_code == 200
+            assert response.text == ""
         client = await page.server.connect()
         await client.send_all(b"GET /status" + UPGRADE)
         assert (await client.receive_some()).startswith(b"HTTP/1.1 403")
@@ -709,8 +709,8 @@ async def test_the_client_gets_the_first_media_type_of_its_accept_header(
 ) -> None:
     """HTML if it names none that there is."""
     async with mounted() as page:
-        answer = await page.client.get("/status", headers={"accept": accept})
-        assert answer.headers["content-type"].partition(";")[0] == kind
+        response = await page.client.get("/status", headers={"accept": accept})
+        assert response.headers["content-type"].partition(";")[0] == kind
 
 
 async def test_it_can_be_mounted_by_hypercorns_dispatcher(autojump_clock: MockClock) -> None:
@@ -724,8 +724,8 @@ async def test_it_can_be_mounted_by_hypercorns_dispatcher(autojump_clock: MockCl
     ):
         assert (await client.get("/elsewhere")).text == "/elsewhere"
         for path in ("/status", "/status/", "/status?sort=id"):
-            answer = await client.get(path, headers={"accept": "application/json"})
-            assert answer.json()["connections"]["active"] == 1
+            response = await client.get(path, headers={"accept": "application/json"})
+            assert response.json()["connections"]["active"] == 1
 
 
 def test_it_lives_through_several_runs_of_trio() -> None:

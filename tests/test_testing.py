@@ -103,7 +103,7 @@ async def test_the_lifespan_is_around_all_of_it(autojump_clock: MockClock) -> No
         stream = await server.connect()
 
         @nursery.start_soon
-        async def ask() -> None:
+        async def send_requests() -> None:
             assert await http1(stream) == (200, b"hello")
 
         await wait_all_tasks_blocked()
@@ -280,14 +280,14 @@ async def test_a_trackers_error_waits_for_no_request(autojump_clock: MockClock) 
         if state is ACTIVE:
             raise ValueError("a tracker's own error")
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await (await server.connect()).send_all(
             b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         await trio.sleep_forever()
 
     with pytest.raises(ValueError, match="own error"):
-        await serve(app, ask, tracker=TrackerFunc(fail), graceful_timeout=60)
+        await serve(app, send_requests, tracker=TrackerFunc(fail), graceful_timeout=60)
     assert trio.current_time() == 0
 
 
@@ -366,11 +366,11 @@ async def test_an_error_of_the_server_ends_the_test(
 
     monkeypatch.setattr("trio_httptrack._connection.http1.read_request_head", fail)
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await http1(await server.connect())  # which fails, too, because of it
 
     with pytest.raises(ZeroDivisionError):
-        await serve(app, ask)
+        await serve(app, send_requests)
 
 
 async def test_a_handlers_error_becomes_a_500_and_does_not_fail_the_test(
@@ -399,11 +399,11 @@ async def test_pytest_fail_in_a_handler_ends_the_test(
     async def fail() -> None:
         pytest.fail("should not be called")
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await http1(await server.connect())
 
     with pytest.raises(BaseException, match=r"should not be called|nursery") as raised:
-        await serve(app, ask)
+        await serve(app, send_requests)
     failed = raised.value.exceptions[0] if in_a_nursery else raised.value  # type: ignore[attr-defined]
     assert isinstance(failed, pytest.fail.Exception)
 
@@ -638,8 +638,8 @@ async def test_a_connection_can_end_in_each_manner(tls: bool, autojump_clock: Mo
         await half.send_eof()
         resetting.reset()
         await recorder.wait_terminal(3)
-        answer = await read_to_end(half)
-        assert answer.endswith(b"" if tls else b"/until-disconnect")
+        response = await read_to_end(half)
+        assert response.endswith(b"" if tls else b"/until-disconnect")
     assert recorder.sequences() == ["NAIAC"] * 3
     if not tls:  # where an end is the end of both directions
         assert [conn.close_reason for conn in recorder.conns] == [None, None, "connection_reset"]

@@ -37,7 +37,7 @@ from trio_httptrack._monitor.text import Span, plain
 from trio_httptrack._monitor.view import View
 from trio_httptrack.status import StatusApp
 from trio_httptrack.top._live import Live
-from trio_httptrack.top._sources import SourceError, opened
+from trio_httptrack.top._sources import SourceError, open_source
 from trio_httptrack.top._terminal import Terminal
 
 from .hypercorn_process import SECONDS, HypercornProcess, connect, get, hypercorn, read_all
@@ -294,7 +294,7 @@ async def test_a_page_is_fetched_over_one_connection() -> None:
     """It has the token, what else the URL has, and the view's query."""
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}&sort=-age&other=1") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}&sort=-age&other=1") as source,
     ):
         assert source.name == f"{server.urls[0]}/"
         assert source.query == Query(sort="-age")
@@ -309,7 +309,7 @@ async def test_a_connection_that_the_server_has_closed_is_opened_again() -> None
     """As when the view was paused for longer than its keep_alive_timeout."""
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}") as source,
     ):
         await source.view(source.query)
         (conn,) = server.connections()
@@ -331,7 +331,7 @@ LOGGED = "the server's log has it, as ?token=... to add to the page's address"
 )
 async def test_without_the_token_the_error_says_where_it_is(query: str, says: str) -> None:
     """In one sentence."""
-    async with serving() as (server, _), opened(f"{server.urls[0]}/{query}") as source:
+    async with serving() as (server, _), open_source(f"{server.urls[0]}/{query}") as source:
         with pytest.raises(SourceError) as error:
             await source.view(source.query)
     assert str(error.value) == says
@@ -370,7 +370,7 @@ RESPONSES = {
 async def test_a_failing_source_is_reported_in_one_line(target: str, says: str) -> None:
     """Without a traceback, and without escape sequences."""
     with pytest.raises(SourceError) as error:
-        async with opened(target) as source:
+        async with open_source(target) as source:
             await source.view(source.query)
     assert str(error.value) == says
 
@@ -379,7 +379,7 @@ async def test_a_path_that_is_not_ascii_is_requested_as_by_a_browser() -> None:
     """In UTF-8, with percent signs."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/st\u00e4tus%20x?token={status.token}"
-        async with opened(url) as source:
+        async with open_source(url) as source:
             (row,) = (await source.view(source.query))["rows"]
     assert row["path"] == "/st\u00e4tus x"
 
@@ -408,7 +408,7 @@ async def test_a_url_that_is_not_a_status_page_is_reported_in_one_line(says: str
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, respond, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
-        async with opened(f"http://127.0.0.1:{port}/") as source:
+        async with open_source(f"http://127.0.0.1:{port}/") as source:
             with pytest.raises(SourceError) as error:
                 await source.view(source.query)
         nursery.cancel_scope.cancel()
@@ -424,7 +424,7 @@ async def test_a_response_without_an_end_is_not_read_for_ever(
     monkeypatch.setattr("trio_httptrack.top._sources.MAX_RESPONSE_SIZE", 100)
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}") as source,
     ):
         with pytest.raises(SourceError, match="the response is too long"):
             await source.view(source.query)
@@ -438,7 +438,7 @@ async def test_a_page_that_does_not_respond_is_not_waited_for(
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         host, port = listener.getsockname()
-        async with opened(f"http://{host}:{port}/") as source:
+        async with open_source(f"http://{host}:{port}/") as source:
             with pytest.raises(SourceError, match="no response within 10 seconds"):
                 await source.view(source.query)
             assert trio.current_time() == 10
@@ -452,11 +452,11 @@ async def test_a_page_that_is_encrypted(
     CA.cert_pem.write_to_path(str(authority))
     async with serving(certfile=str(certificate), keyfile=str(certificate)) as (server, status):
         url = f"{server.urls[0]}/?token={status.token}".replace("127.0.0.1", "localhost")
-        async with opened(url) as source:
+        async with open_source(url) as source:
             with pytest.raises(SourceError, match="certificate verify failed"):
                 await source.view(source.query)
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        async with opened(url) as source:
+        async with open_source(url) as source:
             assert (await source.view(source.query))["rows"][0]["tls"]
 
 
@@ -472,7 +472,7 @@ async def test_a_page_that_is_encrypted(
 async def test_a_source_that_can_never_be_shown_is_refused_at_once(target: str, says: str) -> None:
     """Before the terminal is touched."""
     with pytest.raises(SourceError) as error:
-        async with opened(target):
+        async with open_source(target):
             pass
     assert str(error.value).startswith(says)
 
@@ -484,7 +484,7 @@ def runtime_dir(tmp_path: Path) -> Path:
 
 async def test_a_directory_that_other_users_can_enter_is_refused(runtime_dir: Path) -> None:
     """A user who can put a socket there could send anything."""
-    async with serving(runtime_dir=str(runtime_dir)), opened(str(runtime_dir)) as source:
+    async with serving(runtime_dir=str(runtime_dir)), open_source(str(runtime_dir)) as source:
         assert len((await source.view(source.query))["workers"]) == 1
         os.chmod(runtime_dir, 0o755)
         with pytest.raises(SourceError, match="is open to other users: use one"):
@@ -529,14 +529,14 @@ async def test_a_directory_whose_workers_were_killed_has_no_view() -> None:
     with TemporaryDirectory() as name:
         directory = Path(name, "run")
         listen_in(directory).close()
-        async with opened(str(directory)) as source:
+        async with open_source(str(directory)) as source:
             with pytest.raises(SourceError, match=f"no worker listens in {directory}"):
                 await source.view(source.query)
         assert len(sockets(directory)) == 1
 
 
 async def enter(target: str | None) -> str:
-    async with opened(target) as source:
+    async with open_source(target) as source:
         return source.name
 
 

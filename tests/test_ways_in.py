@@ -164,13 +164,13 @@ async def test_a_worker_responds_to_the_request_in_flight_before_sigterm_stops_i
         await connect(server.url) as client,
     ):
         await client.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
-        answer = b""
+        response = b""
         async for chunk in client:
-            answer += chunk
-            if answer.endswith(b"."):
+            response += chunk
+            if response.endswith(b"."):
                 break
         for _ in range(2):  # as Hypercorn's parent does when another worker has ended first
-            os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
+            os.kill(int(response.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
         await client.send_all(b"body")
         assert await read_all(client) == b"done"
         if workers == "0":
@@ -590,20 +590,20 @@ class Slow:
     """An application that responds when a test lets it."""
 
     def __init__(self) -> None:
-        self.asked = trio.Event()
-        self.answer = trio.Event()
+        self.requested = trio.Event()
+        self.response = trio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            self.asked.set()
-            await self.answer.wait()
+            self.requested.set()
+            await self.response.wait()
         await hello(scope, receive, send)
 
-    async def ask(self, url: str) -> trio.SocketStream:
+    async def send_request(self, url: str) -> trio.SocketStream:
         """A connection with a request in flight."""
         client = await connect(url)
         await client.send_all(GET)
-        await self.asked.wait()
+        await self.requested.wait()
         return client
 
 
@@ -622,12 +622,12 @@ async def test_a_tracked_server_lists_and_counts_its_connections() -> None:
     """Its numbers, its connections and its ConnTracker agree, now and at the end."""
     app = Slow()
     async with tracked_server(app) as server:
-        async with await app.ask(server.urls[0]) as client:
+        async with await app.send_request(server.urls[0]) as client:
             ((conn, state),) = server.connections().items()
             assert (conn.client, state) == (client.socket.getsockname(), ConnState.ACTIVE)
             assert server.stats() == Stats(active=1, accepted_total=1, active_total=1)
             assert server.conn_tracker.count == 1
-            app.answer.set()
+            app.response.set()
             await server.conn_tracker.wait()
         assert server.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)
         assert server.connections() == {}
@@ -659,10 +659,10 @@ async def test_leaving_the_block_waits_for_the_response_in_flight(
         await wait_all_tasks_blocked()  # the block has been left, and waits
         with pytest.raises(OSError, match="all attempts to connect"):
             await connect(url)
-        app.answer.set()
+        app.response.set()
 
     async with tracked_server(app) as server:
-        client = await app.ask(server.urls[0])
+        client = await app.send_request(server.urls[0])
         nursery.start_soon(answer_late, server.urls[0])
     async with client:
         assert (await read_all(client)).endswith(b"\r\n\r\nhello")
@@ -701,7 +701,7 @@ async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> N
 
     async def block() -> None:
         async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
-            clients.append(await app.ask(server.urls[0]))
+            clients.append(await app.send_request(server.urls[0]))
             raise error
 
     with pytest.raises(BlockError) as caught:
@@ -731,7 +731,7 @@ async def test_a_cancellation_closes_at_once() -> None:
     app = Slow()
     with trio.CancelScope() as scope:
         async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
-            client = await app.ask(server.urls[0])
+            client = await app.send_request(server.urls[0])
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught

@@ -818,10 +818,10 @@ async def test_compressed_messages_go_both_ways(autojump_clock: MockClock) -> No
         for number in range(3):
             text = b"message %d " % number * 100
             await client.send(frame(TEXT, deflated(text), first=0x40))
-            answer = await client.frame()
-            assert answer is not None
-            assert inflater.decompress(answer[1] + b"\x00\x00\xff\xff") == text
-            assert len(answer[1]) < 100
+            response = await client.frame()
+            assert response is not None
+            assert inflater.decompress(response[1] + b"\x00\x00\xff\xff") == text
+            assert len(response[1]) < 100
     assert [event["text"] for event in app.events[:3]] == [
         f"message {number} " * 100 for number in range(3)
     ]

@@ -644,8 +644,10 @@ def test_the_handshake_is_hypercorns(offer: str) -> None:
     more = [(b"x-more", b"1"), (b"set-cookie", b"a=b")]
     protocols = [(b"Sec-WebSocket-Protocol", b"a, b"), (b"sec-WebSocket-protocol2", b"c")]
     for headers, version in ((http1(offer), "1.1"), (http2(offer), "2"), (http2(), "2")):
-        asked = [*headers, *protocols]
-        assert response(asked, version, "b", more) == hypercorn_response(asked, version, "b", more)
+        requested = [*headers, *protocols]
+        assert response(requested, version, "b", more) == hypercorn_response(
+            requested, version, "b", more
+        )
 
 
 windows = st.sampled_from(["", "=8", "=9", "=12", "=15", "=16", "=x", "=", '="10"', " = 10"])

@@ -142,11 +142,11 @@ def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Serve
 def test_nothing_is_loaded_from_elsewhere(browser: Browser, running: Server) -> None:
     """The page, and its events, from where it came from; no favicon either."""
     page = browser.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(running.url)
     expect(page.locator("#live")).to_have_text("live")
-    assert [url for url in asked if not url.startswith("data:")] == [running.url, running.url]
+    assert [url for url in requested if not url.startswith("data:")] == [running.url, running.url]
     page.close()
 
 
@@ -560,14 +560,14 @@ def test_a_server_that_comes_back_is_found(browser: Browser, running: Server) ->
     page = browser.new_page()
     refused: list[Route] = []
 
-    def answer(route: Route) -> None:
+    def response(route: Route) -> None:
         if "event-stream" in route.request.headers["accept"] and not refused:
             refused.append(route)
             route.fulfill(status=503)
         else:
             route.continue_()
 
-    page.route("**/*", answer)
+    page.route("**/*", response)
     page.goto(running.url)
     expect(page.locator("#live")).to_have_text("not connected: the numbers are old")
     expect(page.locator("#live")).to_have_text("live")

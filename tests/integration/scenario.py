@@ -4,7 +4,7 @@ A scrape counts itself: it is a request, so no two scrapes of a server read the 
 and they can be compared exactly. The application notes its tracker's numbers at each scrape
 (:mod:`.tracked_app`); what Prometheus has must be what one of these notes says. Of the workers
 that share a directory one is scraped, since Prometheus keeps its connection alive; when the load
-is over the others' numbers stand still, and are asked before and afterwards.
+is over the others' numbers stand still, and are queried before and afterwards.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class MixedLoad(Load):
                 except ConnectionClosed as closed:
                     self.closed[closed.reason.code if closed.reason else 1006] += 1
                 else:
-                    self.answered["WebSocket"] += 1
+                    self.succeeded["WebSocket"] += 1
 
     async def silent(self) -> None:
         """Send nothing for a while."""

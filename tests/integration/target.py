@@ -61,7 +61,7 @@ class Target:
         with trio.fail_after(SECONDS):
             while True:
                 sockets = self._folder.glob("*.sock")
-                found = [worker for path in sockets for worker in await ask(path)]
+                found = [worker for path in sockets for worker in await query(path)]
                 if len(found) == self._processes:
                     return found
                 await trio.sleep(0.02)
@@ -126,16 +126,16 @@ def configured(folder: Path) -> Path:
     return config
 
 
-async def ask(path: Path) -> list[Worker]:
+async def query(path: Path) -> list[Worker]:
     """The worker behind a Unix socket, if it is still there."""
     try:
         stream = await trio.open_unix_socket(path)
     except OSError:
         return []
     async with stream:
-        answer = json.loads(b"".join([bytes(chunk) async for chunk in stream]))
-    scrapes = [Stats(**stats) for stats in answer["scrapes"]]
-    return [Worker(answer["pid"], Stats(**answer["stats"]), scrapes)]
+        response = json.loads(b"".join([bytes(chunk) async for chunk in stream]))
+    scrapes = [Stats(**stats) for stats in response["scrapes"]]
+    return [Worker(response["pid"], Stats(**response["stats"]), scrapes)]
 
 
 async def scrape(stream: Any) -> Stats:

@@ -66,7 +66,7 @@ def test_every_query_uses_the_chosen_data_source() -> None:
             assert all(each.endswith('job=~"$job",instance=~"$instance"') for each in selectors)
 
 
-async def ask(
+async def query_panel(
     prometheus: Prometheus, observed: Observed, title: str, ref: str, instances: list[str]
 ) -> list[Series]:
     """What a panel shows of the chosen instances, right after the load."""
@@ -92,8 +92,8 @@ async def test_each_query_agrees_with_itself_per_instance(
 ) -> None:
     """Numbers and rates are the instances' sums; shares and quantiles lie between them."""
     both = [observed.shared, observed.single]
-    summed = await ask(prometheus, observed, title, ref, both)
-    each = await ask(prometheus, observed, title + PER_INSTANCE, ref, both)
+    summed = await query_panel(prometheus, observed, title, ref, both)
+    each = await query_panel(prometheus, observed, title + PER_INSTANCE, ref, both)
     for series in summed:
         parts = [one.value for one in each if series.labels.items() <= one.labels.items()]
         assert len(parts) == 2
@@ -112,8 +112,8 @@ async def test_one_instance_can_be_chosen(
 ) -> None:
     """Then the sum is its own number."""
     chosen = [observed.single]
-    summed = await ask(prometheus, observed, title, ref, chosen)
-    each = await ask(prometheus, observed, title + PER_INSTANCE, ref, chosen)
+    summed = await query_panel(prometheus, observed, title, ref, chosen)
+    each = await query_panel(prometheus, observed, title + PER_INSTANCE, ref, chosen)
     assert {series.labels["instance"] for series in each} == set(chosen)
     assert sorted(series.value for series in summed) == sorted(series.value for series in each)
 

@@ -131,9 +131,9 @@ async def test_a_reload_behind_http1_loses_no_request(late: bool, tmp_path: Path
     reloaded = await reload_under_load(tmp_path, caddyfile(), reloads=10, late=late)
     load = reloaded.load
     assert not load.lost, (load.lost, reloaded.errors)
-    assert load.answered.keys() == {"GET", "POST"}
+    assert load.succeeded.keys() == {"GET", "POST"}
     assert len(load.seconds) == 10
-    assert reloaded.handled == dict.fromkeys(load.answered_posts, 1)
+    assert reloaded.handled == dict.fromkeys(load.succeeded_posts, 1)
     assert reloaded.versions == {"1.1"}
     assert reloaded.errors == []
     assert no_worker_failed(reloaded)
@@ -144,7 +144,7 @@ async def test_a_reload_behind_h2c_loses_no_get(tmp_path: Path) -> None:
     reloaded = await reload_under_load(tmp_path, caddyfile(upstream="h2c"), reloads=10)
     load = reloaded.load
     assert load.lost.total() == len(load.lost_posts), (load.lost, reloaded.errors)
-    assert reloaded.handled == dict.fromkeys(load.answered_posts, 1)
+    assert reloaded.handled == dict.fromkeys(load.succeeded_posts, 1)
     assert reloaded.versions == {"2"}
     assert all(error.startswith(GOAWAY) for error in reloaded.errors)
     assert no_worker_failed(reloaded)

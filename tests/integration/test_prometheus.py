@@ -92,6 +92,6 @@ def test_the_load_got_its_responses(observed: Observed) -> None:
     for load in observed.loads:
         assert not load.lost
         assert all(
-            load.answered[client] > 50
+            load.succeeded[client] > 50
             for client in ("keep-alive", "one-shot", "httpx HTTP/2", "HTTP/2", "WebSocket")
         )

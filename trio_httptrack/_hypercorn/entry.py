@@ -89,7 +89,7 @@ async def _serve_process(
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for after listen() has stopped
         async with trio.open_nursery() as nursery:
             await nursery.start(listen)
-            trigger = partial(_first_of, terminated.wait, shutdown_trigger or _ctrl_c)
+            trigger = partial(_wait_for_first, terminated.wait, shutdown_trigger or _ctrl_c)
             await _serve(app, config, shutdown_trigger=trigger, **kwargs)
             nursery.cancel_scope.cancel()
 
@@ -110,7 +110,7 @@ async def _ctrl_c() -> None:
         await interrupted.__anext__()
 
 
-async def _first_of(*triggers: Trigger) -> None:
+async def _wait_for_first(*triggers: Trigger) -> None:
     async with trio.open_nursery() as nursery:
 
         async def wait(trigger: Trigger) -> None:

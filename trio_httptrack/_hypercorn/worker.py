@@ -258,8 +258,8 @@ class Worker:
         self._drained = trio.Event()
         self._hypercorn_context = WorkerContext(max_requests)
         log = self.config.log
-        silent = type(log) is Logger and log.access_logger is None
-        self.log_access: Any = None if silent else log.access
+        no_access_log = type(log) is Logger and log.access_logger is None
+        self.log_access: Any = None if no_access_log else log.access
         self._nursery.start_soon(self._drain, self._hypercorn_context)
         return self._hypercorn_context
 
@@ -326,8 +326,8 @@ class Worker:
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         async def call(scope: Any, *args: Any) -> None:
-            known: Any = {**scope, "extensions": {MONITOR: self.monitor}}
-            await app(known, *args)
+            extended: Any = {**scope, "extensions": {MONITOR: self.monitor}}
+            await app(extended, *args)
 
         return Lifespan(cast(AppWrapper, call), config, state)
 

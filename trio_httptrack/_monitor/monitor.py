@@ -146,7 +146,7 @@ class Monitor:
 
     @contextmanager
     def viewing(self, viewer: Conn | None = None) -> Iterator[None]:
-        """Serve a viewer. Every call of the methods below must be in such a block.
+        """Serve a viewer. ``view()`` must be called in such a block.
 
         The viewer's own connection is listed last, because its request is not stuck.
         """

@@ -16,7 +16,7 @@ import sys
 import trio
 
 from .._monitor.text import WIDTH, as_text
-from ._sources import SourceError, opened
+from ._sources import SourceError, open_source
 
 __all__ = ["main"]
 
@@ -48,7 +48,7 @@ def main(program: str, arguments: list[str]) -> None:
 
 
 async def once(target: str | None, as_json: bool) -> str:
-    async with opened(target) as source:
+    async with open_source(target) as source:
         view = await source.view(source.query)
     if as_json:
         return f"{json.dumps(view)}\n"

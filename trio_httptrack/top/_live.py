@@ -26,7 +26,7 @@ from .._monitor.text import (
 )
 from .._monitor.view import View
 from .._states import ConnState
-from ._sources import Source, SourceError, opened
+from ._sources import Source, SourceError, open_source
 from ._terminal import Terminal, terminal
 
 MAX_LISTED = 5  # requests of a connection: one client must not fill the screen
@@ -143,9 +143,9 @@ class Live:
         elif key in ("up", "down", "page up", "page down"):
             self._scroll(key)
         else:
-            self._press_in_table(key)
+            self._press_view_key(key)
 
-    def _press_in_table(self, key: str) -> None:
+    def _press_view_key(self, key: str) -> None:
         query = self.query
         if key == "s":
             names = list(ORDERS)
@@ -271,7 +271,7 @@ async def run(target: str | None) -> None:
     Raises:
       SourceError: it can never be shown.
     """
-    async with opened(target) as source:
+    async with open_source(target) as source:
         # Before the terminal is changed, so that no signal can leave it changed.
         with trio.open_signal_receiver(*QUIT_SIGNALS, *OTHER_SIGNALS) as received:
             async with terminal() as screen, trio.open_nursery() as nursery:

@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 @asynccontextmanager
-async def opened(target: str | None) -> AsyncIterator[Source]:
+async def open_source(target: str | None) -> AsyncIterator[Source]:
     """Open the source that the user names; without a name, the only running server.
 
     Raises:
