@@ -1,1 +1,1 @@
-"""How fast a tracked server is beside a plain one: ``python -m benchmarks`` prints the table."""
+"""Compare the speed of tracked and plain servers: ``python -m benchmarks`` prints the table."""

@@ -14,7 +14,7 @@ MEGABYTE = b"x" * 2**20
 
 
 class Closings:
-    """A tracker that keeps when each client's connection was closed, by the client's port."""
+    """A tracker that records when each connection was closed, by the client's port."""
 
     def __init__(self) -> None:
         self.times: dict[int, float] = {}

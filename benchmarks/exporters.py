@@ -1,9 +1,8 @@
 """Measure what the exporters cost: ``python -m benchmarks.exporters``.
 
-Counted are the instructions that a tracked server executes for a request, with an exporter and
-without, by valgrind's callgrind: a cost of one per cent is lost in the noise of any clock, but
-instructions are the same each time. What an exporter does once in a while, whoever asks for
-what, is timed apart: it is a scrape, or an export.
+Valgrind's callgrind counts the instructions that a tracked server executes for a request, with and
+without an exporter. A cost of one per cent is lost in the noise of any clock, but the number of
+instructions is the same each time. A scrape, or an export, is timed separately.
 Needs valgrind. Takes five minutes.
 """
 
@@ -33,21 +32,21 @@ SERVER = [sys.executable, "-m", "benchmarks.exporting"]
 
 
 def instructions(exporter: str, kind: str) -> float:
-    """For one request: what more of them cost more, divided by their number."""
+    """Return the instructions for one request: those of additional requests, by their number."""
     few, many = (_run(exporter, kind, requests) for requests in REQUESTS)
     return (many - few) / (REQUESTS[1] - REQUESTS[0])
 
 
 def _run(exporter: str, kind: str, requests: int) -> int:
     callgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
-    said = _server([*callgrind, *SERVER, kind, str(requests)], exporter).stderr
-    found = re.search(r"Collected : (\d+)", said)
-    assert found is not None, said
+    output = _server([*callgrind, *SERVER, kind, str(requests)], exporter).stderr
+    found = re.search(r"Collected : (\d+)", output)
+    assert found is not None, output
     return int(found[1])
 
 
 def milliseconds(exporter: str) -> float:
-    """For what the exporter does once in a while."""
+    """Return the duration of a scrape or an export."""
     return float(_server([*SERVER, "once", "0"], exporter).stdout or 0)
 
 
@@ -73,8 +72,8 @@ def main() -> None:
         print(*(f"{cell:<{width}}" for cell, width in zip(line, (26, 32, 20, 24), strict=True)))
         sys.stdout.flush()
 
-    show("exporter", "load", "speed beside without", "and once in a while")
-    with ThreadPoolExecutor(2) as pool:  # nobody's instructions are counted as another's
+    show("exporter", "load", "relative speed", "scrape or export")
+    with ThreadPoolExecutor(2) as pool:  # each process's instructions are counted separately
         counts = {
             (exporter, kind): pool.submit(instructions, exporter, kind)
             for kind in KINDS

@@ -1,7 +1,7 @@
 """A tracked server with the exporter that the variable ``EXPORTER`` names, and its clients.
 
-``python -m benchmarks.exporting get 1000`` answers so many requests and ends. ``once`` prints how
-many milliseconds a scrape takes, or an export.
+``python -m benchmarks.exporting get 1000`` handles 1000 requests and exits. With ``once`` it
+prints how many milliseconds a scrape takes, or an export.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import hypercorn.trio
 import trio
 from hypercorn.config import Config
-from hypercorn.statsd import StatsdLogger as AnyStatsdLogger
+from hypercorn.statsd import StatsdLogger as BaseStatsdLogger
 from hypercorn.trio.statsd import StatsdLogger
 
 from trio_httptrack import Conn, ConnState, ConnTracker, StatsTracker, compose, wrap
@@ -44,8 +44,8 @@ for _ in range(rounds):
 """
 
 
-class HypercornsOwn(StatsdLogger):
-    """StatsD with Hypercorn's own numbers, and without ours."""
+class HypercornStatsdLogger(StatsdLogger):
+    """StatsD with Hypercorn's own metrics only."""
 
     def __init__(self, config: Config) -> None:
         config.statsd_host = "127.0.0.1:9"
@@ -54,7 +54,7 @@ class HypercornsOwn(StatsdLogger):
 
 
 def make() -> tuple[StatsTracker, Any]:
-    """The tracker, and a function that does what is done once in a while."""
+    """Return the tracker, and a function that scrapes or exports; None if it has none."""
     if EXPORTER.startswith("prometheus"):
         from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
@@ -90,27 +90,27 @@ async def serve(kind: str, requests: int) -> None:
     if EXPORTER == "statsd":
         config.statsd_host = "127.0.0.1:9"
     elif EXPORTER == "hypercorn's statsd":
-        config.logger_class = HypercornsOwn
-        assert isinstance(config.log, AnyStatsdLogger)
+        config.logger_class = HypercornStatsdLogger
+        assert isinstance(config.log, BaseStatsdLogger)
     wrap(config, compose(tracker, ConnTracker()))
-    over = trio.Event()
+    finished = trio.Event()
     async with trio.open_nursery() as nursery:
 
         async def start(task_status: trio.TaskStatus[Any]) -> None:
             await hypercorn.trio.serve(
-                app, config, shutdown_trigger=over.wait, task_status=task_status
+                app, config, shutdown_trigger=finished.wait, task_status=task_status
             )
 
         (url,) = await nursery.start(start)
         rounds = str(requests // CLIENTS)
         arguments = [url.rpartition(":")[2], kind, rounds]
         await trio.run_process([sys.executable, "-c", CLIENT, *arguments])
-        over.set()
+        finished.set()
 
 
 async def once() -> float:
-    tracker, once_in_a_while = make()
-    if once_in_a_while is None:
+    tracker, export = make()
+    if export is None:
         return 0
     for number in range(100):
         conn = Conn(("192.0.2.1", number), opened_at=-number)
@@ -119,7 +119,7 @@ async def once() -> float:
     times = []
     for _ in range(300):
         began = time.perf_counter()
-        once_in_a_while()
+        export()
         times.append(time.perf_counter() - began)
     return median(times) * 1e3
 

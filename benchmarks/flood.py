@@ -1,10 +1,10 @@
-"""What a flood of connections costs another client: ``python -m benchmarks.flood``.
+"""Measure what a flood of connections costs another client: ``python -m benchmarks.flood``.
 
-One process floods a tracked server with connections from 127.0.0.2, each with a request, 5,000 a
-second. A client at 127.0.0.1 sends one request after the other, too, and its waiting times are
-noted: without the flood, with it, and with it where a ``ConnLimit`` allows a client 100
-connections. The server has a core of its own; on the other one the client goes before the flood, or
-it would wait for its own processor.
+One process floods a tracked server with 5,000 connections a second from 127.0.0.2, each with a
+request. Meanwhile a client at 127.0.0.1 sends one request after the other, and measures how long
+each takes: without the flood, with the flood, and with the flood and a ``ConnLimit`` of 100
+connections per client. The server has a core of its own. On the other core the client has a higher
+priority than the flood. Otherwise it would wait for its own processor.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ async def serve(limited: str) -> None:
 
 
 def flood(port: int, connections: int) -> None:
-    """Open so many connections and send a request on each; hold those that stay open.
+    """Open so many connections, send a request on each, and hold those that stay open.
 
-    Prints how many there were, in how many seconds, and how many the server has ended.
+    Print how many were opened, in how many seconds, and how many the server has refused.
     """
-    ended = opened = 0
+    refused = opened = 0
     selector = selectors.DefaultSelector()
     began = time.perf_counter()
     held = 0
@@ -75,16 +75,16 @@ def flood(port: int, connections: int) -> None:
             except OSError:
                 data = b""
             if not data or b" 429 " in data:
-                ended += 1
+                refused += 1
                 held -= 1
                 selector.unregister(connection)
                 connection.close()
-    print(opened, f"{time.perf_counter() - began:.2f}", ended, flush=True)
-    sys.stdin.read()  # keep the rest until told
+    print(opened, f"{time.perf_counter() - began:.2f}", refused, flush=True)
+    sys.stdin.read()  # hold the rest until stdin is closed
 
 
 def waiting_times(port: int, until: float | subprocess.Popen[str]) -> list[float]:
-    """Send one request after the other on a connection; return how long each took, in ms."""
+    """Send one request after the other on a connection. Return how long each took, in ms."""
     times = []
     with socket.create_connection(("127.0.0.1", port), source_address=(CLIENT, 0)) as stream:
         while True:
@@ -130,8 +130,8 @@ def process(core: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def measure(connections: int, *, limited: bool, flooded: bool) -> list[str]:
-    """One row of the table."""
-    rate = ended = ""
+    """Return one row of the table."""
+    rate = refused = ""
     with process(SERVER_CORE, "serve", "limited" if limited else "unlimited") as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
@@ -140,8 +140,8 @@ def measure(connections: int, *, limited: bool, flooded: bool) -> list[str]:
             with process(LOAD_CORE, "flood", str(port), str(connections)) as flooder:
                 times = waiting_times(port, flooder)
                 assert flooder.stdout is not None
-                opened, seconds, closed = flooder.stdout.readline().split()
-                rate, ended = f"{int(opened) / float(seconds):,.0f}/s", closed
+                opened, seconds, refused = flooder.stdout.readline().split()
+                rate = f"{int(opened) / float(seconds):,.0f}/s"
         else:
             times = waiting_times(port, time.perf_counter() + 3)
     cuts = statistics.quantiles(times, n=100)
@@ -149,7 +149,7 @@ def measure(connections: int, *, limited: bool, flooded: bool) -> list[str]:
         "flood" if flooded else "no flood",
         f"{PER_CLIENT} a client" if limited else "no limit",
         rate,
-        ended,
+        refused,
         f"{statistics.median(times):.2f}",
         f"{cuts[98]:.2f}",
         f"{max(times):.2f}",

@@ -56,14 +56,14 @@ clock = time.perf_counter
 
 
 class Failed(Exception):
-    """The server sent something else than before."""
+    """The server sent an unexpected response, or none."""
 
 
 @cache
 def tls(protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # what is measured is not the client
+    context.verify_mode = ssl.CERT_NONE  # the client is not measured
     context.set_alpn_protocols([protocol])
     return context
 
@@ -88,12 +88,12 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.protocol:
             self.socket = tls(self.protocol).wrap_socket(self.socket)
-            # A server that does not negotiate, as uvicorn, speaks HTTP/1.1.
+            # A server without ALPN, such as uvicorn, speaks HTTP/1.1.
             if (self.socket.selected_alpn_protocol() or TLS.protocol) != self.protocol:
                 raise Failed(f"the server does not speak {self.protocol}")
 
     def learn(self) -> bytes:
-        """The first response's bytes, read carefully."""
+        """Send a request, and return the bytes of the response, which h11 parses."""
         client = h11.Connection(h11.CLIENT)
         method = self.request.split(b" ", 1)[0]
         client.send(h11.Request(method=method, target="/", headers=[("host", "localhost")]))
@@ -112,19 +112,19 @@ class Connection:
                 return response
 
     def send(self, number: int = 1) -> None:
-        """Send a request; ``number`` of them where they share a connection."""
+        """Send a request. Over HTTP/2, send ``number`` of them."""
         self.left = len(self.first)
         self.sent_at = clock()
         if self.socket.send(self.request) != len(self.request):
             raise Failed("a request did not fit into the socket's buffer")
 
     def receive(self) -> bytes:
-        """What is there. A buffer for more than that would take half of this process's time."""
+        """Receive what has arrived. A larger buffer would take half of this process's time."""
         data: bytes = self.socket.recv(min(self.left + 1, RECEIVE))
         return data
 
     def read(self) -> int:
-        """Read what is there; return how many responses are complete."""
+        """Read what has arrived. Return how many responses are complete."""
         data = self.receive()
         if self.left == len(self.first) and data[:12] != self.first[:12]:
             raise Failed(data[:100])
@@ -192,7 +192,7 @@ class WebSocket(Connection):
             response += self.socket.recv(RECEIVE)
         if not response.startswith(b"HTTP/1.1 101 "):
             raise Failed(response)
-        # A mask of zeros is a mask.
+        # A mask of zeros is valid.
         self.request = bytes([0x81, 0x80 | len(self.MESSAGE)]) + bytes(4) + self.MESSAGE
         return bytes([0x81, len(self.MESSAGE)]) + self.MESSAGE
 
@@ -229,7 +229,7 @@ class Http2(Connection):
         return struct.pack(">LBL", len(payload) << 8 | kind, flags, stream_id) + payload
 
     def send(self, number: int = 0) -> None:
-        """Send ``number`` requests; at first as many as there are streams."""
+        """Send ``number`` requests; with 0, as many as there are streams."""
         self.sent_at = clock()
         requests = b""
         for _ in range(number or self.streams):
@@ -238,7 +238,7 @@ class Http2(Connection):
         self.socket.send(requests)
 
     def ended(self) -> int:
-        """Remove the whole frames from the buffer; return how many streams they close."""
+        """Remove the complete frames from the buffer. Return how many streams they close."""
         ended = position = 0
         buffer = self.buffer
         while len(buffer) - position >= 9:
@@ -304,7 +304,7 @@ class Clients:
         self.epoll.register(connection.socket.fileno(), select.EPOLLIN)
 
     def load(self, over: Callable[[], bool]) -> dict[str, Any]:
-        """Send and receive until it is ``over``; return what that was like."""
+        """Send and receive until ``over()`` is true. Return the results."""
         latencies: list[float] = []
         cpu, begin = time.process_time(), clock()
         while not over():
@@ -349,7 +349,7 @@ def run(kind: str, port: int, connections: int, seconds: float, warmup: float) -
 def vanish(port: int, victims: int, server: int, files: int) -> dict[str, Any]:
     """Load the server while all clients of the process ``victims`` vanish at once.
 
-    Returned are the rates before, and after until ``server`` has no more than ``files`` open.
+    Return the rates before that, and from then until ``server`` has only ``files`` files open.
     """
     clients = Clients("get", port, 32)
     clients.load(after(0.3))
@@ -387,18 +387,18 @@ def hold(port: int, connections: int) -> dict[str, Any]:
 
 
 def hold_streams(port: int, connections: int, streams: int) -> dict[str, Any]:
-    """Open HTTP/2 connections, each with so many requests whose handlers wait, and keep them."""
+    """Open HTTP/2 connections with so many requests each, whose handlers wait, and keep them."""
     for _ in range(connections):
         connection = Http2(("127.0.0.1", port), streams)
         connection.headers = connection.headers.replace(b"\x84", b"\x04\x05/wait")
         connection.send()
         idle.append(connection)
-    time.sleep(1)  # until all are read
+    time.sleep(1)  # until the server has read all requests
     return {}
 
 
 def release() -> dict[str, Any]:
-    """Close what was kept, one after the other; return when each was closed, by its port."""
+    """Close the held connections one by one. Return when each was closed, by its port."""
     closed = {}
     for connection in idle:
         port = connection.socket.getsockname()[1]

@@ -19,9 +19,9 @@ class Empty:
 
 
 def timings() -> dict[str, float]:
-    """Seconds for each call that the table compares, undisturbed: the least of some repeats.
+    """Return the seconds for each call that the table compares: the least of several repeats.
 
-    They are repeated in turn, so that a processor that changes its speed changes all of them.
+    The calls are repeated in turn, so that a change of the processor's speed affects all of them.
     """
     conn = Conn()
     tracker = compose(StatsTracker(), ConnTracker())

@@ -1,4 +1,4 @@
-"""A Quart-Trio application, as its documentation begins."""
+"""The first example of Quart-Trio's documentation."""
 
 from __future__ import annotations
 

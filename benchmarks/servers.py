@@ -71,7 +71,7 @@ class Server:
         client.close()
 
     def memory(self) -> int:
-        """The size of what is in memory, in bytes."""
+        """Return the resident memory, in bytes."""
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found is not None
         return int(found[1]) * 1024
@@ -82,7 +82,7 @@ class Server:
 
 def open_files(pid: int) -> int:
     folder = f"/proc/{pid}/fd"
-    # Linux knows the number since 6.2. Before, they must be counted, which takes long.
+    # Since Linux 6.2, st_size is the number. Before, they must be counted, which takes long.
     return os.stat(folder).st_size or len(os.listdir(folder))
 
 
@@ -130,7 +130,7 @@ def serving(
 
 
 class Load:
-    """The load generator: a call is an order, and returns its result."""
+    """The load generator: a call sends a command, and returns its result."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process

@@ -1,4 +1,4 @@
-"""The same, with a tracker that keeps when each connection was closed."""
+"""The settings, with a tracker that records when each connection was closed."""
 
 from trio_httptrack import hook
 

@@ -1,4 +1,4 @@
-"""The same, tracked with a StatsTracker and a ConnTracker."""
+"""The settings, with a StatsTracker and a ConnTracker."""
 
 from trio_httptrack.config import conn_state as conn_state
 

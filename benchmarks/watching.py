@@ -1,10 +1,10 @@
-"""What it costs when somebody looks: ``python -m benchmarks.watching``.
+"""Measure what viewers cost: ``python -m benchmarks.watching``.
 
-A real ``hypercorn -k trio -w 4`` has 40,000 connections, one in ten with a request in flight.
-Measured are the processor time of all workers and the waiting times of a client that sends one
-request after the other: while nobody looks, while one looks at the status page, while one looks
-with ``httptrack top``, and while thirty look, each at something else. The page's ten-thousandth
-row is looked at, too: the furthest costs the most. Takes three minutes.
+A real ``hypercorn -k trio -w 4`` has 40,000 connections, one in ten with a request in flight. The
+benchmark measures the processor time of all workers, and the latencies of a client that sends one
+request after the other: without viewers, with a viewer of the status page, with ``httptrack top``,
+and with thirty viewers of different pages. One viewer has the last page, which costs the most.
+Takes three minutes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 
 import trio
 
-from trio_httptrack._monitor.asking import Peers
 from trio_httptrack._monitor.directory import sockets
+from trio_httptrack._monitor.peers import Peers
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.view import view_of
 from trio_httptrack.status import StatusApp
@@ -65,7 +65,7 @@ def request(path: str, accept: str = "*/*") -> bytes:
 
 
 def hold(port: int, number: int, connections: int, ready: connection.Connection) -> None:
-    """Open so many connections from an address of one's own, and keep them."""
+    """Open so many connections from an address of this process's own, and keep them."""
     raise_limit()
     with ExitStack() as streams:
         for each in range(connections):
@@ -80,7 +80,7 @@ def hold(port: int, number: int, connections: int, ready: connection.Connection)
 
 
 def watch_page(port: int, paths: list[str]) -> None:
-    """Look at pages as browsers do: read what is sent each second."""
+    """View pages as browsers do: read the update of each second."""
     with ExitStack() as streams:
         opened = []
         for path in paths:
@@ -99,11 +99,11 @@ def watch_page(port: int, paths: list[str]) -> None:
 
 
 async def top(directory: Path) -> None:
-    """Look as ``httptrack top`` does."""
+    """Query the workers as ``httptrack top`` does."""
     peers = Peers(directory)
-    with peers.looking():
+    with peers.viewing():
         while True:
-            view_of(Query(), *await peers.ask(Query()))
+            view_of(Query(), *await peers.fetch_reports(Query()))
             await trio.sleep(1)
 
 
@@ -112,7 +112,7 @@ def watch_top(directory: Path) -> None:
 
 
 def seconds_of(pids: list[int]) -> float:
-    """The processor time of processes so far."""
+    """Return the processor time that processes have used so far."""
     ticks = 0
     for pid in pids:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -121,7 +121,7 @@ def seconds_of(pids: list[int]) -> float:
 
 
 def waiting_times(port: int, seconds: float) -> list[float]:
-    """How long a request takes, 200 times a second, in milliseconds; on each worker in turn."""
+    """Measure how long a request takes, 200 times a second. Return the times in milliseconds."""
     times = []
     with ExitStack() as stack:
         streams = [
@@ -193,17 +193,17 @@ def main() -> None:
             stack.enter_context(running(hold, port, number, connections, theirs))
             ours.recv()
         table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(["who looks", "of a worker's time", "median ms", "99 % ms", "longest ms"])
+        table.writerow(["viewer", "of a worker's time", "median ms", "99 % ms", "longest ms"])
         others = [f"/status?path=/{number}" for number in range(30)]
         far = [f"/status?page={WORKERS * connections // 100}"]
         for name, watcher in (
-            ("nobody", None),
+            ("none", None),
             ("the page", partial(running, watch_page, port, ["/status"])),
             ("httptrack top", partial(running, watch_top, directory)),
             ("grouped by client", partial(running, watch_page, port, ["/status?group=client"])),
             ("30 different pages", partial(running, watch_page, port, others)),
             ("the last page", partial(running, watch_page, port, far)),
-            ("nobody", None),
+            ("none", None),
         ):
             with ExitStack() as watching:
                 if watcher is not None:

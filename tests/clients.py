@@ -54,7 +54,7 @@ async def read_to_end(stream: Any) -> bytes:
 
 
 class Http2:
-    """An HTTP/2 client that sends its preface when told."""
+    """An HTTP/2 client that sends its preface on request."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -111,7 +111,7 @@ class Http2:
         return self.statuses[stream_id], self.bodies.get(stream_id, b"")
 
     async def post(self, path: str, body: bytes) -> tuple[str, bytes]:
-        """Upload as fast as the windows allow, and read the answer."""
+        """Upload as fast as the windows allow, and read the response."""
         stream_id = self.request(path, "POST", end=False)
         while body:
             window = self.h2.local_flow_control_window(stream_id)

@@ -5,9 +5,9 @@ their chunks, how it ends. So ``--seed S --only I`` does one of them again, and 
 client has an address of its own, made from the index, by which the server's log and the
 tracker know it again.
 
-While they run, good clients must get right answers in time and the event loop must come
-round; afterwards nothing may be left of them, and nothing in the log but the application's
-own errors, for a client must not be able to fill an operator's log with tracebacks.
+While they run, good clients must get correct responses in time, and the event loop must not be
+blocked. Afterwards nothing may be left of them. The log may only have the application's own
+errors: a client must not be able to fill an operator's log with tracebacks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ else:
 CLIENTS = 20  # at once
 IN_TIME = 5  # seconds for whatever should happen soon, on a busy machine
 STALL = 1  # seconds for one round of the event loop
-ENOUGH = 300_000  # bytes that a client reads of an endless answer
+ENOUGH = 300_000  # bytes that a client reads of an endless response
 FIRST_ADDRESS = int(ip_address("127.1.0.0"))
 LOST = (trio.BrokenResourceError, trio.ClosedResourceError)
 OWN = "the application's own error"
@@ -82,7 +82,7 @@ say = partial(print, flush=True)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Does as its path says."""
+    """Do what the path says."""
     if scope["type"] == "lifespan":
         while True:
             await send({"type": (await receive())["type"] + ".complete"})
@@ -182,7 +182,7 @@ def leaves(error: BaseException | None) -> Iterator[BaseException | None]:
 
 
 def where(error: BaseException | None) -> str:
-    """Who raised it, and who of Hypercorn or us is to blame for it."""
+    """Return which code raised the error, and whether it is Hypercorn's or ours."""
     frames = traceback.extract_tb(error.__traceback__ if error else None)
     ours = [f for f in frames if "httptrack" in f.filename or "hypercorn" in f.filename]
     names = [
@@ -211,7 +211,7 @@ class Rounds(trio.abc.Instrument):
 
 
 class Fuzz:
-    """One server, its bad clients and its good ones; a tracker that judges what it is told."""
+    """One server, its bad and good clients, and a tracker that checks each transition."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -220,7 +220,7 @@ class Fuzz:
         self.errorlog = logging.Logger("error")
         self.errorlog.addHandler(self.log)
         self.done = 0
-        self.answers: Counter[str] = Counter()
+        self.responses: Counter[str] = Counter()
         self.slowest = 0.0
         self.reasons: Counter[str | None] = Counter()
         self._accepted = 0
@@ -270,7 +270,7 @@ class Fuzz:
             await self._converse(index, plan, transport, task_status)
         finally:
             transport.socket.close()
-        conn = self._conns.pop(index, None)  # a reset may have come before its address was asked
+        conn = self._conns.pop(index, None)  # a reset may have come before its address was read
         if conn is not None:
             with trio.move_on_after(IN_TIME) as patience:
                 await conn.wait_closed()
@@ -327,7 +327,7 @@ class Fuzz:
         with trio.fail_after(IN_TIME):
             yield
         self.slowest = max(self.slowest, trio.current_time() - began)
-        self.answers[client] += 1
+        self.responses[client] += 1
         await trio.sleep(0.01)
 
     async def good_http1(self) -> None:
@@ -473,7 +473,7 @@ def rss() -> float:
 
 
 def soak(seconds: float) -> Iterator[int]:
-    """Indices, for so long; says ten times how much memory is used."""
+    """Yield indices for so long, and report the memory ten times."""
     began, said = time.perf_counter(), 0
     for index in takewhile(lambda _: time.perf_counter() - began < seconds, count()):
         if (tenth := int((time.perf_counter() - began) / seconds * 10)) > said:
@@ -506,7 +506,7 @@ def main() -> None:
     took = time.perf_counter() - began
     say(f"{fuzz.done} connections, {fuzz.done / took:.0f}/s, {rss():.0f} MB")
     say(f"ends {dict(fuzz.reasons)}")
-    say(f"right answers {dict(fuzz.answers)}, the slowest in {fuzz.slowest:.2f} s")
+    say(f"correct responses {dict(fuzz.responses)}, the slowest in {fuzz.slowest:.2f} s")
     sys.exit("\n".join(fuzz.failures) or None)
 
 

@@ -24,7 +24,7 @@ from .test_faults import handshake
 
 TLS = {alpn: client_ssl(*filter(None, [alpn])) for alpn in ("h2", "http/1.1", "")}
 
-GAP = b"<gap>"  # not sent: there the client gives the server time to answer
+GAP = b"<gap>"  # not sent: there the client gives the server time to respond
 PATHS = b"small echo stream endless raise raise-after return disconnect extras push never".split()
 PATHS += b"refuse reject".split()  # of http and websocket: each answers the other's somehow
 TARGETS = [b"*", b"", b"/%ff", b"/\xff", b"/?\xff", b"/?%ff", b"http://a/", b"/" + b"x" * 9000]

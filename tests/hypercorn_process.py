@@ -128,7 +128,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def get(url: str) -> bytes:
-    """The body of the answer to one request, on a connection of its own."""
+    """Return the body of the response to one request, on a connection of its own."""
     async with await connect(url) as client:
         await client.send_all(GET)
         _, _, body = (await read_all(client)).partition(b"\r\n\r\n")

@@ -1,16 +1,16 @@
 """README and docs as their readers use them: every code block, in the order of the page.
 
-Whoever follows a page writes its files, types its commands, and compares what comes out:
+A reader follows a page by writing its files, typing its commands, and comparing the output:
 
 * A block in Python or a format such as TOML is a file. Its first line is a comment that says the
   name; a file that the page includes has its own. A later command must use it.
 * A ``console`` block is typed into a shell, line by line. Each command must succeed, but one with
-  the comment ``# fails`` must fail, and ``curl`` must get what it asks for. A server goes on while
+  the comment ``# fails`` must fail, and ``curl`` must get a success. A server goes on while
   the next commands are typed, until another is started or the page ends; then it gets a Ctrl-C, and
   must end well. A command that ends with ``&`` goes on to the end of the page.
 * A ``text`` block is what was printed since the last block of commands was begun: these lines in
   this order, maybe with others between them, as a ``...`` may say. Ports, seconds and the status
-  page's token may be others; who types a token takes the one that was printed.
+  page's token may differ; a command with a token gets the one that was printed.
 * Examples with ``>>>`` are doctests, one session for the page.
 
 ``python -m tests.pages dist`` does the same in an empty environment for each page, where
@@ -146,7 +146,7 @@ def found(page: Path, at: re.Match[str], kind: str, text: str, file: str | None 
 
 
 class Reader:
-    """Somebody who follows one page, in a folder of their own."""
+    """A reader who follows one page, in a folder of their own."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Reader:
         self._printed = trio.lowlevel.ParkingLot()
 
     async def do(self, block: Block) -> None:
-        """Do what somebody does who reads this block."""
+        """Do what a reader does with this block."""
         if block.kind == "console":
             self._typed_at = len(self.transcript)
             for command in block.text.replace("\\\n", "").splitlines():

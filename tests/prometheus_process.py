@@ -1,4 +1,4 @@
-"""A process of ``prometheus_client``'s multiprocess mode that does what it is told, line by line.
+"""A process of ``prometheus_client``'s multiprocess mode that runs commands, line by line.
 
 It says its number, and makes its tracker when it is told of the first transition.
 """
@@ -32,7 +32,7 @@ class Process:
         return found
 
     def kill(self) -> None:
-        """What is left of it is a zombie: nobody has waited for it."""
+        """Kill it, and leave a zombie: nothing has waited for it."""
         self._process.kill()
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
@@ -95,12 +95,12 @@ def main() -> None:
         order = json.loads(line)
         if tracker is None:
             tracker, metrics = PrometheusTracker(), MetricsApp()
-        answer = None
+        response = None
         if order["run"]:
-            answer = trio.run(run, order)
+            response = trio.run(run, order)
         else:
             track(order["conn"], order["states"])
-        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.write(f"{json.dumps(response)}\n")
         sys.stdout.flush()
 
 

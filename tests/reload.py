@@ -1,9 +1,9 @@
 """Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
 
 ``python -m tests.reload`` prints, as CSV, what a tracked and a plain Hypercorn lose under the same
-load. The clients do what their protocols say at ``Connection: close``, a GOAWAY and a close
-frame, and nothing else: none of them asks again for what was not answered, but for what an
-HTTP/2 server has refused unheard.
+load. The clients react to ``Connection: close``, a GOAWAY and a close frame as their protocols
+require, and do nothing else: none of them repeats a request without a response, except for one that
+an HTTP/2 server has refused before it was handled.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ HEAD = "server", "reloads", "median", "requests", "lost", "retried", "WebSockets
 
 @dataclass
 class Load:
-    """Clients that ask one thing after the other until they are told to stop."""
+    """Clients that send one request after the other until they are stopped."""
 
     server: HypercornProcess
-    answered: Counter[str] = field(default_factory=Counter)
+    succeeded: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
-    refused: int = 0  # by HTTP/2, and asked again on another connection
+    refused: int = 0  # by HTTP/2, and repeated on another connection
     opened: Counter[int] = field(default_factory=Counter)  # WebSockets, by their client's number
     closed: Counter[int] = field(default_factory=Counter)  # WebSockets, by code
     seconds: list[float] = field(default_factory=list)  # of each reload
@@ -49,7 +49,7 @@ class Load:
     _opened: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot, repr=False)
 
     def row(self) -> list[str]:
-        """What it has come to, as :data:`HEAD` says."""
+        """Return the results, in the columns of :data:`HEAD`."""
         by_client: Counter[str] = Counter()
         for what, count in self.lost.items():
             by_client[what.partition(":")[0]] += count
@@ -57,14 +57,14 @@ class Load:
         return [
             str(len(self.seconds)),
             f"{statistics.median(self.seconds):.1f} s",
-            f"{self.answered.total() + self.lost.total():,}",
+            f"{self.succeeded.total() + self.lost.total():,}",
             f"{self.lost.total()}: {lost}" if lost else "0",
             str(self.refused),
             ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items())),
         ]
 
-    async def ask(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
-        """Ask once more and more."""
+    async def repeat(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
+        """Send requests, one after the other."""
         while not self.stopping:
             try:
                 text = await request()
@@ -75,7 +75,7 @@ class Load:
 
     def check(self, name: str, text: str) -> None:
         whole = text.startswith("worker ") and text.removeprefix("worker ").isdigit()
-        (self.answered if whole else self.lost)[name] += 1
+        (self.succeeded if whole else self.lost)[name] += 1
 
     async def httpx_http1(self) -> None:
         async with httpx.AsyncClient(timeout=20) as client:
@@ -83,7 +83,7 @@ class Load:
             async def request() -> str:
                 return (await client.get(self.server.url)).text
 
-            await self.ask("keep-alive", request)
+            await self.repeat("keep-alive", request)
 
     async def httpx_http2(self) -> None:
         async with httpx.AsyncClient(http2=True, verify=client_ssl("h2"), timeout=20) as client:
@@ -91,13 +91,13 @@ class Load:
             async def request() -> str:
                 return (await client.get(self.server.tls_url)).text
 
-            await self.ask("httpx HTTP/2", request)
+            await self.repeat("httpx HTTP/2", request)
 
     async def one_shot(self) -> None:
         async def request() -> str:
             return (await get(self.server.url)).decode()
 
-        await self.ask("one-shot", request)
+        await self.repeat("one-shot", request)
 
     async def http2(self) -> None:
         """Three requests at a time on one connection, and on another what that refuses."""
@@ -141,7 +141,7 @@ class Load:
                 return len(refused)
 
     async def websocket(self) -> None:
-        """Echoes until the server says goodbye; then anew."""
+        """Echo until the server sends a close frame; then connect again."""
         for number in itertools.count():
             if self.stopping:
                 break
@@ -163,7 +163,7 @@ class Load:
             await self._opened.park()
 
     async def workers(self, count: int, *, other_than: Collection[bytes] = ()) -> set[bytes]:
-        """Ask until so many workers have answered."""
+        """Send requests until so many workers have responded."""
         found: set[bytes] = set()
         while len(found) < count:
             found |= {await get(self.server.url)} - set(other_than)

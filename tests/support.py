@@ -48,7 +48,7 @@ class Recorder(RecordingTracker):
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers as its path says."""
+    """Respond as the path says."""
     if scope["type"] == "lifespan":
         while True:
             event = await receive()

@@ -119,7 +119,7 @@ class TerminalProcess:
         await self._stream.send_all(keys.encode())
 
     async def read(self) -> bool:
-        """Read what was written; false where nobody has the terminal any more."""
+        """Read what was written; return False if no process has the terminal any more."""
         try:
             received = self._unread + bytes(await self._stream.receive_some())
         except (OSError, trio.BrokenResourceError):

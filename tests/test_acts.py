@@ -1,8 +1,8 @@
 """What trackers, handlers and other tasks do to a connection: close it, drain it, look at it.
 
-Whatever they do and whenever, each test with a :class:`House` holds the same when it is over: every
-tracker was told the same, legal states, with one terminal state; no task, no deadline and no
-connection is left; nothing was logged as an error; and a bystander's connection goes on.
+Whatever they do, each test with a :class:`House` checks the same when it is over: every tracker has
+seen the same legal states, with one terminal state; no task, no deadline and no connection is left;
+nothing was logged as an error; and a bystander's connection is still open.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from trio_httptrack.testing import memory_server
 
 from .clients import GoAwayHttp2, Http2, http1, read_to_end
 from .support import CA, Recorder, reset, respond, tls_client, without_lifespan
-from .test_ends import ask_and_do_not_read
+from .test_ends import request_and_do_not_read
 from .test_faults import Arena, handshake, request
 from .test_phases import Restless
 from .test_websocket_alike import TEXT, closing, frame
@@ -65,7 +65,7 @@ class Log(logging.Handler):
 
 
 class Acting:
-    """A tracker that acts, once it is switched on, on what it is told."""
+    """A tracker that, once it is switched on, acts on transitions."""
 
     def __init__(self, act: Callable[[Conn, str], object]) -> None:
         self._act = act
@@ -162,7 +162,7 @@ class House(Arena):
 
 
 def waiting_in(worker: Worker) -> list[Any]:
-    """Whoever waits for a deadline, and is kept by it."""
+    """Return everything that waits for a deadline, and is referred to by it."""
     timeouts = [*(getattr(worker, name, None) for name in Worker.__slots__), *worker._ages]
     return [each for timeout in timeouts if isinstance(timeout, Timeout) for each in timeout._due]
 
@@ -361,7 +361,7 @@ EACH_STATE = [
 async def test_a_tracker_closes_a_connection_in_any_state(
     protocol: str, states: str, called: int, place: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """All trackers are told of that state first and of CLOSED then, and no handler is called."""
+    """All trackers see that state first and CLOSED then, and no handler is called."""
 
     def close(conn: Conn, so_far: str) -> None:
         if so_far == states:
@@ -435,7 +435,7 @@ VICTIMS: dict[str, tuple[str, bytes]] = {
 async def test_a_tracker_closes_another_connection(
     told: str, victim: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """While it is told of one. Each of the two has its own states, whole."""
+    """While it is called for one. Each of the two reports all of its states."""
     victims: list[Conn] = []
 
     def act(conn: Conn, states: str) -> None:
@@ -488,7 +488,7 @@ async def test_trackers_close_connections_that_close_each_other(
 async def test_a_tracker_closes_all_connections_when_one_has_ended(
     autojump_clock: MockClock,
 ) -> None:
-    """However many there are: the end of each is told within that of another, and so on."""
+    """However many there are: each is closed while another is reported as closed."""
     recorder = Recorder()
 
     def act(conn: Conn, states: str) -> None:
@@ -722,7 +722,7 @@ def does_not_read(protocol: str, states: str) -> None:
     """A client whose handler is blocked in ``send``."""
 
     async def act(house: House) -> None:
-        house.keep(await ask_and_do_not_read(house, protocol, "/big"))
+        house.keep(await request_and_do_not_read(house, protocol, "/big"))
         await house.reached.wait()
 
     SITUATIONS[f"{protocol} is not read"] = states, act
@@ -801,7 +801,7 @@ async def test_a_close_leaves_no_handler_where_handlers_end_with_their_clients(
 
 
 @pytest.mark.parametrize("name", ["the handler receives", "http2 several handlers"])
-async def test_handlers_are_told_of_a_close_as_of_a_client_that_has_gone(
+async def test_handlers_learn_of_a_close_as_of_a_disconnect(
     name: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """One that waits for the disconnect receives it at once, and one that sends gets an error."""
@@ -874,7 +874,7 @@ async def test_a_close_before_in_and_at_the_end_of_a_shutdown(
 
 
 def handler(steps: Callable[[Any, Any, Any, Conn], Awaitable[None]]) -> Any:
-    """An application whose requests do as they are told with their connection."""
+    """An application whose handlers act on their connection as the request says."""
 
     @without_lifespan
     async def run(scope: Any, receive: Any, send: Any) -> None:
@@ -935,7 +935,7 @@ async def test_a_handler_closes_its_own_connection(
     assert not log.lines(logging.INFO)
 
 
-async def test_the_other_streams_of_a_connection_are_told_when_one_handler_closes_it(
+async def test_the_other_streams_of_a_connection_learn_that_one_handler_closes_it(
     autojump_clock: MockClock,
 ) -> None:
     """Those that receive, those that send, and those that the client has never read from."""
@@ -1186,7 +1186,7 @@ async def test_another_task_drains_a_connection_whatever_it_is_doing(
         house.gate.set()
 
 
-async def test_a_response_that_has_not_begun_says_that_the_connection_closes(
+async def test_a_response_that_has_not_begun_gets_connection_close(
     autojump_clock: MockClock,
 ) -> None:
     """Whether a handler or another task has drained it. One that has begun is not changed."""
@@ -1402,7 +1402,7 @@ async def test_a_websocket_whose_client_does_not_respond_to_the_close_frame_is_g
 async def test_a_websocket_that_is_drained_gets_its_close_frame_and_replies(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Its code is ``drain_websocket_code``, and its application is told the same."""
+    """Its code is ``drain_websocket_code``, and its application receives the same code."""
     told: list[dict[str, Any]] = []
 
     @handler

@@ -163,7 +163,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a worker process that ends": (
         {"broken.py": "import os\n\nos._exit(7)\n"},
         "-c file:conf.py -w 1 broken:app",
-        "broken:app: the worker process ended with status 7 while it was imported",
+        "broken:app: the worker process exited with status 7 while it imported the application",
     ),
     "another form": (
         {},
@@ -173,7 +173,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "no application at all": (
         {},
         "-c file:conf.py myapp:number",
-        "myapp:number is 5, which is no ASGI or WSGI application",
+        "myapp:number is 5, which is not an ASGI or WSGI application",
     ),
     "no conn_state": (
         {},
@@ -329,7 +329,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "a PID file without a place": (
         {},
         "-c file:conf.py --pid not/there myapp:app",
-        "pid_path: there is no directory for 'not/there'",
+        "pid_path: the directory of 'not/there' does not exist",
     ),
     "a Unix socket with too long a path": (
         {},
@@ -339,12 +339,12 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "an address twice": (
         {},
         "-c file:conf.py -b 127.0.0.1:8000 -b 127.0.0.1:8000 myapp:app",
-        "bind: '127.0.0.1:8000' is there twice",
+        "bind: '127.0.0.1:8000' is listed twice",
     ),
     "no address": (
         {"conf.py": f"{HOOK}bind = []"},
         "-c file:conf.py myapp:app",
-        "bind is empty, and the server would listen nowhere",
+        "bind is empty, so the server would not listen anywhere",
     ),
     "a StatsD host without a port": (
         {},
@@ -410,7 +410,7 @@ WITH_UNIX_SOCKETS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_what_is_wrong_is_said_in_one_line(wrong: str, folder: Path) -> None:
+async def test_an_error_is_reported_in_one_line(wrong: str, folder: Path) -> None:
     """With status 1; a … stands for what differs each time."""
     if wrong in WITH_UNIX_SOCKETS and not hasattr(socket, "AF_UNIX"):
         pytest.skip("needs Unix sockets")
@@ -501,7 +501,7 @@ async def test_the_application_sees_hypercorns_arguments(folder: Path) -> None:
     assert stdout.startswith(f"{arguments}\n")
 
 
-async def test_the_help_says_what_is_not_checked(folder: Path) -> None:
+async def test_the_help_describes_what_is_not_checked(folder: Path) -> None:
     """And has Hypercorn's arguments."""
     status, stdout, _ = await check("--help", cwd=folder)
     assert status == 0

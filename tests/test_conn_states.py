@@ -345,10 +345,10 @@ async def half_closes_and_reads_the_answer(server: Any, recorder: Recorder) -> N
     stream = await server.connect()
     await stream.send_all(b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await stream.send_eof()
-    answer = b""
+    response = b""
     while data := await stream.receive_some():
-        answer += data
-    assert answer.endswith(b"\r\n\r\n/until-disconnect")
+        response += data
+    assert response.endswith(b"\r\n\r\n/until-disconnect")
 
 
 @row("NAC")

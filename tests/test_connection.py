@@ -82,7 +82,7 @@ async def test_bytes_that_are_no_request_win_no_time(autojump_clock: MockClock) 
 async def test_a_silent_tls_client_ends_at_the_handshakes_deadline(
     sent: bytes, autojump_clock: MockClock
 ) -> None:
-    """ssl_handshake_timeout holds for a client that says nothing, or not enough."""
+    """ssl_handshake_timeout applies to a client that sends nothing, or not enough."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder, ssl_handshake_timeout=7) as server:
         client = await server.connect(tls=True, handshake=False)
@@ -195,7 +195,7 @@ async def test_an_h2_stream_that_its_client_resets_leaves_the_connection_idle(
 async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
     requests: int, autojump_clock: MockClock
 ) -> None:
-    """So that its client knows of a request that crosses it that nobody has seen it."""
+    """So that its client knows that a request which crosses it was not handled."""
     async with memory_server(app, keep_alive_timeout=5) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -205,10 +205,10 @@ async def test_an_idle_http2_connection_gets_a_goaway_before_it_is_closed(
     assert client.seen == [(5, "goaway", requests), (5, "end", 0)]
 
 
-async def test_a_tracker_that_raises_harms_nobody(
+async def test_an_error_of_a_tracker_affects_neither_the_connection_nor_other_trackers(
     certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged with the connection; the answer and the other trackers get through."""
+    """It is logged with the connection. The response is sent, and the other trackers are called."""
 
     def fail(conn: Conn, state: ConnState) -> None:
         raise ValueError("a tracker's own error")
@@ -256,7 +256,7 @@ async def test_an_error_is_logged_with_its_connection_and_once_with_its_tracebac
 async def test_cancelling_the_server_closes_every_connection_at_once(
     autojump_clock: MockClock,
 ) -> None:
-    """A cancellation from outside does not wait for anybody."""
+    """A cancellation from outside waits for no handler and no client."""
     recorder = Recorder()
     with trio.CancelScope() as scope:
         async with memory_server(app, tracker=recorder) as server:
@@ -327,14 +327,14 @@ async def test_ctrl_c_is_for_the_server_and_for_applications_only(
     protected = []
 
     @without_lifespan
-    async def asks(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         protected.append(("app", trio.lowlevel.currently_ki_protected()))
         await respond(send, b"")
 
     tracker = TrackerFunc(
         lambda conn, state: protected.append((str(state), trio.lowlevel.currently_ki_protected()))
     )
-    async with memory_server(asks, tracker=tracker) as server:
+    async with memory_server(app, tracker=tracker) as server:
         await http1(await server.connect())
     assert protected == [
         ("new", True),
@@ -345,7 +345,7 @@ async def test_ctrl_c_is_for_the_server_and_for_applications_only(
     ]
 
 
-async def test_an_answer_before_the_end_of_the_request_is_not_reset(
+async def test_a_response_before_the_end_of_the_request_is_not_reset(
     autojump_clock: MockClock,
 ) -> None:
     """Our side ends, and what the client still sends is read to nothing until it ends, too."""
@@ -357,9 +357,9 @@ async def test_an_answer_before_the_end_of_the_request_is_not_reset(
     async with memory_server(early, tracker=recorder, keep_alive_timeout=5) as server:
         client = await server.connect()
         await client.send_all(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9000\r\n\r\n")
-        answer = await read_to_end(client)
-        assert answer.startswith(b"HTTP/1.1 413 ")
-        assert answer.endswith(b"no, thank you")
+        response = await read_to_end(client)
+        assert response.startswith(b"HTTP/1.1 413 ")
+        assert response.endswith(b"no, thank you")
         for _ in range(9):
             await client.send_all(b"x" * 1000)
             await wait_all_tasks_blocked()
@@ -372,7 +372,7 @@ async def test_an_answer_before_the_end_of_the_request_is_not_reset(
 async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever(
     autojump_clock: MockClock,
 ) -> None:
-    """After keep_alive_timeout seconds of sending to nobody it is cut off."""
+    """It is closed after keep_alive_timeout seconds of sending data that is not read."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder, keep_alive_timeout=5) as server:
         client = await server.connect()
@@ -389,7 +389,7 @@ async def test_a_client_that_never_ends_its_request_is_not_lingered_for_for_ever
 async def test_what_a_client_sends_after_its_last_request_is_not_kept(
     autojump_clock: MockClock,
 ) -> None:
-    """However much it is, and however long the answer takes, it costs no memory."""
+    """However much it is, and however long the response takes, it costs no memory."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder) as server:
         client = await server.connect()
@@ -408,7 +408,7 @@ async def test_what_a_client_sends_after_its_last_request_is_not_kept(
         await recorder.wait_terminal()
 
 
-async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
+async def test_a_handler_receives_a_disconnect_at_once_if_its_client_breaks_the_protocol(
     autojump_clock: MockClock,
 ) -> None:
     """Not only when that client, which is lingered for, has ended its side."""
@@ -428,7 +428,7 @@ async def test_a_handler_is_told_at_once_that_its_client_is_not_understood(
     assert told == [0]
 
 
-async def test_a_pushed_streams_handler_is_told_that_the_peer_has_gone(
+async def test_the_handler_of_a_pushed_stream_learns_that_the_peer_has_gone(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """Also where the peer went while the push was being written."""
@@ -461,7 +461,7 @@ HANDSHAKE = (
 )
 
 
-async def test_a_websocket_client_that_speaks_too_early_gets_one_answer(
+async def test_a_websocket_client_that_sends_frames_too_early_gets_one_response(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application's, if that has begun; and nothing is logged, for it is no error of ours."""
@@ -482,16 +482,16 @@ async def test_a_websocket_client_that_speaks_too_early_gets_one_answer(
         await client.send_all(b"too early")
         await wait_all_tasks_blocked()
         gate.set()
-        answer = await read_to_end(client)
-    assert answer.startswith(b"HTTP/1.1 403 ")
-    assert answer.endswith(b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n")
+        response = await read_to_end(client)
+    assert response.startswith(b"HTTP/1.1 403 ")
+    assert response.endswith(b"4\r\nnot \r\n3\r\nyou\r\n0\r\n\r\n")
     assert not problems(caplog)
 
 
 async def test_a_websocket_message_after_one_that_was_too_big_is_no_error_of_ours(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client is told of the first in a close frame, and the second is not added to it."""
+    """The client gets a close frame for the first. The second has no effect."""
     async with memory_server(app, websocket_max_message_size=10) as server:
         client = await server.connect()
         await client.send_all(HANDSHAKE)
@@ -499,9 +499,9 @@ async def test_a_websocket_message_after_one_that_was_too_big_is_no_error_of_our
         for frame in (b"\x82\x94" + bytes(4) + b"x" * 20, b"\x81\x81" + bytes(4) + b"y"):
             await client.send_all(frame)
             await wait_all_tasks_blocked()
-        answer = bytes(await client.receive_some())
-    assert answer.startswith(b"HTTP/1.1 101 ")
-    assert answer.endswith(b"\r\n\r\n\x88\x02" + (1009).to_bytes(2, "big"))
+        response = bytes(await client.receive_some())
+    assert response.startswith(b"HTTP/1.1 101 ")
+    assert response.endswith(b"\r\n\r\n\x88\x02" + (1009).to_bytes(2, "big"))
     assert not problems(caplog)
 
 

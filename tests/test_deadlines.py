@@ -172,7 +172,7 @@ parts = st.lists(
 def test_any_upload_ends_when_it_is_too_slow_or_is_whole(
     over: str, schedule: list[tuple[float, int]]
 ) -> None:
-    """The model: at no time have fewer bytes come than the rate asks for, behind the grace."""
+    """The model: after the grace period, the bytes received are never below the rate."""
     app = uploads()
     expected: list[tuple[float, str]] = []
 
@@ -216,10 +216,10 @@ async def test_an_upload_just_above_the_rate_succeeds_and_one_just_below_does_no
 
 @over_http1
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_slow_http1_upload_is_told_408_before_the_response_and_is_cut_off_in_it(
+async def test_a_slow_http1_upload_gets_a_408_or_its_begun_response_is_cut_off(
     over: str, begun: bool, autojump_clock: MockClock
 ) -> None:
-    """The handler is told, its next send is an OSError, and the reason is the client's."""
+    """The handler receives a disconnect, its next send is an OSError, and there is a reason."""
 
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         if begun:
@@ -290,7 +290,7 @@ async def test_what_comes_with_the_head_counts(over: str, autojump_clock: MockCl
 
 
 @over_http1
-async def test_the_time_in_which_the_application_does_not_take_the_body_does_not_count(
+async def test_the_time_in_which_the_application_does_not_read_the_body_does_not_count(
     over: str, autojump_clock: MockClock
 ) -> None:
     """Its queue has room for ten events; the client has the rest of its time behind that."""
@@ -362,7 +362,7 @@ async def test_an_upload_that_was_in_time_leaves_the_other_deadlines_as_they_are
 async def test_a_slow_upload_has_one_line_in_the_access_log(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With what its client was told."""
+    """With the status code that its client got."""
     caplog.set_level(logging.INFO)
     logger = logging.getLogger("test_deadlines")
     async with uploading(
@@ -375,7 +375,7 @@ async def test_a_slow_upload_has_one_line_in_the_access_log(
 
 
 async def test_a_response_that_is_cut_off_has_no_orderly_end(autojump_clock: MockClock) -> None:
-    """Only its close_notify tells an HTTP/1.0 client that a response without a length is whole."""
+    """Only close_notify shows an HTTP/1.0 client that a response without a length is complete."""
 
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         await send(START)
@@ -438,7 +438,7 @@ async def test_streams_that_are_slow_one_after_the_other_are_each_reset_in_time(
 
 
 async def test_the_only_stream_ends_its_connection(autojump_clock: MockClock) -> None:
-    """A reset, a GOAWAY that says why, and the reason."""
+    """A reset, a GOAWAY with the error code, and the close reason."""
     async with uploading(uploads(), "h2") as (upload, recorder):
         await upload.http2.run()
         assert upload.http2.seen == [
@@ -835,7 +835,7 @@ async def test_only_the_stream_that_is_not_read_is_reset(autojump_clock: MockClo
 async def test_a_websocket_whose_client_does_not_read_is_given_up(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """And its handler told."""
+    """And its handler receives a disconnect."""
 
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -913,7 +913,7 @@ async def reading_little(port: int) -> AsyncIterator[trio.SocketStream]:
 
 @pytest.mark.parametrize("over", ["http1", "tls", "h2"])
 @pytest.mark.parametrize("reads", [False, True])
-async def test_over_real_sockets_who_reads_nothing_is_closed_and_who_reads_all_is_not(
+async def test_over_real_sockets_a_client_that_reads_nothing_is_closed(
     over: str, reads: bool, certificate: Path
 ) -> None:
     """Whatever the buffers of both systems hold."""
@@ -959,7 +959,7 @@ async def test_over_real_sockets_who_reads_nothing_is_closed_and_who_reads_all_i
 
 
 async def test_a_response_that_the_systems_buffers_hold_is_not_waited_for() -> None:
-    """It is written; when its client reads it is nobody's business."""
+    """It is written. When the client reads it does not matter."""
     recorder = Recorder()
 
     @without_lifespan
@@ -1132,7 +1132,7 @@ async def test_connections_reach_different_ages_between_the_bounds(
 
 
 @pytest.mark.parametrize("how", ["response", "reset", "refused", "tracker"])
-async def test_who_ends_earlier_leaves_nothing_in_the_timers(
+async def test_a_connection_that_closes_earlier_leaves_nothing_in_the_timers(
     how: str, connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """However it ends."""
@@ -1316,7 +1316,7 @@ async def test_a_client_that_vanishes_after_it_has_read_a_part_is_given_up(
     assert told.seen == [(10, "1006")]
 
 
-async def test_a_ping_that_is_unanswered_when_its_connection_ends_harms_nobody(
+async def test_a_ping_without_a_pong_at_the_connections_end_has_no_effect(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:
     """Also where the handler was cancelled with all that its connection had."""
@@ -1507,7 +1507,7 @@ async def test_what_a_handler_does_after_its_response_has_no_limit(
 async def test_a_websocket_must_be_accepted_in_time_and_has_no_limit_then(
     over: str, accepts: float, seen: tuple[float, str], autojump_clock: MockClock
 ) -> None:
-    """Else its client is told."""
+    """Otherwise its client gets a 504."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(accepts)
@@ -1611,7 +1611,7 @@ async def test_a_handler_that_waits_in_send_is_cancelled_in_time(
 
 
 async def test_a_shielded_handler_goes_on_until_its_shield_ends(autojump_clock: MockClock) -> None:
-    """Its client is told then."""
+    """Then its client gets a 504."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         with trio.CancelScope(shield=True):
@@ -1758,10 +1758,10 @@ async def test_an_accepted_socket_has_tcps_keep_alive(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
 @pytest.mark.parametrize("seconds", [2, 10, 25, 30, 45, 90, 120, 600])
-async def test_a_keep_alive_is_as_long_as_it_says(
+async def test_tcp_keepalive_takes_as_long_as_the_setting(
     seconds: int, connections: list[Connection]
 ) -> None:
-    """But for rounding: a system counts whole seconds, and asks less often if they are few."""
+    """Except for rounding: a system counts whole seconds, and sends fewer probes in few seconds."""
     config = Config.from_mapping(bind="127.0.0.1:0", tcp_keepalive=seconds)
     recorder = Recorder()
     async with (
@@ -1793,7 +1793,7 @@ async def test_a_unix_socket_has_no_keep_alive(
 
 
 async def test_a_504_is_not_announced_by_a_100(autojump_clock: MockClock) -> None:
-    """A client that is there is not asked whether it is."""
+    """A client that is known to be connected gets no probe."""
     async with memory_server(handler(never), cancel_on_disconnect=0, **TIMEOUT) as server:
         client = await server.connect()
         await client.send_all(request("/"))
@@ -1839,10 +1839,10 @@ async def test_a_stream_that_its_client_has_reset_is_not_reset_again(
 
 
 @pytest.mark.parametrize(("how", "status"), [("times out", "-"), ("leaves", "499")])
-async def test_a_response_that_is_not_complete_is_logged_by_who_has_ended_it(
+async def test_the_log_of_an_incomplete_response_shows_which_side_ended_it(
     how: str, status: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    """499 says that it was the client."""
+    """499 means that the client ended it."""
 
     async def app(told: Told, scope: Any, receive: Any, send: Any) -> None:
         await send(START)
@@ -1896,7 +1896,7 @@ async def test_a_stream_that_never_stops_gives_no_credit(autojump_clock: MockClo
     assert told.seen == [(65, "gone")]
 
 
-async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(
+async def test_a_trickle_that_is_never_read_is_closed_after_the_grace_period(
     autojump_clock: MockClock,
 ) -> None:
     """Each event that is added does not give the client more time."""
@@ -1930,7 +1930,7 @@ async def test_a_trickle_that_is_never_read_ends_with_the_grace_period(
 
 RATES = ("min_request_body_rate", "min_response_rate")
 SECONDS = ("request_timeout", "max_connection_age", "websocket_ping_timeout")
-SHARE = "a share of the age, from 0 to below 1"
+FRACTION = "a fraction of the age, from 0 to below 1"
 WRONG: list[tuple[str, Any, str]] = [
     *(
         (name, value, f"{name} must be a number of {unit}, or None, not {value!r}")
@@ -1954,20 +1954,20 @@ WRONG: list[tuple[str, Any, str]] = [
         (
             "max_connection_age_jitter",
             value,
-            f"max_connection_age_jitter must be {SHARE}, not {value!r}",
+            f"max_connection_age_jitter must be {FRACTION}, not {value!r}",
         )
         for value in (-0.1, 1, "0.1", True, None, float("nan"))
     ),
 ]
 QUIC = (
-    "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it ends its worker; "
-    "remove it, and let a proxy such as Caddy speak HTTP/3 with clients"
+    "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it terminates its "
+    "worker; remove quic_bind, and let a proxy such as Caddy serve HTTP/3"
 )
 
 
 @pytest.mark.parametrize(("name", "value", "line"), WRONG)
-async def test_a_deadline_that_cannot_be_is_refused(name: str, value: Any, line: str) -> None:
-    """In one line that says what it may be."""
+async def test_an_invalid_timeout_is_refused(name: str, value: Any, line: str) -> None:
+    """In one line, with the allowed values."""
     with pytest.raises(SettingError) as refused:
         async with memory_server(nothing, **{name: value}):
             raise AssertionError
@@ -1983,7 +1983,7 @@ async def test_a_keep_alive_that_is_too_long_for_the_system_is_refused(seconds: 
 
 
 async def test_http3_is_refused_in_memory_and_on_sockets() -> None:
-    """In one line that says what to do instead."""
+    """In one line, with what to do instead."""
     config = Config.from_mapping(bind="127.0.0.1:0", quic_bind=["127.0.0.1:0"])
     for server in (memory_server, tracked_server):
         with pytest.raises(SettingError) as refused:

@@ -32,7 +32,7 @@ SECONDS_IN = 10  # the drain begins
 
 @without_lifespan
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Takes as many seconds for its answer as its path says."""
+    """Respond after as many seconds as the path says."""
     if scope["type"] == "websocket":
         await websocket(scope, receive, send)
         return
@@ -66,7 +66,7 @@ SEEN: list[tuple[float, int]] = []
 
 
 async def upgrade(stream: ClientStream, path: str = "/") -> GoAwayHttp2:
-    """Ask for HTTP/2 in a request, and read what it is answered with."""
+    """Request an upgrade to HTTP/2, and read the responses."""
     client = GoAwayHttp2(stream)
     settings = client.h2.initiate_upgrade_connection() or b""
     lines = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
@@ -126,10 +126,10 @@ class Timed:
 # HTTP/1.1
 
 
-async def test_a_request_in_flight_is_answered_with_connection_close(
+async def test_a_request_in_flight_gets_its_response_with_connection_close(
     autojump_clock: MockClock,
 ) -> None:
-    """And the connection ends behind its answer."""
+    """The connection is closed after the response."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=60) as server:
         stream = await server.connect()
@@ -145,7 +145,7 @@ async def test_a_request_in_flight_is_answered_with_connection_close(
     assert stream.conn.close_reason is None
 
 
-async def test_a_request_that_comes_later_is_answered_with_connection_close(
+async def test_a_request_that_arrives_in_a_drain_gets_its_response_with_connection_close(
     autojump_clock: MockClock,
 ) -> None:
     """On a connection that rested, and on one that was new."""
@@ -158,16 +158,16 @@ async def test_a_request_that_comes_later_is_answered_with_connection_close(
             for stream, time, seconds in ((idle, 10.375, 2), (new, 13.875, 7)):
                 await trio.sleep_until(time)
                 await stream.send_all(request(f"/slow/{seconds}"))
-                answer = await read_to_end(stream)
-                assert b"\r\nconnection: close\r\n" in answer.lower()
-                assert answer.endswith(b"done")
+                response = await read_to_end(stream)
+                assert b"\r\nconnection: close\r\n" in response.lower()
+                assert response.endswith(b"done")
                 assert trio.current_time() == time + seconds
                 await stream.aclose()
     assert reports == [ShutdownReport(finished=2, forced=0, seconds=10.875)]
 
 
 @pytest.mark.parametrize(("settings", "seconds"), [({}, 0.5), ({"drain_idle_timeout": 2}, 2)])
-async def test_an_idle_connection_ends_after_a_short_grace(
+async def test_an_idle_connection_is_closed_after_drain_idle_timeout(
     settings: Any, seconds: float, autojump_clock: MockClock
 ) -> None:
     """Also where its own keep-alive timeout would let it rest for longer."""
@@ -180,20 +180,20 @@ async def test_an_idle_connection_ends_after_a_short_grace(
     assert stream.conn.close_reason is None
 
 
-async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
+async def test_a_connection_whose_response_has_begun_is_idle_once_more_before_it_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    """Its client was not told to close, and may have asked again when it was answered."""
+    """Its client did not get Connection: close, so another request may be arriving."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
         again, silent = await server.connect(), await server.connect()
         for stream in (again, silent):
             await stream.send_all(request("/late/15"))
         async with drained(server):
             for stream in (again, silent):
-                answer = b""
-                while not answer.endswith(b"0\r\n\r\n"):
-                    answer += await stream.receive_some()
-                assert b"connection: close" not in answer.lower()
+                response = b""
+                while not response.endswith(b"0\r\n\r\n"):
+                    response += await stream.receive_some()
+                assert b"connection: close" not in response.lower()
             assert trio.current_time() == 15
             await again.send_all(request())
             assert b"connection: close" in (await read_to_end(again)).lower()
@@ -212,7 +212,7 @@ async def test_a_connection_whose_answer_had_begun_may_rest_once_more(
         (9, {"graceful_timeout": 2}, 12),  # neither grace exceeds it
     ],
 )
-async def test_a_new_connection_may_ask_until_it_is_five_seconds_old(
+async def test_a_new_connection_may_send_a_request_until_it_is_five_seconds_old(
     opened: float, settings: Any, end: float, autojump_clock: MockClock
 ) -> None:
     """As Go's http.Server.Shutdown has it; older ones end at once."""
@@ -227,10 +227,10 @@ async def test_a_new_connection_may_ask_until_it_is_five_seconds_old(
                 assert trio.current_time() == end
 
 
-async def test_what_a_client_had_pipelined_does_not_cost_its_answer(
+async def test_a_pipelined_request_does_not_cost_the_last_response(
     autojump_clock: MockClock,
 ) -> None:
-    """It is not answered, which Connection: close tells, and the connection is not reset."""
+    """It gets no response, as Connection: close announces, and the connection is not reset."""
     async with memory_server(app, graceful_timeout=60) as server:
         stream = await server.connect()
         await stream.send_all(request("/slow/12") + request("/slow/12"))
@@ -261,10 +261,10 @@ ANY = 2**31 - 1
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_open_streams_are_answered_whole_and_then_the_connection_says_goodbye(
+async def test_open_streams_get_their_responses_and_then_the_connection_a_goaway(
     tls: bool, autojump_clock: MockClock
 ) -> None:
-    """The GOAWAY follows the last answer's end, so that no client fails what is in flight."""
+    """The GOAWAY follows the last response, so that no client fails what is in flight."""
     tracker = RecordingTracker()
     async with (
         memory_server(app, tracker=tracker, graceful_timeout=60, keep_alive_timeout=60) as server,
@@ -281,11 +281,11 @@ async def test_open_streams_are_answered_whole_and_then_the_connection_says_good
     assert tracker.conns[0].close_reason is None
 
 
-async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
+async def test_a_client_that_is_never_idle_gets_a_goaway_and_opens_no_more_streams(
     autojump_clock: MockClock,
 ) -> None:
-    """What it had opened until it knew is served; after another grace it is refused, to be
-    asked elsewhere; and the connection ends with the last stream."""
+    """Streams that it opens before the second GOAWAY are served. Later ones are refused, so that
+    it repeats them elsewhere. The connection closes with the last stream."""
     async with (
         memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
         http2(server) as client,
@@ -310,10 +310,10 @@ async def test_a_client_that_does_not_rest_is_told_to_open_no_more_streams(
     ]
 
 
-async def test_an_idle_http2_connection_says_goodbye_after_the_grace(
+async def test_an_idle_http2_connection_gets_a_goaway_after_drain_idle_timeout(
     autojump_clock: MockClock,
 ) -> None:
-    """A request that was on its way until then is answered."""
+    """A request that arrives before that gets its response."""
     async with (
         memory_server(app, keep_alive_timeout=60) as server,
         http2(server) as silent,
@@ -328,8 +328,8 @@ async def test_an_idle_http2_connection_says_goodbye_after_the_grace(
     assert late.bodies == {1: b"done"}
 
 
-async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> None:
-    """Its preface, and its first request within the grace."""
+async def test_a_new_http2_connection_may_send_a_request_too(autojump_clock: MockClock) -> None:
+    """Its preface may arrive, and its first request within the idle timeout of the drain."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
         stream = await server.connect()
@@ -345,10 +345,10 @@ async def test_a_new_http2_connection_may_ask_too(autojump_clock: MockClock) -> 
     assert client.seen == [(13.375, "goaway", 1), (13.375, "end", 0)]
 
 
-async def test_a_client_that_answers_the_goodbye_gets_its_answers(
+async def test_a_client_that_replies_with_a_goaway_gets_its_responses(
     autojump_clock: MockClock,
 ) -> None:
-    """With a GOAWAY of its own, as Node does, it only says that it opens no more streams."""
+    """With a GOAWAY, as Node sends it, a client only promises to open no more streams."""
     async with (
         memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server,
         http2(server) as client,
@@ -367,7 +367,7 @@ async def test_a_client_that_answers_the_goodbye_gets_its_answers(
 
 
 @pytest.mark.parametrize("drain", [False, True])
-async def test_a_download_that_is_cancelled_holds_nobody_up(
+async def test_a_cancelled_download_delays_neither_its_handler_nor_a_drain(
     drain: bool, autojump_clock: MockClock
 ) -> None:
     """Neither its handler, which waits for a window that never opens, nor a drain."""
@@ -399,7 +399,7 @@ async def test_a_download_that_is_cancelled_holds_nobody_up(
     assert reports[0].forced == 0
 
 
-async def test_a_long_answer_over_http2_is_no_reason_for_a_goaway(
+async def test_a_long_http2_response_causes_no_goaway(
     autojump_clock: MockClock,
 ) -> None:
     """httpx, which cannot read on after one, gets it whole."""
@@ -415,7 +415,7 @@ async def test_a_long_answer_over_http2_is_no_reason_for_a_goaway(
 
 
 async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) -> None:
-    """Though it says something before it does, behind our end."""
+    """Even if it sends something after our close and before it reads."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=60) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -431,10 +431,10 @@ async def test_a_client_that_reads_late_reads_it_all(autojump_clock: MockClock) 
     assert reports == [ShutdownReport(finished=1, forced=0, seconds=10)]
 
 
-async def test_who_lingers_when_the_drain_begins_does_not_hold_it_up(
+async def test_a_lingering_connection_does_not_delay_the_drain(
     autojump_clock: MockClock,
 ) -> None:
-    """It has been answered already."""
+    """It has its response already."""
 
     @without_lifespan
     async def early(scope: Any, receive: Any, send: Any) -> None:
@@ -452,7 +452,7 @@ async def test_who_lingers_when_the_drain_begins_does_not_hold_it_up(
 async def test_a_new_connections_other_timeouts_do_not_count_in_a_drain(
     autojump_clock: MockClock,
 ) -> None:
-    """Once its handshake is done it may ask until it is five seconds old."""
+    """After its handshake it may send a request until it is five seconds old."""
     async with memory_server(app, graceful_timeout=60, ssl_handshake_timeout=1) as server:
         await trio.sleep_until(9.5)
         raw = await server.connect(tls=True, handshake=False)
@@ -468,7 +468,7 @@ async def test_a_new_connections_other_timeouts_do_not_count_in_a_drain(
 
 
 async def test_a_cancellation_in_a_drain_is_no_deadline(autojump_clock: MockClock) -> None:
-    """And the connection says so."""
+    """The close reason shows it."""
     with trio.CancelScope() as scope:
         async with memory_server(app, graceful_timeout=60) as server:
             stream = await server.connect()
@@ -479,7 +479,7 @@ async def test_a_cancellation_in_a_drain_is_no_deadline(autojump_clock: MockCloc
     assert stream.conn.close_reason == "aborted_by_app"
 
 
-async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
+async def test_a_connection_that_is_upgraded_in_a_drain_gets_its_response_and_is_closed(
     autojump_clock: MockClock,
 ) -> None:
     """HTTP/2 by an upgrade from HTTP/1.1, whose first request is its last."""
@@ -498,7 +498,7 @@ async def test_a_connection_that_is_upgraded_in_a_drain_is_answered_and_ends(
     assert client.seen == [(12, "goaway", ANY), (12.5, "goaway", 3), (14, "end", 0)]
 
 
-async def test_data_and_resets_in_a_drain_harm_nobody(
+async def test_data_and_resets_in_a_drain_have_no_side_effects(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An upload goes on, a stream that is reset is forgotten."""
@@ -532,7 +532,7 @@ async def test_data_and_resets_in_a_drain_harm_nobody(
 
 
 async def test_too_many_requests_drain_their_own_connection(autojump_clock: MockClock) -> None:
-    """The last one allowed is answered, and so is what was in flight with it."""
+    """The last one allowed gets its response, and so do those in flight with it."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, keep_alive_max_requests=3) as server:
         async with http2(server) as client:
@@ -552,8 +552,10 @@ async def test_too_many_requests_drain_their_own_connection(autojump_clock: Mock
 
 
 @pytest.mark.parametrize("reads", [False, True])
-async def test_a_client_that_does_not_leave_is_left(reads: bool, autojump_clock: MockClock) -> None:
-    """Two seconds after it has its goodbye, or after keep_alive_timeout if it does not read."""
+async def test_a_client_that_does_not_close_is_closed(
+    reads: bool, autojump_clock: MockClock
+) -> None:
+    """Two seconds after the last response, or after keep_alive_timeout if it does not read."""
     async with memory_server(app, graceful_timeout=60, keep_alive_timeout=20) as server:
         client = GoAwayHttp2(await server.connect())
         await client.start()
@@ -572,7 +574,7 @@ async def test_a_client_that_does_not_leave_is_left(reads: bool, autojump_clock:
     assert client.stream.conn.close_reason is None
 
 
-async def test_a_client_may_leave_as_it_likes_when_it_has_its_goodbye(
+async def test_a_client_may_close_in_any_way_after_the_goaway(
     autojump_clock: MockClock,
 ) -> None:
     """A reset is no reason then."""
@@ -589,7 +591,7 @@ async def test_a_client_may_leave_as_it_likes_when_it_has_its_goodbye(
     assert client.stream.conn.close_reason is None
 
 
-def test_who_connects_when_the_drain_begins_is_drained_too(
+def test_a_client_that_connects_when_the_drain_begins_is_drained_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If it is accepted at all, whichever task is the first."""
@@ -614,10 +616,10 @@ def test_who_connects_when_the_drain_begins_is_drained_too(
         assert trio.run(connect, clock=MockClock(autojump_threshold=0)) <= SECONDS_IN + 5
 
 
-def test_what_crosses_the_goodbye_does_not_reset_the_connection(
+def test_a_request_that_crosses_the_goaway_does_not_reset_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whichever task is the first: the client reads the last answer, the GOAWAY and the end."""
+    """Whichever task runs first: the client reads the last response, the GOAWAY and the end."""
 
     async def cross() -> tuple[GoAwayHttp2, list[int]]:
         async with memory_server(app, keep_alive_timeout=60) as server, drained(server):
@@ -626,7 +628,7 @@ def test_what_crosses_the_goodbye_does_not_reset_the_connection(
             await trio.sleep_until(9.875)
             streams = [client.request("/slow/0.25")]
             await client.flush()
-            await trio.sleep_until(10.125)  # it is being answered
+            await trio.sleep_until(10.125)  # its response is in flight
             streams.append(client.request())
             for _ in range(20):
                 client.h2.ping(b"12345678")
@@ -641,14 +643,14 @@ def test_what_crosses_the_goodbye_does_not_reset_the_connection(
         monkeypatch.setattr(scheduler, "_r", Random(seed))
         client, streams = trio.run(cross, clock=MockClock(autojump_threshold=0))
         assert client.last is not None
-        answered = {stream for stream in streams if stream <= client.last}
-        assert client.ended == answered
-        assert streams[0] in answered
+        responded = {stream for stream in streams if stream <= client.last}
+        assert client.ended == responded
+        assert streams[0] in responded
         assert client.seen[-1] == (11, "end", 0)
 
 
 async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
-    """Over HTTP/2 too: it asks on another connection what was refused on the old one."""
+    """Over HTTP/2, too: it repeats on another connection what was refused on the old one."""
     async with (
         memory_server(app, graceful_timeout=60) as old,
         memory_server(app, graceful_timeout=60) as new,
@@ -657,13 +659,13 @@ async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
         connect = old.connect
         old.connect = lambda **kwargs: (connect if servers[-1] is old else new.connect)(**kwargs)  # type: ignore[method-assign]
         transport = old.httpx_transport(http2=True)
-        answers = 0
+        responses = 0
 
-        async def ask(client: httpx.AsyncClient, pause: float) -> None:
-            nonlocal answers
+        async def send_requests(client: httpx.AsyncClient, pause: float) -> None:
+            nonlocal responses
             while trio.current_time() < 12:
                 assert (await client.get("https://app/slow/0.01")).text == "done"
-                answers += 1
+                responses += 1
                 await trio.sleep(pause)
 
         async with (
@@ -671,10 +673,10 @@ async def test_httpx_loses_nothing(autojump_clock: MockClock) -> None:
             drained(old),
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(ask, client, 0.007)
+            nursery.start_soon(send_requests, client, 0.007)
             await trio.sleep_until(SECONDS_IN)
             servers.append(new)
-        assert answers > 500
+        assert responses > 500
         assert new.stats().accepted_total == 1
 
 
@@ -692,7 +694,7 @@ async def test_the_first_request_counts_also_where_it_is_an_upgrade(
 
 
 class Peer:
-    """A WebSocket client over either protocol, that notes what it is told and when."""
+    """A WebSocket client over either protocol, which records what it receives and when."""
 
     def __init__(self, stream: ClientStream, http2: GoAwayHttp2 | None, path: str) -> None:
         self.stream = stream
@@ -754,7 +756,7 @@ over_each = pytest.mark.parametrize("over", ["http1", "h2"])
 async def test_a_websocket_is_closed_as_its_protocol_has_it(
     over: str, settings: Any, code: int, autojump_clock: MockClock
 ) -> None:
-    """A close frame at once, which application and client learn of, and time to answer it."""
+    """The close frame is sent at once. The application gets a disconnect. The client may reply."""
     SEEN.clear()
     async with memory_server(app, graceful_timeout=60, **settings) as server:
         peer = await open_websocket(server, over)
@@ -776,7 +778,7 @@ async def test_a_websocket_is_closed_as_its_protocol_has_it(
 async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Its application is told of the first end, also where it asks only now."""
+    """Its application receives the first close, even if it calls receive only now."""
     told = []
 
     @without_lifespan
@@ -796,10 +798,10 @@ async def test_a_websocket_that_its_client_has_closed_is_not_closed_again(
 
 
 @over_each
-async def test_a_websocket_whose_application_closes_it_unread_still_ends(
+async def test_a_websocket_closed_with_unread_messages_still_closes(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """What the client has said, and nobody reads, does not keep its answer from being read."""
+    """Unread messages of the client do not keep its close frame from being read."""
 
     @without_lifespan
     async def deaf(scope: Any, receive: Any, send: Any) -> None:
@@ -823,7 +825,7 @@ async def test_a_websocket_whose_application_closes_it_unread_still_ends(
 async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
     grace: float, autojump_clock: MockClock
 ) -> None:
-    """And one that was, without any grace."""
+    """And so is one that was accepted, without waiting."""
 
     @without_lifespan
     async def fails(scope: Any, receive: Any, send: Any) -> None:
@@ -844,10 +846,10 @@ async def test_a_websocket_that_could_not_be_accepted_is_drained_all_the_same(
 
 
 @over_each
-async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
+async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """It was said goodbye to, and what it still says is not heard."""
+    """It has got its close frame, and what it still sends is not read."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=7) as server:
         peer = await open_websocket(server, over)
@@ -863,24 +865,24 @@ async def test_a_websocket_whose_client_does_not_answer_ends_at_the_deadline(
 @over_each
 @pytest.mark.parametrize("asked", [9, 11])
 async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
-    over: str, asked: float, autojump_clock: MockClock
+    over: str, requested: float, autojump_clock: MockClock
 ) -> None:
-    """Its request was on its way, before the drain or after, and so it is answered."""
+    """Its request arrived before or in the drain, and so it gets its response."""
     async with memory_server(app, graceful_timeout=60) as server:
         await trio.sleep_until(9)
         stream = await server.connect()
         async with drained(server):
-            await trio.sleep_until(asked)
+            await trio.sleep_until(requested)
             peer = Peer(stream, GoAwayHttp2(stream) if over == "h2" else None, "/3")
             await peer.open()
-            assert trio.current_time() == asked + 3
+            assert trio.current_time() == requested + 3
             assert (await peer.read_close()).code == 1012
             await peer.send(wsproto.events.CloseConnection(1012))
-            assert await peer.read_end() == asked + 3
+            assert await peer.read_end() == requested + 3
 
 
 async def test_trio_websocket_sees_a_restart(autojump_clock: MockClock) -> None:
-    """A client library that answers by itself."""
+    """A client library that replies to a close frame by itself."""
     async with (
         memory_server(app) as server,
         drained(server) as reports,
@@ -923,7 +925,7 @@ async def test_upgraded_connections_are_followed_until_their_sockets_close(
         assert ended == [2]
 
 
-async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> None:
+async def test_a_hijack_tracker_may_be_called_twice(autojump_clock: MockClock) -> None:
     """As one that is on the config and an argument, too."""
     hijacks = HijackTracker()
     async with memory_server(app, tracker=compose(hijacks, hijacks)) as server:
@@ -935,8 +937,8 @@ async def test_a_hijack_tracker_may_be_told_twice(autojump_clock: MockClock) -> 
         await http1(await server.connect())  # the server is well
 
 
-async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
-    """It is told so, and nobody waits for what never ends."""
+async def test_a_hijack_tracker_keeps_nothing_that_is_not_a_conn() -> None:
+    """It raises an error, and wait() does not wait for such an object."""
     hijacks = HijackTracker()
     with pytest.raises(AttributeError):
         hijacks.track("no Conn", ConnState.HIJACKED)  # type: ignore[arg-type]
@@ -945,10 +947,10 @@ async def test_what_a_hijack_tracker_cannot_follow_it_does_not_keep() -> None:
 
 
 @pytest.mark.parametrize("grace", [0, 0.05, 3])
-async def test_who_is_cut_off_at_the_end_is_told_apart_from_a_cancellation(
+async def test_a_connection_closed_at_the_deadline_has_another_reason_than_a_cancelled_one(
     grace: float, autojump_clock: MockClock
 ) -> None:
-    """However short the grace is, and whoever is faster at its end, we or Hypercorn."""
+    """However short the grace period is, and whether we or Hypercorn are faster at its end."""
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep_forever()
@@ -977,9 +979,9 @@ async def test_a_handler_that_would_run_for_ever_can_finish(autojump_clock: Mock
         async with http2(server) as client, drained(server) as reports:
             events = client.request("/events")
             await client.flush()
-            answer = b""
-            while not answer.endswith(b"goodbye\r\n0\r\n\r\n"):
-                answer += await stream.receive_some()
+            response = b""
+            while not response.endswith(b"goodbye\r\n0\r\n\r\n"):
+                response += await stream.receive_some()
             assert trio.current_time() == 10
             await stream.aclose()
     assert client.bodies[events] == b"hello, goodbye"
@@ -989,7 +991,7 @@ async def test_a_handler_that_would_run_for_ever_can_finish(autojump_clock: Mock
 async def test_what_is_left_at_the_deadline_is_closed_by_force(
     autojump_clock: MockClock,
 ) -> None:
-    """And says so; what has ended by then does not."""
+    """With that close reason. Connections that closed before have none."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker, graceful_timeout=4) as server:
         streams = [await server.connect() for _ in range(3)]
@@ -1006,7 +1008,7 @@ async def test_what_is_left_at_the_deadline_is_closed_by_force(
     ]
 
 
-async def test_the_log_says_what_a_shutdown_waits_for(
+async def test_the_log_shows_what_a_shutdown_waits_for(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At once, and every second while anything is left; and at the end, how it ended."""
@@ -1062,7 +1064,7 @@ async def test_a_log_that_takes_its_time_does_not_hurt(autojump_clock: MockClock
 async def test_a_shutdown_without_connections_is_over_at_once(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And has nothing to say."""
+    """Nothing is logged."""
     caplog.set_level(logging.INFO)
     async with memory_server(app) as server:
         report = ShutdownReport(finished=0, forced=0, seconds=0)
@@ -1082,7 +1084,7 @@ async def test_the_report_of_a_server_that_was_cancelled_is_an_error() -> None:
 
 
 async def test_max_requests_end_the_server_as_a_shutdown_does(autojump_clock: MockClock) -> None:
-    """What is in flight is answered."""
+    """Requests in flight get their responses."""
     async with memory_server(app, max_requests=1, graceful_timeout=60) as server:
         first, second = await server.connect(), await server.connect()
         await first.send_all(request("/slow/5"))
@@ -1104,7 +1106,7 @@ async def test_max_requests_end_the_server_as_a_shutdown_does(autojump_clock: Mo
         ("drain_websocket_code", 1000),
     ],
 )
-async def test_a_setting_that_cannot_be_is_refused(name: str, value: Any) -> None:
+async def test_an_invalid_setting_is_refused(name: str, value: Any) -> None:
     """Before anything is bound."""
     with pytest.raises(ValueError, match=f"{name} must be .*, not "):
         async with memory_server(app, **{name: value}):

@@ -1,4 +1,4 @@
-"""Ends that nobody may hold up: shutdowns, cancellations, and clients that do not read.
+"""What no client or handler may delay: shutdowns, cancellations and closed connections.
 
 Each in memory under a mock clock, and again on real sockets.
 """
@@ -19,8 +19,8 @@ from .clients import http1, read_to_end
 from .test_faults import Arena, arena, handshake, request
 
 
-async def ask_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
-    """A client that asks for more than any buffer takes, and reads none of it."""
+async def request_and_do_not_read(server: Arena, protocol: str, path: str) -> Any:
+    """A client that requests more than any buffer holds, and reads none of it."""
     if protocol in ("h2", "h2c", "websocket over h2"):
         client = await server.connect_h2(tls=protocol != "h2c")
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
@@ -46,7 +46,7 @@ async def test_a_shutdown_ends_within_the_grace_period_whatever_clients_and_hand
 ) -> None:
     """Neither clients that do not read nor handlers that do not return hold it up."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, path)
+        stream = await request_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         await wait_all_tasks_blocked()
     (conn,) = server.recorder.conns
@@ -58,9 +58,9 @@ async def test_a_shutdown_ends_within_the_grace_period_whatever_clients_and_hand
 async def test_the_send_buffer_of_a_client_that_does_not_read_is_bounded(
     protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """However wide a client opens its windows, an endless answer stops when it stops reading."""
+    """However wide a client opens its windows, an endless response stops when it stops reading."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/endless")
+        stream = await request_and_do_not_read(server, protocol, "/endless")
         await server.reached.wait()
         await wait_all_tasks_blocked()
         assert server.written < 16_000_000  # the kernel's buffers, and little more
@@ -74,7 +74,7 @@ async def test_a_cancellation_closes_every_socket_at_once(
     """Also those that are being written to, and whose clients do not read."""
     with trio.fail_after(5), trio.CancelScope() as scope:
         async with arena(certificate, clock, graceful_timeout=60) as server:
-            stream = await ask_and_do_not_read(server, protocol, "/big")
+            stream = await request_and_do_not_read(server, protocol, "/big")
             await server.reached.wait()
             await wait_all_tasks_blocked()
             scope.cancel()
@@ -93,7 +93,7 @@ async def test_ctrl_c_and_sys_exit_still_stop_the_server(
     async def main() -> None:
         nonlocal stuck
         async with arena(certificate, clock, graceful_timeout=60) as server:
-            stuck = await ask_and_do_not_read(server, "http1", "/big")
+            stuck = await request_and_do_not_read(server, "http1", "/big")
             await stuck.send_eof()  # so that its reader, which would notice, has ended
             await server.reached.wait()
             await wait_all_tasks_blocked()
@@ -109,7 +109,7 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """HTTP/1 ends after its 404, as that says; HTTP/2 rests until its deadline."""
+    """HTTP/1 closes after its 404, as announced. HTTP/2 stays idle until its deadline."""
     async with arena(
         certificate, clock, server_names=["elsewhere"], keep_alive_timeout=0.1
     ) as server:
@@ -132,7 +132,7 @@ async def test_a_request_for_an_unlisted_host_leaves_no_connection_behind(
 async def test_one_http_2_stream_does_not_block_another(
     path: str, certificate: Path, clock: MockClock | None
 ) -> None:
-    """A handler that does not read closes its own window; other streams answer, and upload."""
+    """A handler that does not read closes its own window. Other streams respond and upload."""
     async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         if path == "websocket":
@@ -174,8 +174,8 @@ async def test_every_connection_reports_exactly_one_terminal_state(
     async with arena(certificate, clock) as server:
         for protocol in PROTOCOLS:
             for path in paths:
-                clients.append(await ask_and_do_not_read(server, protocol, path))
-                clients.append(await ask_and_do_not_read(server, protocol, path))
+                clients.append(await request_and_do_not_read(server, protocol, path))
+                clients.append(await request_and_do_not_read(server, protocol, path))
         clients += [await server.connect(), await server.connect(tls=True)]
         await server.recorder.wait_for(ConnState.NEW, times=len(clients))
         await wait_all_tasks_blocked()
@@ -198,7 +198,7 @@ async def test_every_send_and_every_receive_is_a_checkpoint(
     On real sockets only: a mock clock stands still while a handler does not rest.
     """
     async with arena(certificate) as server:
-        stream = await ask_and_do_not_read(server, protocol, path)
+        stream = await request_and_do_not_read(server, protocol, path)
         await server.reached.wait()
         with trio.fail_after(5):
             assert await http1(await server.connected()) == (200, b"hello")
@@ -211,37 +211,37 @@ async def test_every_send_and_every_receive_is_a_checkpoint(
 async def test_a_client_that_sends_too_much_still_gets_its_response(
     certificate: Path, clock: MockClock | None
 ) -> None:
-    """What follows a client's last request is not read, and does not cost it the answer."""
+    """What follows a client's last request is ignored, and does not cost it the response."""
     async with arena(certificate, clock) as server:
         for extra in (b"\r\n", b"garbage", request("/hold")):
-            for asked in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
-                answer = await server.exchange(asked + extra)
-                assert answer.startswith(b"HTTP/1.1 200 ")
-                assert answer.endswith(b"hello")
+            for requested in (b"GET / HTTP/1.0\r\n\r\n", request("/", "Connection: close")):
+                response = await server.exchange(requested + extra)
+                assert response.startswith(b"HTTP/1.1 200 ")
+                assert response.endswith(b"hello")
 
 
 @pytest.mark.parametrize("protocol", ["http1", "tls"])
-async def test_an_application_that_gives_up_on_a_send_leaves_no_half_an_answer(
+async def test_a_cancelled_send_leaves_no_half_response(
     protocol: str, certificate: Path, clock: MockClock | None
 ) -> None:
     """What began to be written is written whole; the application's cancellation waits."""
     async with arena(certificate, clock) as server:
-        stream = await ask_and_do_not_read(server, protocol, "/gives-up")
+        stream = await request_and_do_not_read(server, protocol, "/gives-up")
         await server.reached.wait()
-        answer = bytearray()
-        while len(answer.partition(b"\r\n\r\n")[2]) < 20_000_000:
+        response = bytearray()
+        while len(response.partition(b"\r\n\r\n")[2]) < 20_000_000:
             chunk = await stream.receive_some()
             assert chunk
-            answer += chunk
-        assert answer.partition(b"\r\n\r\n")[2] == b"x" * 20_000_000
+            response += chunk
+        assert response.partition(b"\r\n\r\n")[2] == b"x" * 20_000_000
         await stream.aclose()
 
 
-async def test_a_request_behind_an_answer_that_ends_the_connection_does_not_hold_it(
+async def test_a_request_after_the_last_response_does_not_delay_the_close(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """The reader that waited for the first answer ends with the connection."""
+    """The reader that waited for the first response ends with the connection."""
     async with arena(certificate, clock) as server:
         tasks = await server.tasks()
         stream = await server.connected()
@@ -274,7 +274,7 @@ async def test_what_an_h2_handler_sent_before_it_failed_arrives_before_the_reset
 async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
     certificate: Path, clock: MockClock | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What watches for hangups is there as long as anybody may watch."""
+    """The task that watches for disconnects runs as long as it may be needed."""
     with trio.CancelScope() as scope:
         async with arena(certificate, clock, errorlog="-") as server:
             stream = await server.connected()
@@ -286,11 +286,11 @@ async def test_a_cancellation_finds_a_waiting_reader_and_logs_nothing(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_websocket_handler_over_h2_is_told_that_its_client_spoke_too_early(
+async def test_an_h2_websocket_handler_learns_that_its_client_sent_frames_too_early(
     certificate: Path,
     clock: MockClock | None,
 ) -> None:
-    """Its stream is answered, and the connection goes on."""
+    """Its stream gets a response, and the connection goes on."""
     async with arena(certificate, clock) as server:
         client = await server.connect_h2()
         stream_id = await client.websocket("/never-accepts", accepted=False)

@@ -133,7 +133,7 @@ async def test_a_poll_finds_the_whole_body_and_nothing_until_the_client_goes(
 async def test_a_poll_finds_each_part_when_it_has_come(
     head: bytes, parts: list[bytes], poll: Poll, autojump_clock: MockClock
 ) -> None:
-    """What comes while nobody waits for it is there for the next poll, or for who waits."""
+    """What arrives between two polls is there for the next poll, or for a waiting receive."""
     last = [b"0\r\n\r\n"] if head == CHUNKED else []
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
@@ -188,7 +188,7 @@ async def test_a_poll_finds_over_http_2_what_it_finds_over_http_1(
 async def test_a_poll_finds_the_disconnect_behind_the_response(
     autojump_clock: MockClock,
 ) -> None:
-    """Then nobody needs the application any more."""
+    """Then the client has all that it waited for."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"done")
@@ -335,7 +335,7 @@ async def test_every_send_is_a_checkpoint(over: str, autojump_clock: MockClock) 
             assert await http1(client) == (200, b"bodybody")
 
 
-async def test_a_send_to_nobody_is_a_checkpoint(autojump_clock: MockClock) -> None:
+async def test_a_send_to_a_client_that_has_gone_is_a_checkpoint(autojump_clock: MockClock) -> None:
     """However often it is tried."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
@@ -374,7 +374,7 @@ async def test_a_cancelled_send_has_sent_nothing(poll: Poll, autojump_clock: Moc
 
 
 async def test_a_cancelled_receive_takes_nothing(autojump_clock: MockClock) -> None:
-    """Who gives up while nothing is there finds all of it later."""
+    """After a cancelled receive, a later one gets everything."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         with trio.move_on_after(3) as scope:
@@ -388,10 +388,10 @@ async def test_a_cancelled_receive_takes_nothing(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("how", ["waits", "polls", "receives the disconnect", "sends"])
-async def test_the_end_of_a_drain_stops_who_only_receives(
+async def test_the_end_of_a_drain_stops_a_handler_that_only_receives(
     how: str, autojump_clock: MockClock
 ) -> None:
-    """Also who polls, and who does not mind that its client has gone."""
+    """Even one that polls, and one that ignores that its client has gone."""
 
     @without_lifespan
     async def stubborn(scope: Any, receive: Any, send: Any) -> None:
@@ -510,7 +510,7 @@ async def test_what_has_come_before_the_clients_end_is_received_before_it(
 async def test_the_response_of_a_client_that_has_ended_its_side_is_sent(
     autojump_clock: MockClock,
 ) -> None:
-    """Over HTTP/1 it may read on, so the application may respond though it was told."""
+    """Over HTTP/1 it may still read, so the application may respond after the disconnect."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         assert await receive() == event(b"")
@@ -558,10 +558,10 @@ async def test_what_an_application_does_to_its_disconnect_changes_no_other(
     ("begun", "told", "status"),
     [(False, False, b"500"), (False, True, b""), (True, False, b"500"), (True, True, b"500")],
 )
-async def test_an_application_that_gives_up_when_it_is_told_owes_nothing(
+async def test_an_application_that_returns_at_the_disconnect_need_not_respond(
     begun: bool, told: bool, status: bytes, autojump_clock: MockClock
 ) -> None:
-    """One that was not told, or had begun, owes a response to a client that may still read."""
+    """Without a disconnect, or when it has begun, it must respond: the client may still read."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         if begun:
@@ -704,7 +704,7 @@ async def test_a_head_that_cannot_be_sent_may_be_followed_by_another(
 
 @pytest.mark.parametrize("status", [1000, 101, 100, 99, 0])
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_a_status_that_is_none_can_be_sent_by_no_protocol(
+async def test_an_invalid_status_code_is_refused_over_every_protocol(
     over: str, status: int, autojump_clock: MockClock
 ) -> None:
     """It is refused when it would be written, and then there may be another one."""
@@ -745,7 +745,7 @@ async def test_a_body_where_none_may_be_is_dropped(
 
 
 @pytest.mark.parametrize("gone", [False, True])
-async def test_a_task_that_outlives_its_application_is_told_that_it_is_over(
+async def test_a_task_that_outlives_its_application_cannot_send(
     gone: bool, autojump_clock: MockClock
 ) -> None:
     """Also one that comes when the whole connection has gone."""
@@ -778,10 +778,10 @@ async def test_a_task_that_outlives_its_application_is_told_that_it_is_over(
                 await finished.wait()
 
 
-async def test_what_an_application_does_not_read_waits_for_nobody(
+async def test_data_that_an_application_does_not_read_is_dropped_when_it_ends(
     autojump_clock: MockClock,
 ) -> None:
-    """An application that has ended frees its client, who was about to send more."""
+    """When an application has returned, its client can send the rest."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(1)
@@ -880,7 +880,7 @@ class Wsgi:
 async def test_a_wsgi_application_is_not_called_with_a_part_of_a_body(
     end: str, sent: bytes, middleware: bool, certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that leaves after 10 of 100 bytes has not asked for anything."""
+    """A client that disconnects after 10 of 100 bytes has sent no complete request."""
     wsgi = Wsgi()
     app: Any = TrioWSGIMiddleware(wsgi) if middleware else wsgi
     async with memory_server(app, drain_idle_timeout=0) as server:

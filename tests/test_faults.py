@@ -1,8 +1,8 @@
 """What clients and applications can do to a server, each against the real worker.
 
-Whatever it is, the same must hold afterwards: a request of a bystander that was in flight
-got its answer, a fresh request is answered, every connection has reported exactly one
-terminal state, no task and no file descriptor is left, and the shutdown is in time.
+Whatever it is, the same must hold afterwards: a bystander's request that was in flight got its
+response, a new request gets a response, every connection has reported exactly one terminal state,
+no task and no file descriptor is left, and the shutdown is in time.
 """
 
 from __future__ import annotations
@@ -344,16 +344,16 @@ def handshake(path: str = "/", *lines: str) -> bytes:
 
 @fault
 async def an_empty_line_too_many_after_http_1_0(arena: Arena) -> None:
-    answer = await arena.exchange(b"GET / HTTP/1.0\r\n\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert answer.endswith(b"hello")
+    response = await arena.exchange(b"GET / HTTP/1.0\r\n\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert response.endswith(b"hello")
 
 
 @fault
 async def a_request_pipelined_behind_connection_close(arena: Arena) -> None:
-    answer = await arena.exchange(request("/", "Connection: close") + request("/hold"))
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert answer.endswith(b"hello")
+    response = await arena.exchange(request("/", "Connection: close") + request("/hold"))
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert response.endswith(b"hello")
 
 
 @fault
@@ -379,8 +379,8 @@ async def garbage_in_a_chunked_body(arena: Arena) -> None:
 
 @fault
 async def an_endless_request_head(arena: Arena) -> None:
-    answer = await arena.exchange(b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000)
-    assert answer.startswith(b"HTTP/1.1 431 ")
+    response = await arena.exchange(b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000)
+    assert response.startswith(b"HTTP/1.1 431 ")
 
 
 @fault
@@ -388,7 +388,7 @@ async def an_upload_that_nobody_reads(arena: Arena) -> None:
     async with await arena.connect() as stream:
         length = "Content-Length: 1000000"
         await stream.send_all(request("/early", length, method="POST"))
-        with suppress(trio.BrokenResourceError):  # it is answered before it has sent all
+        with suppress(trio.BrokenResourceError):  # it gets its response before it has sent all
             for _ in range(30):
                 await stream.send_all(b"x" * 1000)
         await read_to_end(stream)
@@ -534,9 +534,9 @@ async def websocket_bad_extension_parameter(arena: Arena) -> None:
     offer = "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=x"
     async with await arena.connect() as stream:
         await stream.send_all(handshake("/", offer))
-        answer = bytes(await stream.receive_some())
-        assert answer.startswith(b"HTTP/1.1 101 ")
-        assert b"extensions" not in answer
+        response = bytes(await stream.receive_some())
+        assert response.startswith(b"HTTP/1.1 101 ")
+        assert b"extensions" not in response
 
 
 @fault
@@ -738,7 +738,7 @@ for moment, manner, protocol in product(
 async def test_an_error_closes_its_own_connection_and_no_other(
     name: str, certificate: Path
 ) -> None:
-    """Whatever one client or handler does, nobody else notices and nothing is left of it."""
+    """Whatever one client or handler does, others do not notice, and nothing is left of it."""
     async with arena(certificate) as server, await server.connect() as bystander:
         await bystander.send_all(request("/hold"))
         await server.recorder.wait_states("NA")
@@ -754,13 +754,13 @@ async def test_an_error_closes_its_own_connection_and_no_other(
             async with await server.connect() as fresh:
                 assert await http1(fresh) == (200, b"hello")
             server.gate.set()
-            answer = b""
-            while not answer.endswith(b"held"):
-                answer += await bystander.receive_some()
+            response = b""
+            while not response.endswith(b"held"):
+                response += await bystander.receive_some()
 
 
 async def test_a_fault_takes_neither_workers_nor_their_parent_down(tmp_path: Path) -> None:
-    """The command with two workers answers what was in flight, and goes on."""
+    """The command with two workers handles the requests in flight, and goes on."""
     config = tmp_path / "hypercorn_conf.py"
     config.write_text(
         "from trio_httptrack import hook\n\nconn_state = hook('ways_in.twoparts:tracker')\n"

@@ -17,7 +17,7 @@ noticed = pytest.mark.skipif(
 
 @pytest.mark.skipif(OLD_HYPERCORN, reason="the log of Hypercorn 0.17 is not quiet")
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=noticed)])
-async def test_no_input_harms_anybody_but_its_own_connection(seed: int, certificate: Path) -> None:
+async def test_no_input_affects_another_connection(seed: int, certificate: Path) -> None:
     """Good clients are served meanwhile, nothing is left, and the log stays quiet; also where
     handlers are cancelled, slow clients cut off, and connections closed by a tracker."""
     fuzz = Fuzz(seed)

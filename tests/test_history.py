@@ -43,7 +43,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep_forever()
 
 
-async def ask(server: MemoryServer, path: str) -> ClientStream:
+async def send_request(server: MemoryServer, path: str) -> ClientStream:
     stream = await server.connect()
     await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await wait_all_tasks_blocked()
@@ -62,14 +62,14 @@ async def notes(
     raise AssertionError("nothing was raised")
 
 
-async def test_a_failure_says_what_the_connections_have_done_and_do(
+async def test_a_failure_has_a_note_on_the_connections(
     autojump_clock: MockClock,
 ) -> None:
     """As it was when the test failed, and not when everything was closed for it."""
 
     async def test(server: MemoryServer) -> None:
         for path in ("/waiting", "/streaming", "/", "/afterwards"):
-            await ask(server, path)
+            await send_request(server, path)
         await trio.sleep(20.5)
         await server.connect()
         assert not server.connections()
@@ -112,7 +112,7 @@ async def test_a_failure_behind_a_shutdown_has_its_report(autojump_clock: MockCl
     """As the log has it."""
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
         assert await server.shutdown() is None
 
     (note,) = await notes(test)
@@ -132,7 +132,7 @@ async def test_an_error_of_a_tracker_has_the_note(autojump_clock: MockClock) -> 
             raise ValueError
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
 
     (note,) = await notes(test, tracker=TrackerFunc(fail))
     assert note.splitlines()[1:] == ["Conn 1 127.0.0.1:40001 http/1.1: NEW 0.0 > ACTIVE 0.0"]
@@ -150,7 +150,7 @@ async def test_an_error_of_a_lifespan_has_the_note(autojump_clock: MockClock) ->
         await app(scope, receive, send)
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
         await trio.sleep_forever()
 
     lifespan, note = await notes(test, failing)
@@ -173,7 +173,7 @@ async def test_a_lifespan_that_fails_when_all_is_over_has_the_note(
         await send({"type": "lifespan.shutdown.failed", "message": "no database"})
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/")
+        await send_request(server, "/")
 
     (note,) = await notes(test, failing)
     assert note.splitlines() == [
@@ -193,7 +193,7 @@ async def test_an_error_while_all_connections_are_closed_has_one_note(
             raise ValueError
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
         raise KeyError
 
     (note,) = await notes(test, tracker=TrackerFunc(fail))
@@ -208,7 +208,7 @@ async def test_an_error_of_the_drain_has_the_note(autojump_clock: MockClock) -> 
             raise ValueError
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/")
+        await send_request(server, "/")
 
     (note,) = await notes(test, tracker=TrackerFunc(fail))
     assert note.splitlines()[1:] == [
@@ -240,13 +240,13 @@ async def test_a_group_has_the_note_and_its_errors_have_none(autojump_clock: Moc
     ],
     ids=repr,
 )
-async def test_what_is_no_failure_has_no_note(
+async def test_an_exception_that_is_no_failure_has_no_note(
     error: BaseException, autojump_clock: MockClock
 ) -> None:
-    """Nobody looks for a mistake there."""
+    """The test did not fail."""
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
         raise error
 
     assert await notes(test) == []
@@ -287,7 +287,7 @@ async def test_of_many_connections_the_last_and_the_busy_are_named(
     closed = KEPT
 
     async def test(server: MemoryServer) -> None:
-        await ask(server, "/waiting")
+        await send_request(server, "/waiting")
         for _ in range(closed):
             await (await server.connect()).aclose()
             await wait_all_tasks_blocked()
@@ -352,7 +352,7 @@ async def test_a_long_test_takes_no_more_memory_than_a_short_one(
 async def test_the_history_is_behind_all_trackers_but_conn_trackers(
     autojump_clock: MockClock, connections: list[Connection]
 ) -> None:
-    """Whoever waits for the last connection still finds all others complete."""
+    """When ConnTracker.wait() returns, all other trackers are complete."""
     mine, counting = TrackerFunc(lambda conn, state: None), ConnTracker()
     async with memory_server(app, conn_state=counting, tracker=mine) as server:
         await server.connect()

@@ -79,7 +79,7 @@ def test_the_hypercorn_room_knows_connections_monitors_and_the_core_only() -> No
 
 
 def test_a_monitor_knows_the_core_only() -> None:
-    """It can be asked, and show what it knows, where there is no server."""
+    """It can be queried without a server."""
     allowed = CORE | set(sys.stdlib_module_names) | {"_monitor", "trio"}
     for path in (PACKAGE / "_monitor").glob("*.py"):
         top_levels = {module.split(".")[0] for module in imports(path)}
@@ -123,7 +123,7 @@ def test_nothing_needs_what_is_for_tests() -> None:
             assert not {m for m in imports(path) if m.startswith("testing")}, path.name
 
 
-def test_every_public_name_says_where_it_is_imported_from() -> None:
+def test_every_public_name_has_the_module_that_it_is_imported_from() -> None:
     """Tracebacks and documentation show the public path, not the private module."""
     for package in (trio_httptrack, trio_httptrack.testing):
         for name in package.__all__:
@@ -158,7 +158,7 @@ except ModuleNotFoundError as error:
 
 
 def test_the_locale_does_not_matter() -> None:
-    """As in a container that sets none, with a Python that is told to do as it says."""
+    """As in a container without a locale, with a Python that follows it."""
     modules = "trio_httptrack.status, trio_httptrack.testing"
     subprocess.run(
         [sys.executable, "-X", "utf8=0", "-X", "warn_default_encoding", "-c", f"import {modules}"],

@@ -224,7 +224,7 @@ async def test_a_part_of_a_request_that_came_before_its_deadline_is_not_enough(
     read_timeout: float | None,
     autojump_clock: MockClock,
 ) -> None:
-    """Who looks once more finds it, and then waits no longer for the rest."""
+    """A last read at the deadline finds it, and then the rest is not waited for."""
     busy = Busy(app)
     recorder = Recorder()
     async with memory_server(
@@ -456,7 +456,7 @@ async def test_read_timeout_begins_again_with_each_piece(autojump_clock: MockClo
 
 
 @pytest.mark.parametrize("kind", ["new", "idle", "websocket"])
-async def test_read_timeout_does_not_end_who_owes_nothing(
+async def test_read_timeout_does_not_close_an_idle_connection_or_a_websocket(
     kind: str, autojump_clock: MockClock
 ) -> None:
     """A connection that rests, and a WebSocket."""
@@ -475,7 +475,7 @@ async def test_read_timeout_does_not_end_who_owes_nothing(
             assert await http1(client) == (200, b"/")
 
 
-async def test_read_timeout_does_not_end_who_waits_for_the_application(
+async def test_read_timeout_does_not_close_a_client_that_waits_for_the_application(
     autojump_clock: MockClock,
 ) -> None:
     """A body that lies in our buffers is not the client's pause."""
@@ -500,7 +500,7 @@ async def test_read_timeout_does_not_end_who_waits_for_the_application(
 
 
 @pytest.mark.parametrize("coding", ["Content-Length: 200000", "Transfer-Encoding: chunked"])
-async def test_a_response_to_a_part_of_an_upload_says_close_and_is_not_reset(
+async def test_a_response_to_a_part_of_an_upload_has_connection_close_and_is_not_reset(
     coding: str, autojump_clock: MockClock
 ) -> None:
     """RFC 9112, 9.6: what is not read is no request, and the client can read the response."""
@@ -724,7 +724,7 @@ async def test_early_hints_precede_the_response(version: str, autojump_clock: Mo
 
 
 @pytest.mark.parametrize("status", [101, 100, 99, 0, -1, 1000])
-async def test_a_status_that_is_none_is_the_applications_error(
+async def test_an_invalid_status_code_is_the_applications_error(
     status: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing of it goes out, and the client gets a 500."""
@@ -745,7 +745,7 @@ async def test_any_other_status_is_sent(status: int, autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [5], [3], [0], [2, 0], [2, 2, 2]])
-async def test_a_body_has_the_length_that_its_head_says(
+async def test_a_body_must_have_the_length_of_its_content_length_header(
     sizes: list[int], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Else it is the application's error: a 500 if nothing was written yet, or cut off."""
@@ -792,8 +792,8 @@ async def test_bodies_of_any_size_arrive_whole(
 
 
 async def test_a_response_behind_a_refusal_is_not_sent(autojump_clock: MockClock) -> None:
-    """Who was told 400 for a broken body gets no second response to the same request, however
-    long the first one has to wait for room."""
+    """A client that gets a 400 for a broken body gets no second response to the same request,
+    however long the first one has to wait for room."""
 
     @without_lifespan
     async def late(scope: Any, receive: Any, send: Any) -> None:
@@ -856,7 +856,7 @@ async def test_a_response_that_has_begun_when_its_request_ends_early_goes_on(
             assert response.endswith(b"\r\n\r\n5\r\nbegun\r\n4\r\ndone\r\n0\r\n\r\n")
 
 
-async def test_who_is_not_served_is_not_asked_for_the_body(autojump_clock: MockClock) -> None:
+async def test_a_refused_request_gets_no_100_continue(autojump_clock: MockClock) -> None:
     """A 100 behind the final response would be taken for the next one's."""
     async with memory_server(app, server_names=["elsewhere"]) as server:
         client = await server.connect()
@@ -899,7 +899,7 @@ class Turns:
 async def test_pipelined_requests_are_handled_one_after_the_other(
     autojump_clock: MockClock,
 ) -> None:
-    """With their bodies, whoever reads them, and in order."""
+    """With their bodies, whether or not the handler reads them, and in order."""
     turns = Turns()
     recorder = Recorder()
     chunked = "Transfer-Encoding: chunked"
@@ -960,7 +960,7 @@ async def test_a_client_that_pipelines_without_end_is_not_read_without_bounds(
 
 
 async def test_a_client_that_leaves_its_pipeline_costs_no_time(autojump_clock: MockClock) -> None:
-    """While the first handler works on, nobody runs for the sake of the second request."""
+    """While the first handler runs, no task is busy with the second request."""
     finished = []
 
     @without_lifespan
@@ -1039,7 +1039,7 @@ async def test_an_orderly_end_sends_close_notify(
 async def test_a_response_that_is_cut_off_sends_no_close_notify(
     way: str, connections: list[Connection], autojump_clock: MockClock
 ) -> None:
-    """The client can tell that this was not all, also where no length says so."""
+    """The client notices that the response is incomplete, even without a length."""
 
     @without_lifespan
     async def half(scope: Any, receive: Any, send: Any) -> None:
@@ -1073,7 +1073,7 @@ async def test_a_response_that_is_cut_off_sends_no_close_notify(
 async def test_a_tls_client_that_ends_its_side_gets_its_responses(
     behind: bytes, autojump_clock: MockClock
 ) -> None:
-    """Its close_notify says that nothing was cut off, and it can read on (RFC 8446, 6.1)."""
+    """Its close_notify shows that nothing was cut off, and it can still read (RFC 8446, 6.1)."""
     recorder = Recorder()
     async with memory_server(slow, tracker=recorder) as server:
         client = await tls_client(server)
@@ -1084,7 +1084,7 @@ async def test_a_tls_client_that_ends_its_side_gets_its_responses(
     assert recorder.sequences() == ["NAIAC" if behind else "NAC"]
 
 
-async def test_a_tls_client_whose_end_was_cut_off_gets_nothing(
+async def test_a_tls_client_that_closes_without_close_notify_gets_no_response(
     autojump_clock: MockClock,
 ) -> None:
     """A FIN beneath TLS is no half-close, and the connection ends with it."""
@@ -1103,10 +1103,10 @@ async def test_a_tls_client_whose_end_was_cut_off_gets_nothing(
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
-async def test_the_last_request_of_a_connection_is_told_so(
+async def test_the_last_response_of_a_connection_has_connection_close(
     pipelined: bool, autojump_clock: MockClock
 ) -> None:
-    """With keep_alive_max_requests=3 the third response says close, and a fourth one is not."""
+    """With keep_alive_max_requests=3 the third response has it, and there is no fourth."""
     called = []
 
     @without_lifespan
@@ -1160,10 +1160,10 @@ async def test_header_names_are_passed_on_as_they_were_sent_if_that_is_wanted(
 @pytest.mark.parametrize("size", [1000, 5000])
 @pytest.mark.parametrize("unusual", ["", "X: \x80\r\n"])
 @pytest.mark.parametrize("pieces", [1, 2])
-async def test_a_head_may_be_as_long_as_the_setting_says(
+async def test_a_request_head_may_be_as_long_as_the_setting_allows(
     size: int, unusual: str, pieces: int, autojump_clock: MockClock
 ) -> None:
-    """However it comes, and whoever reads it; one byte more without an end is too long."""
+    """In any pieces, by either parser. One byte more without an end is too long."""
     async with memory_server(app, h11_max_incomplete_size=size) as server:
         client = await server.connect()
         start = f"GET / HTTP/1.1\r\nHost: here\r\n{unusual}X-Long: ".encode("latin-1")
@@ -1221,8 +1221,8 @@ async def test_only_the_servers_own_names_are_served(
 async def test_each_request_has_one_line_in_the_access_log(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With its status, whoever gave it; a dash for a response that was not completed, and 499,
-    as in nginx's log, where its client left before that."""
+    """With its status code, from the application or from us. A response that was not completed has
+    a dash, or 499, as in nginx's log, if its client disconnected before that."""
 
     @without_lifespan
     async def as_its_path_says(scope: Any, receive: Any, send: Any) -> None:

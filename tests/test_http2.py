@@ -609,7 +609,7 @@ async def test_a_request_waits_for_a_handler_that_ends(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
-async def test_a_response_before_the_requests_end_says_that_the_rest_is_not_needed(
+async def test_a_response_before_the_requests_end_is_followed_by_a_reset_without_error(
     body: bytes, autojump_clock: MockClock
 ) -> None:
     """RST_STREAM(NO_ERROR) follows END_STREAM, and the stream does not count any more."""
@@ -739,7 +739,7 @@ async def test_the_connections_window_opens_at_once_and_a_streams_as_it_is_read(
 
 
 async def test_padding_is_given_back_to_both_windows(autojump_clock: MockClock) -> None:
-    """It counts in the windows, but nobody has to read it."""
+    """It counts in the windows, but no handler reads it."""
     async with connected(handled_by(forever), graceful_timeout=0) as client:
         whole = padded(1, b"", 255)  # 256 bytes of the window
         await client.send(post(1), whole * 63)
@@ -1463,10 +1463,10 @@ async def test_a_client_limits_how_many_pushes_are_in_flight(autojump_clock: Moc
         assert client.body(2) == b""
 
 
-async def test_the_first_header_block_says_that_no_table_is_used(
+async def test_the_first_header_block_sets_the_table_size_to_zero(
     autojump_clock: MockClock,
 ) -> None:
-    """Whatever block that is: then none need say so later, whatever a client's SETTINGS are."""
+    """Whichever block that is. Later blocks need not, whatever the client's SETTINGS are."""
 
     async def handler(path: str, receive: Any, send: Any) -> None:
         if path == "/":
@@ -1559,7 +1559,7 @@ async def test_websockets_count_as_handlers_before_they_run(autojump_clock: Mock
         assert running == 4
 
 
-async def test_trailers_alone_that_nobody_wants_leave_a_response(
+async def test_trailers_that_the_client_does_not_want_leave_a_response_with_headers(
     autojump_clock: MockClock,
 ) -> None:
     """A response that begins with its trailers has headers, whether or not trailers are wanted."""

@@ -1129,7 +1129,7 @@ def test_an_unusual_header_means_the_same_to_both(header: tuple[bytes, bytes]) -
 
 
 def test_the_frames_are_of_many_kinds() -> None:
-    """Requests come whole, connections and streams end: so comparing them tells something."""
+    """Some requests are complete, some connections and streams end: the comparison is useful."""
     codes: Counter[int | None] = Counter()
     resets: Counter[int] = Counter()
     bodies: list[int] = []

@@ -194,7 +194,7 @@ WRONG = {
 
 @pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
 def test_a_header_that_cannot_be_sent_is_refused(header: tuple[bytes, bytes]) -> None:
-    """Each time, and the error does not tell its value."""
+    """Each time, and the error does not contain its value."""
     for _ in range(2):
         with pytest.raises(h11.LocalProtocolError) as caught:
             SHARED.response(200, [(b"vary", b"a"), header])
@@ -208,7 +208,7 @@ def test_a_pseudo_header_of_an_application_is_refused() -> None:
 
 
 def test_the_bodys_length_is_read_from_its_header() -> None:
-    """It may be said twice, but not two of them."""
+    """The same length may be given twice, but not two different ones."""
     for _ in range(2):
         assert SHARED.response(200, [(b"Content-Length", b"5")])[1] == 5
         assert SHARED.response(200, [(b"content-length", b"5")] * 2)[1] == 5
@@ -224,7 +224,7 @@ def test_a_status_without_a_body_has_no_length(status: int) -> None:
     assert SHARED.response(304, [(b"content-length", b"5")])[1] == 5
 
 
-def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
+def test_only_headers_without_secrets_are_cached() -> None:
     """And none that is long, or no key."""
     writer = HeaderWriter(lambda protocol: OWN)
     secret = [b"set-cookie", b"Authorization", b"x-request-id", b"location", b"etag", b"cookie"]
@@ -351,7 +351,7 @@ EMPTY_TABLE = b"\x20\x3f\xe1\x1f"  # of no size, and of 4,096 bytes again
         ),
     ],
 )  # fmt: skip
-def test_a_table_that_looks_the_same_is_another(
+def test_a_table_of_the_same_length_and_size_may_be_another(
     before: bytes, block: bytes, between: bytes, values: bytes
 ) -> None:
     """As many entries of the same size: the same block makes another request."""
@@ -511,7 +511,7 @@ def test_index_0_means_nothing_however_large_the_table_is() -> None:
 def test_any_bytes_are_what_hpack_decodes_or_end_the_connection(
     sent: list[tuple[str, bytes]], max_size: int
 ) -> None:
-    """No other error escapes than the two that say whom it concerns."""
+    """No errors escape but the two that name the stream or the connection."""
     decoder, reader = hpack.Decoder(max_size), HeaderReader(max_size)
     for call, block in sent:
         try:

@@ -1,4 +1,4 @@
-"""ConnLimit: who is let in, who is turned away and how, and what is counted."""
+"""ConnLimit: which connections it admits, how it refuses others, and what it counts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def admitted(limits: ConnLimit, *hosts: str | None) -> list[bool]:
         ((0, 0), "0.0.0.1", "::1", False),
     ],
 )
-def test_clients_are_told_apart_by_their_prefix(
+def test_clients_are_distinguished_by_their_prefix(
     prefix: tuple[int, int], first: str, second: str, same: bool
 ) -> None:
     """An IPv4 address in an IPv6 one is an IPv4 address; the two families never meet."""
@@ -82,7 +82,7 @@ def test_clients_are_told_apart_by_their_prefix(
     assert admitted(limits, first, second) == [True, not same]
 
 
-def test_who_is_exempt_is_neither_counted_nor_refused() -> None:
+def test_an_exempt_client_is_neither_counted_nor_refused() -> None:
     """By network or address, of either family."""
     limits = ConnLimit(total=1, per_client=1, exempt=["10.0.0.0/8", "::1", "2001:db8::/32"])
     exempt = ["10.1.2.3", "10.1.2.3", "::1", "2001:db8::5", "::ffff:10.9.9.9"]
@@ -91,14 +91,14 @@ def test_who_is_exempt_is_neither_counted_nor_refused() -> None:
     assert admitted(limits, "192.0.2.1", "::2") == [True, False]
 
 
-def test_who_has_no_address_counts_for_the_total_only() -> None:
+def test_a_client_without_an_address_counts_for_the_total_only() -> None:
     """As a client through a Unix socket."""
     assert admitted(ConnLimit(per_client=1), None, None) == [True, True]
     assert admitted(ConnLimit(total=1), None, None) == [True, False]
 
 
 def test_a_client_over_its_own_limit_is_not_counted_for_the_total() -> None:
-    """Its refusals say that it is the client, and not the server, that has too many."""
+    """The reason of a refusal is the limit of the client, and not the total."""
     limits = ConnLimit(total=2, per_client=1)
     assert admitted(limits, "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.3") == [
         *(True, False, True, False, False)
@@ -122,7 +122,7 @@ def test_a_client_over_its_own_limit_is_not_counted_for_the_total() -> None:
         ({"total": 1, "exempt": ["a"]}, ValueError, "exempt: 'a' does not appear to be"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_limits_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """Each with what is wrong."""
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused(
         ConnLimit(**arguments)
 
 
-def test_it_says_what_it_is() -> None:
+def test_its_repr_shows_its_limits_and_its_count() -> None:
     """Its limits and its count."""
     assert repr(ConnLimit(total=5, per_client=2)) == "<ConnLimit total=5 per_client=2 count=0>"
     assert repr(ConnLimit(per_client=2)) == "<ConnLimit per_client=2 count=0>"
@@ -161,7 +161,7 @@ async def test_beyond_its_limit_a_client_gets_a_429(autojump_clock: MockClock) -
 
 
 async def test_beyond_the_total_a_client_gets_a_503(autojump_clock: MockClock) -> None:
-    """Whoever it is; and when somebody has left there is room again."""
+    """Any client; and when another client has left there is room again."""
     limits = ConnLimit(total=1)
     async with memory_server(app, tracker=limits) as server:
         first = await server.connect(client=ONE)
@@ -222,7 +222,7 @@ async def test_a_refused_client_that_resets_is_gone_at_once(autojump_clock: Mock
         assert (refused.conn.state, refused.conn.close_reason) == (CLOSED, TOTAL)
 
 
-async def test_a_shutdown_does_not_wait_for_who_was_refused(autojump_clock: MockClock) -> None:
+async def test_a_shutdown_does_not_wait_for_refused_clients(autojump_clock: MockClock) -> None:
     """Nor is there anything to drain."""
     async with memory_server(app, tracker=ConnLimit(total=1)) as server:
         first = await server.connect()
@@ -243,7 +243,7 @@ async def test_under_tls_there_is_no_handshake(autojump_clock: MockClock) -> Non
         assert await refused.receive_some() == b""
 
 
-async def test_no_task_is_started_for_who_is_refused(autojump_clock: MockClock) -> None:
+async def test_no_task_is_started_for_a_refused_connection(autojump_clock: MockClock) -> None:
     """However many they are."""
     async with memory_server(app, tracker=ConnLimit(total=1)) as server:
         await server.connect()
@@ -263,7 +263,7 @@ async def test_no_task_is_started_for_who_is_refused(autojump_clock: MockClock) 
 async def test_it_may_stand_anywhere(
     place: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others are told of a refused connection in order, and once."""
+    """The other trackers see a refused connection's states in order, and once."""
     limits, recorder, stats, conns = ConnLimit(total=1), Recorder(), StatsTracker(), ConnTracker()
     others: list[Tracker] = [recorder, stats, HijackTracker()]
     others.insert(place, limits)
@@ -280,7 +280,7 @@ async def test_it_may_stand_anywhere(
 
 @pytest.mark.parametrize("first", ["total", "per_client"])
 async def test_two_limits_refuse_once(first: str, autojump_clock: MockClock) -> None:
-    """The one that comes first; and neither counts who was refused by the other."""
+    """The first one refuses; and neither counts what the other has refused."""
     total, per_client = ConnLimit(total=1), ConnLimit(per_client=1)
     both = (total, per_client) if first == "total" else (per_client, total)
     async with memory_server(app, tracker=compose(*both)) as server:
@@ -435,7 +435,9 @@ async def test_a_client_that_has_gone_before_it_is_refused_is_refused_all_the_sa
     assert refusals(limits) == (1, 0)
 
 
-async def test_clients_are_told_apart_by_their_sockets_addresses(certificate: Path) -> None:
+async def test_clients_are_distinguished_by_the_addresses_of_their_sockets(
+    certificate: Path,
+) -> None:
     """Over real sockets, of which a machine has more than one address."""
     limits, recorder = ConnLimit(per_client=1), Recorder()
     async with socket_server(app, certificate, tracker=compose(limits, recorder)) as server:

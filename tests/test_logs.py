@@ -17,7 +17,7 @@ def test_a_line_names_the_connection_and_its_new_state(caplog: pytest.LogCapture
     ]
 
 
-def test_the_last_line_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_line_has_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     """A connection that did not end normally is logged with its reason; logger and level count."""
     conn = Conn()
     conn.close_reason = "keep_alive_timeout"
@@ -67,7 +67,7 @@ def test_an_adapter_is_a_logger(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].message.endswith(" new")
 
 
-def test_what_is_no_logger_or_level_is_refused_at_once() -> None:
+def test_an_invalid_logger_or_level_is_refused_at_once() -> None:
     """A name would fail with every transition, and nowhere else."""
     with pytest.raises(TypeError, match=r"logger must be a Logger, .* not 'myapp'"):
         LogTracker("myapp")  # type: ignore[arg-type]

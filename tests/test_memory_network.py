@@ -50,7 +50,7 @@ async def test_it_does_what_any_trio_stream_does() -> None:
     await check_half_closeable_stream(stream_pair, clogged_pair)
 
 
-async def test_who_sends_more_than_is_read_waits(autojump_clock: MockClock) -> None:
+async def test_a_sender_waits_for_its_reader(autojump_clock: MockClock) -> None:
     """64 KiB are on their way at most, each way."""
     one, other = await stream_pair()
     async with trio.open_nursery() as nursery:
@@ -64,7 +64,7 @@ async def test_who_sends_more_than_is_read_waits(autojump_clock: MockClock) -> N
 
 
 async def test_a_reset_destroys_what_a_client_has_not_read() -> None:
-    """And breaks the connection for who reads as for who writes."""
+    """And breaks the connection for readers and for writers."""
     server, client = await stream_pair()
     await server.send_all(b"answer")
     server.reset()
@@ -86,7 +86,7 @@ async def test_a_server_reads_what_came_before_a_reset() -> None:
 
 
 async def test_closing_with_something_unread_is_a_reset() -> None:
-    """As RFC 2525 asks of TCP: the peer must learn that it was not heard."""
+    """As RFC 2525 requires of TCP: the peer must learn that its data was not read."""
     server, client = await stream_pair()
     await client.send_all(b"unheard")
     await server.send_all(b"answer")
@@ -103,7 +103,7 @@ async def test_what_was_sent_before_a_close_is_read_before_the_end() -> None:
     assert [await client.receive_some() for _ in range(3)] == [b"answer", b"", b""]
 
 
-async def test_sending_to_who_has_closed_is_answered_with_a_reset() -> None:
+async def test_sending_to_a_closed_peer_causes_a_reset() -> None:
     """Which the first to send does not know yet, and which destroys what it has not read."""
     server, client = await stream_pair()
     await server.send_all(b"answer")
@@ -114,7 +114,7 @@ async def test_sending_to_who_has_closed_is_answered_with_a_reset() -> None:
             await use
 
 
-async def test_who_has_read_to_the_end_reads_no_reset() -> None:
+async def test_a_peer_that_has_read_the_end_reads_no_reset() -> None:
     """As on Linux: the end came first."""
     server, client = await stream_pair()
     await server.aclose()
@@ -146,7 +146,7 @@ async def test_any_buffer_can_be_sent() -> None:
 
 
 async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
-    """It is closed by its server, and again by who accepted it."""
+    """It is closed by its server, and again by the code that accepted it."""
     kernel = MemoryKernel()
     async with MemoryListener() as listener, trio.open_nursery() as nursery:
         server, client = socket_pair()
@@ -162,7 +162,7 @@ async def test_an_accepted_end_has_a_descriptor_until_it_is_closed() -> None:
 
 
 async def test_a_closed_listener_refuses() -> None:
-    """As an operating system does where nobody listens."""
+    """As an operating system does for a port without a listener."""
     listener = MemoryListener()
     await listener.aclose()
     with pytest.raises(ConnectionRefusedError):

@@ -16,15 +16,15 @@ from trio.testing import MockClock
 
 from trio_httptrack import Conn, ConnState, StatsTracker
 from trio_httptrack._monitor.monitor import (
-    BEAT,
-    LENGTH,
-    PORTION,
-    SHARE,
-    Chosen,
+    BATCH_SIZE,
+    HISTORY_LENGTH,
+    LAG_INTERVAL,
+    REST_FACTOR,
     Monitor,
+    Selection,
 )
-from trio_httptrack._monitor.query import DEFAULTS, ORDERS, ROWS, Query
-from trio_httptrack._monitor.report import LISTED, Report, row_of
+from trio_httptrack._monitor.query import DEFAULTS, ORDERS, ROWS_PER_PAGE, Query
+from trio_httptrack._monitor.report import MAX_LISTED, Report, row_of
 from trio_httptrack._monitor.view import View, view_of
 from trio_httptrack._states import RequestInFlight
 
@@ -101,7 +101,7 @@ def ids(view: View | Report) -> list[int]:
 # What is first
 
 
-async def test_what_may_be_stuck_is_first(autojump_clock: MockClock) -> None:
+async def test_connections_that_may_be_stuck_come_first(autojump_clock: MockClock) -> None:
     """The oldest request in flight, then what is new for long; WebSockets and idle ones last."""
     await trio.sleep(1000)
     one_stream = request("/slow", 10, method="GET", stream_id=1)
@@ -155,14 +155,14 @@ async def test_a_row_has_its_requests_in_flight(autojump_clock: MockClock) -> No
 
 
 async def test_of_many_requests_a_row_has_the_oldest() -> None:
-    """And says how many there are."""
+    """With their number."""
     requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
     (row,) = (await report_of(connection(*requests, state=ACTIVE, protocol="h2")))["rows"]
     assert row["in_flight_count"] == 57
-    assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(LISTED)]
+    assert [each["path"] for each in row["in_flight"]] == [f"/{n}" for n in range(MAX_LISTED)]
 
 
-async def test_the_request_that_was_looked_for_is_in_its_row() -> None:
+async def test_a_request_that_matches_the_filter_is_in_its_row() -> None:
     """Also behind many others that are older."""
     requests = [request(f"/{number}", number, stream_id=2 * number + 1) for number in range(57)]
     conn = connection(*requests, state=ACTIVE, protocol="h2")
@@ -228,7 +228,7 @@ def test_any_order_and_filter_is_that_of_a_sorted_list(
 
 
 @given(conns=connections, of=st.lists(st.integers(0, 3), min_size=30, max_size=30), sort=sorts)
-def test_several_workers_look_like_one_that_has_all_connections(
+def test_several_workers_give_the_view_of_one_with_all_connections(
     conns: list[Conn], of: list[int], sort: str
 ) -> None:
     """In any order, and by JSON."""
@@ -275,16 +275,16 @@ async def test_of_ten_thousand_connections_a_page_has_a_hundred() -> None:
     seen: set[int] = set()
     for page in (1, 2, 10):
         view = view_of(Query(page=page), [await monitor.report(Query(page=page))])
-        first = (page - 1) * ROWS
-        assert ids(view) == [conn.id for conn in conns[first : first + ROWS]]
+        first = (page - 1) * ROWS_PER_PAGE
+        assert ids(view) == [conn.id for conn in conns[first : first + ROWS_PER_PAGE]]
         assert view["pages"] == 10
         assert view["matching"] == 10_000
         seen.update(ids(view))
-    assert len(seen) == 3 * ROWS
+    assert len(seen) == 3 * ROWS_PER_PAGE
     query = Query(page=10**9 - 1)
     view = view_of(query, [await monitor.report(query)])
     assert view["query"]["page"] == 10
-    assert ids(view) == [conn.id for conn in conns[9 * ROWS : 10 * ROWS]]
+    assert ids(view) == [conn.id for conn in conns[9 * ROWS_PER_PAGE : 10 * ROWS_PER_PAGE]]
 
 
 async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
@@ -293,7 +293,7 @@ async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
     conns += [connection(client=("10.1.1.1", number)) for number in range(50)]
     query = Query(group="client")
     report = await report_of(*conns, query=query)
-    assert len(report["groups"]) == 10 * ROWS
+    assert len(report["groups"]) == 10 * ROWS_PER_PAGE
     view = view_of(query, [report])
     assert view["pages"] == 10
     assert [(each["client"], each["connections"]) for each in view["groups"][:1]] == [
@@ -317,8 +317,8 @@ async def test_of_ten_thousand_clients_the_thousand_busiest_are_known() -> None:
         (b"client=" + b"1" * 201, "client and path have at most 200 characters"),
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused(query: bytes, says: str) -> None:
-    """It says what would."""
+def test_an_invalid_query_is_refused(query: bytes, says: str) -> None:
+    """The error names the allowed values."""
     with pytest.raises(ValueError, match=says):
         Query.parse(query)
 
@@ -334,7 +334,7 @@ def test_a_query_that_makes_no_sense_is_refused(query: bytes, says: str) -> None
         group=st.sampled_from(["", "client"]),
     )
 )
-def test_a_link_leads_to_what_it_was_made_of(query: Query) -> None:
+def test_a_link_parses_to_the_query_it_was_made_from(query: Query) -> None:
     """What is as by default is not in it."""
     link = query.link()
     assert Query.parse(link[1:].encode()) == query
@@ -343,7 +343,7 @@ def test_a_link_leads_to_what_it_was_made_of(query: Query) -> None:
         assert (f"{name}=" in link) == (getattr(query, name) != default)
 
 
-def test_what_others_add_to_a_url_is_let_pass() -> None:
+def test_unknown_parameters_of_a_url_are_ignored() -> None:
     """Such as the page's token."""
     assert Query.parse(b"other=1&token=abc&sort=id&%ff%fe&&&=") == Query(sort="id")
 
@@ -386,12 +386,12 @@ async def test_a_websocket_whose_connection_is_closed_is_not_open() -> None:
     assert len(report["rows"]) == 1
 
 
-async def test_a_viewers_own_connection_does_not_look_stuck() -> None:
-    """However long somebody looks: it is behind what may be."""
+async def test_a_viewers_own_connection_is_listed_last() -> None:
+    """However long it views the page: it is listed after connections that may be stuck."""
     viewer = connection(request("/status", -600), state=ACTIVE, since=-600)
     others = [connection(request("/slow", -5), state=ACTIVE, since=-5), connection(since=-1)]
     monitor = Monitor(Server(viewer, *others))
-    with monitor.looking(viewer):
+    with monitor.viewing(viewer):
         report = await monitor.report(Query())
         assert ids(report) == [*(conn.id for conn in others), viewer.id]
         assert ids(await monitor.report(Query(sort="-age")))[0] == viewer.id
@@ -419,7 +419,7 @@ async def test_the_rates_are_those_of_the_last_ten_seconds(autojump_clock: MockC
         nursery.cancel_scope.cancel()
 
 
-async def test_the_history_is_there_before_anybody_looked(autojump_clock: MockClock) -> None:
+async def test_the_history_is_kept_without_viewers(autojump_clock: MockClock) -> None:
     """One number a second, the last one now, and no more than five minutes."""
     server = Server()
     monitor = Monitor(server)
@@ -434,13 +434,16 @@ async def test_the_history_is_there_before_anybody_looked(autojump_clock: MockCl
         history = (await monitor.report(Query()))["history"]
         assert history["new"] == [0] * 10 + [1] * 10 + [0] * 10
         assert history["hijacked"] == [0] * 30
-        await trio.sleep(2 * LENGTH)
-        assert len((await monitor.report(Query()))["history"]["idle"]) in (LENGTH, LENGTH + 1)
+        await trio.sleep(2 * HISTORY_LENGTH)
+        assert len((await monitor.report(Query()))["history"]["idle"]) in (
+            HISTORY_LENGTH,
+            HISTORY_LENGTH + 1,
+        )
         assert (await monitor.report(None))["history"] == {}
         nursery.cancel_scope.cancel()
 
 
-async def test_what_nobody_knows_is_not_in_the_history(autojump_clock: MockClock) -> None:
+async def test_unknown_seconds_are_missing_in_the_history(autojump_clock: MockClock) -> None:
     """Such as of the time in which the event loop was blocked."""
     monitor = Monitor(Server(connection()))
     await monitor.report(Query())
@@ -473,14 +476,14 @@ async def test_a_loop_that_was_blocked_is_logged_once(mock_clock: MockClock) -> 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(monitor.run)
         await trio.testing.wait_all_tasks_blocked()
-        await pass_time(BEAT + 0.85)
+        await pass_time(LAG_INTERVAL + 0.85)
         assert server.blocked == []
         assert (await monitor.report(None))["worker"]["lag"] == pytest.approx(0.85)
-        await pass_time(BEAT / 2)
+        await pass_time(LAG_INTERVAL / 2)
         await pass_time(3.2)
         assert server.blocked == [pytest.approx(3.2)]
         for _ in range(120):
-            await pass_time(BEAT)
+            await pass_time(LAG_INTERVAL)
         assert len(server.blocked) == 1
         assert (await monitor.report(None))["worker"]["lag"] == pytest.approx(0, abs=1e-6)
         nursery.cancel_scope.cancel()
@@ -494,36 +497,36 @@ async def test_reports_take_a_tenth_of_the_time_at_most(
 ) -> None:
     """However many look: behind each report there is a rest."""
     looks: list[float] = []
-    look_at = Chosen.look_at
+    add = Selection.add
 
-    def slow(self: Chosen, conns: list[Conn]) -> None:
+    def slow(self: Selection, conns: list[Conn]) -> None:
         mock_clock.jump(0.01)  # as long as this takes
         looks.append(trio.current_time())
-        look_at(self, conns)
+        add(self, conns)
 
-    monkeypatch.setattr(Chosen, "look_at", slow)
-    monitor = Monitor(Server(*(connection() for _ in range(4 * PORTION))))
+    monkeypatch.setattr(Selection, "add", slow)
+    monitor = Monitor(Server(*(connection() for _ in range(4 * BATCH_SIZE))))
     mock_clock.autojump_threshold = 0
     async with trio.open_nursery() as nursery:
         for page in range(1, 11):
             nursery.start_soon(monitor.report, Query(page=page))
     assert len(looks) == 40
-    assert trio.current_time() == pytest.approx(9 * SHARE * 0.04 + 0.04, rel=0.01)
+    assert trio.current_time() == pytest.approx(9 * REST_FACTOR * 0.04 + 0.04, rel=0.01)
 
 
-async def test_time_in_which_it_was_stopped_counts_little(
+async def test_the_time_in_which_the_process_was_stopped_counts_little(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would rest for hours when somebody had stopped it for some minutes."""
-    look_at = Chosen.look_at
+    """Otherwise it would rest for hours after it was stopped for some minutes."""
+    add = Selection.add
 
-    def stopped(self: Chosen, conns: list[Conn]) -> None:
+    def stopped(self: Selection, conns: list[Conn]) -> None:
         mock_clock.jump(600)
-        look_at(self, conns)
+        add(self, conns)
 
     monitor = Monitor(Server(connection()))
     with monkeypatch.context() as patched:
-        patched.setattr(Chosen, "look_at", stopped)
+        patched.setattr(Selection, "add", stopped)
         await monitor.report(Query())
     began = trio.current_time()
     mock_clock.autojump_threshold = 0
@@ -543,9 +546,9 @@ async def test_metrics_do_not_wait_for_viewers(mock_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_others_have_their_turn_while_a_report_is_made() -> None:
+async def test_other_tasks_run_while_a_report_is_made() -> None:
     """After each portion of connections."""
-    monitor = Monitor(Server(*(connection() for _ in range(10 * PORTION))))
+    monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     turns = 0
 
     async def others() -> None:
@@ -562,9 +565,9 @@ async def test_others_have_their_turn_while_a_report_is_made() -> None:
 
 
 @pytest.mark.parametrize("checkpoints", range(8))
-async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: int) -> None:
+async def test_no_age_is_negative(mock_clock: MockClock, checkpoints: int) -> None:
     """Though a request may have begun while the report was made, whenever that was."""
-    conns = [connection(state=IDLE) for _ in range(2 * PORTION)]
+    conns = [connection(state=IDLE) for _ in range(2 * BATCH_SIZE)]
     server = Server(*conns)
 
     async def others() -> None:
@@ -580,7 +583,7 @@ async def test_nothing_is_younger_than_now(mock_clock: MockClock, checkpoints: i
     assert all(row["in_state"] >= 0 for row in report["rows"])
 
 
-async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: MockClock) -> None:
+async def test_a_viewer_that_shares_a_report_costs_nothing(autojump_clock: MockClock) -> None:
     """For as long as its age allows; and what is new replaces what is old."""
     server = Server()
     monitor = Monitor(server)
@@ -594,13 +597,13 @@ async def test_who_may_see_what_another_was_shown_costs_nothing(autojump_clock: 
     assert await monitor.report(Query(), max_age=0.9) is fresh
     await trio.sleep(1)
     assert await monitor.report(Query(page=3), max_age=0.9) is not fresh
-    assert len(monitor._recent) == 1  # what is too old for anybody is forgotten
+    assert len(monitor._recent_reports) == 1  # reports that are too old for any viewer are dropped
     assert await monitor.report(Query(), max_age=0.9) is not fresh
 
 
-async def test_a_viewer_that_leaves_lets_the_next_one_look() -> None:
+async def test_a_cancelled_viewer_does_not_block_the_next_one() -> None:
     """Also in the middle of a report."""
-    monitor = Monitor(Server(*(connection() for _ in range(10 * PORTION))))
+    monitor = Monitor(Server(*(connection() for _ in range(10 * BATCH_SIZE))))
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(monitor.report, Query())
@@ -608,4 +611,4 @@ async def test_a_viewer_that_leaves_lets_the_next_one_look() -> None:
                 await trio.lowlevel.checkpoint()
             scope.cancel()
     assert scope.cancelled_caught
-    assert len(ids(await monitor.report(Query()))) == ROWS
+    assert len(ids(await monitor.report(Query()))) == ROWS_PER_PAGE

@@ -149,17 +149,17 @@ class Receiver:
         if headers.get(b"content-encoding") == b"gzip":
             body = gzip.decompress(body)
         self.requests.append(ExportMetricsServiceRequest.FromString(body))
-        answer = ExportMetricsServiceResponse().SerializeToString()
+        response = ExportMetricsServiceResponse().SerializeToString()
         fields = [
             (b"content-type", b"application/x-protobuf"),
-            (b"content-length", b"%d" % len(answer)),
+            (b"content-length", b"%d" % len(response)),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": fields})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": response})
 
 
 async def test_a_collector_can_read_and_add_up_what_is_exported() -> None:
-    """Two processes' exports over OTLP/HTTP are told apart by ``service.instance.id``."""
+    """Two processes' exports over OTLP/HTTP are distinguished by ``service.instance.id``."""
     receiver = Receiver()
     async with tracked_server(receiver) as collector:
         trackers, providers = [], []

@@ -14,7 +14,7 @@ from trio_httptrack._connection.pace import Pace, Rate
 RATE = Rate(bytes_per_second=64, grace_period=4)
 
 
-def test_a_pace_that_nobody_waits_for_is_never_due() -> None:
+def test_a_pace_without_a_waiter_is_never_due() -> None:
     """Before its first wait, and while it is paused."""
     pace = Pace(RATE)
     assert pace.due == math.inf
@@ -36,7 +36,7 @@ def test_a_pace_is_due_after_its_grace_period_or_when_its_bytes_are_used_up(
     assert pace.due == due
 
 
-def test_the_time_in_which_nobody_waits_does_not_count() -> None:
+def test_the_time_without_a_waiter_does_not_count() -> None:
     """It is due by so much later; to pause, or to resume, again is nothing."""
     pace = Pace(RATE)
     pace.resume(10)

@@ -124,7 +124,7 @@ def test_a_page_in_the_other_format_is_read_as_well(
         trio.run(pages.follow, page, tmp_path, environ)
 
 
-async def test_a_request_that_is_answered_with_an_error_fails(
+async def test_a_request_whose_response_is_an_error_fails_the_page(
     tmp_path: Path, environ: dict[str, str]
 ) -> None:
     """Where ``curl`` alone would be content."""
@@ -141,7 +141,7 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body"})
 
 
-def test_a_command_that_fails_to_end_is_told_by_its_page(
+def test_a_command_that_does_not_exit_is_reported_and_killed(
     tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is ended."""
@@ -193,10 +193,10 @@ async def test_what_hypercorn_says_when_it_does_not_start_is_on_the_page(
     assert re.search(re.escape(lines[number]).replace("…", ".*"), stderr), stderr
 
 
-async def test_the_command_for_kubernetes_serves_what_its_probe_asks(
+async def test_the_command_for_kubernetes_serves_what_its_probe_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And is on the port where the probe asks."""
+    """On the port of the probe."""
     manifest = (pages.ROOT / "examples" / "kubernetes.yaml").read_text()
     listed = re.search(r"command:\s+\[(hypercorn.+?)\]", manifest, re.DOTALL)
     assert listed is not None

@@ -91,7 +91,7 @@ def test_every_phase_is_reached_and_every_one_ends() -> None:
 
 
 def test_what_may_be_done_in_a_phase_only_becomes_less() -> None:
-    """Who has ended its side does not begin again, and nothing is written to who is discarded."""
+    """A side that was closed is not reopened, and nothing is written to a discarded client."""
     for phase, steps in STEPS.items():
         for following in steps.values():
             assert phase.reads or not following.reads
@@ -137,7 +137,7 @@ async def test_an_illegal_step_changes_nothing_of_a_connection(
 async def test_what_comes_after_the_end_does_nothing(
     connections: list[Connection], autojump_clock: MockClock
 ) -> None:
-    """Anybody may close a connection that is closed, or drain it, and its reason stays."""
+    """A closed connection may be closed or drained again, and its reason stays."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder) as server:
         client = await server.connect()

@@ -45,7 +45,7 @@ for name in found - {f"trio_httptrack.{each}" for each in missing}:
     assert (ended.stdout, ended.stderr) == ("", "")
 
 
-def test_a_server_serves_and_says_that_it_cannot_be_seen() -> None:
+def test_a_server_serves_and_logs_that_other_processes_cannot_query_it() -> None:
     """There are no Unix sockets: no setting would help."""
     ended = run("""
 import httpx, trio
@@ -70,7 +70,7 @@ trio.run(main)
 
 
 def test_a_server_in_memory_serves() -> None:
-    """For the tests of one's own application."""
+    """For users who test their applications."""
     ended = run("""
 import trio
 from trio_httptrack.testing import memory_server
@@ -117,16 +117,16 @@ TOP = "from trio_httptrack.top import main; main('httptrack top', {})"
         ),
     ],
 )
-def test_what_does_not_work_says_so_in_one_line(program: str, says: str) -> None:
+def test_what_does_not_work_fails_with_one_line(program: str, says: str) -> None:
     """With what does."""
     assert error(program) == says
 
 
 def test_processes_cannot_share_their_metrics(tmp_path: Path) -> None:
-    """Where files have no locks, nobody would know which process has died."""
+    """Without file locks, no process would know which other process has died."""
     program = "import trio_httptrack.prometheus as ours; ours.PrometheusTracker()"
     assert error(program, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == (
-        "RuntimeError: this system does not have the file locks (fcntl) by which workers share "
-        "their numbers: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
+        "RuntimeError: multiprocess mode needs file locks (fcntl), which this system does not "
+        "have: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
     )
     assert run(program).returncode == 0

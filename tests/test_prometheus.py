@@ -239,7 +239,7 @@ async def test_the_open_websockets_are_counted(autojump_clock: MockClock) -> Non
 async def test_a_worker_that_does_not_respond_has_the_websockets_that_it_had(
     tmp_path: Path,
 ) -> None:
-    """They are open, whether or not their worker can say so now."""
+    """They are open, even if their worker does not respond now."""
     registry = CollectorRegistry()
     config = Config()
     config.bind = "127.0.0.1:0"
@@ -275,7 +275,7 @@ async def test_a_worker_that_does_not_respond_has_the_websockets_that_it_had(
 async def test_the_route_can_be_mounted_by_hypercorns_dispatcher(
     autojump_clock: MockClock,
 ) -> None:
-    """It answers the lifespan, too."""
+    """It handles the lifespan, too."""
     app = TrioDispatcherMiddleware({"/metrics": MetricsApp(CollectorRegistry()), "": support_app})
     async with memory_server(app) as server:
         client = await server.connect()
@@ -296,8 +296,8 @@ def shown(process: Process, *transitions: str) -> dict[str, float]:
 
 
 @sharing
-def test_each_process_tells_the_total_of_all(tmp_path: Path) -> None:
-    """Whichever is asked."""
+def test_each_process_serves_the_total_of_all_processes(tmp_path: Path) -> None:
+    """Whichever process responds."""
     with process(tmp_path) as one, process(tmp_path) as two:
         one.track("a", "NEW", "ACTIVE", "IDLE", "ACTIVE")
         one.track("b", "NEW")
@@ -371,7 +371,7 @@ def test_a_dead_process_has_no_connections(tmp_path: Path) -> None:
 
 @sharing
 def test_a_process_that_gets_a_dead_ones_number_begins_with_no_connections(tmp_path: Path) -> None:
-    """Also if nobody has scraped in between; the counters go on."""
+    """Even without a scrape in between; the counters go on."""
     with process(tmp_path) as one:
         one.track("a", "NEW", "ACTIVE")
         one.kill()
@@ -388,7 +388,7 @@ def test_a_process_that_gets_a_dead_ones_number_begins_with_no_connections(tmp_p
 
 @sharing
 def test_the_gauges_of_a_process_without_a_tracker_stay(tmp_path: Path) -> None:
-    """Nobody can know whether it lives, so that is left to whoever has started it."""
+    """It cannot be known whether it lives, so they are left to the user."""
     with process(tmp_path) as one, process(tmp_path) as two:
         one.track("a", "NEW")
         two.track("a", "NEW")
@@ -398,7 +398,7 @@ def test_the_gauges_of_a_process_without_a_tracker_stay(tmp_path: Path) -> None:
 
 
 def failed(program: str, **environment: str) -> str:
-    """The last line of what a program says that fails."""
+    """Return the last line of a failing program's output."""
     ended = subprocess.run(
         [sys.executable, "-c", f"import os\n{program}"],
         env={**os.environ, **environment},
@@ -513,7 +513,7 @@ PrometheusTracker()
 def test_a_lock_that_a_scrape_takes_away_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or nobody would ever see that its process has died."""
+    """Otherwise no process would ever notice that its process has died."""
     fcntl = pytest.importorskip("fcntl")
     path = tmp_path / "lock"
     flock = fcntl.flock

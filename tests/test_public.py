@@ -30,7 +30,7 @@ def test_the_public_names_are_found() -> None:
 
 
 @pytest.mark.parametrize("public", NAMES, ids=ids)
-def test_every_public_name_says_what_it_means(public: Public) -> None:
+def test_every_public_name_has_a_docstring(public: Public) -> None:
     """In a sentence at least."""
     assert re.match(r"\S.*[.:]$", public.doc.split("\n\n")[0], re.DOTALL), public.path
 
@@ -44,9 +44,13 @@ def test_every_public_name_has_an_example_that_runs(public: Public) -> None:
 
 
 @pytest.mark.parametrize("public", NAMES, ids=ids)
-def test_every_public_name_says_what_it_raises(public: Public) -> None:
+def test_every_public_name_documents_what_it_raises(public: Public) -> None:
     """Whatever its own code does."""
-    of_ours = {"HookError": "ValueError", "WrongPath": "ValueError", "NoPath": "TypeError"}
+    of_ours = {
+        "HookError": "ValueError",
+        "MalformedPathError": "ValueError",
+        "NotAPathError": "TypeError",
+    }
     _, _, section = public.doc.partition("Raises:")
     documented = set(re.findall(r"^ *([\w.]+): ", section, re.MULTILINE))
     assert {of_ours.get(name, name) for name in public.raised} <= documented

@@ -29,7 +29,7 @@ async def test_httpx_over_http1_keeps_one_connection_alive() -> None:
 
 
 async def test_httpx_over_tls_speaks_http2(certificate: Path) -> None:
-    """ALPN agrees on h2, and the connection says so."""
+    """ALPN negotiates h2, and the connection has that protocol."""
     recorder = Recorder()
     config = Config.from_mapping(
         bind="127.0.0.1:0", certfile=str(certificate), keyfile=str(certificate)

@@ -245,7 +245,7 @@ def test_random_bytes_are_declined_or_what_h11_reads(random: bytes, cuts: list[i
 
 
 def test_the_mutated_heads_are_of_both_kinds() -> None:
-    """Many of them are accepted and many declined, so that comparing them tells something."""
+    """Many of them are accepted and many declined, so the comparison is useful."""
     accepted = []
 
     @settings(deadline=None, max_examples=300, derandomize=True, database=None)

@@ -195,7 +195,7 @@ def test_a_head_is_h11s_or_an_error_where_h11_has_one(
         (304, [(b"transfer-encoding", b"Chunked")]),
     ],
 )
-def test_a_length_or_coding_that_is_said_strangely_is_handled_as_h11_does(
+def test_an_unusual_content_length_or_coding_is_handled_as_by_h11(
     status: int, headers: Headers
 ) -> None:
     """Rare enough that the examples above need not meet them."""
@@ -275,7 +275,7 @@ each_form = pytest.mark.parametrize("form", FORMS, ids=FORM_NAMES)
 def test_a_line_break_in_a_value_is_refused_in_any_form(
     form: Callable[[bytes, bytes], Any], name: bytes
 ) -> None:
-    """Also where the harmless beginning of it is remembered; and the error does not tell it."""
+    """Even if its harmless beginning is cached; and the error does not contain it."""
     heads = ResponseHeads(lambda protocol: OWN)
     render(headers=[(name, b"secret")], heads=heads)
     for break_ in LINE_BREAKS:
@@ -303,7 +303,7 @@ def test_a_line_break_in_a_name_is_refused_in_any_form(
 
 @each_form
 @pytest.mark.parametrize("name", [b"content-type", b"x-any"])
-def test_any_form_of_a_header_is_sent_alike(
+def test_any_form_of_a_header_is_sent_the_same(
     form: Callable[[bytes, bytes], Any], name: bytes
 ) -> None:
     """The first time, and when the same was sent before."""
@@ -359,7 +359,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert all(len(line) <= MAX_CACHED_LINE for line, _, _ in heads._cache.values())
 
 
-def test_only_headers_that_tell_nothing_secret_are_remembered() -> None:
+def test_only_headers_without_secrets_are_cached() -> None:
     """In whatever case, and as often as they are sent."""
     heads = ResponseHeads(lambda protocol: OWN)
     others = [b"set-cookie", b"Authorization", b"x-request-id", b"location", b"etag", b"date"]

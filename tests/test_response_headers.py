@@ -35,7 +35,7 @@ def test_a_setting_that_is_changed_is_changed_for_both() -> None:
     assert isinstance(view, Config)
 
 
-def test_a_config_with_headers_of_its_own_is_asked_each_time() -> None:
+def test_a_config_with_headers_of_its_own_is_called_for_each_response() -> None:
     """They may be others for each response."""
 
     class Numbered(Config):

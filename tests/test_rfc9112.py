@@ -17,7 +17,7 @@ Where the RFC leaves a choice, ``or`` separates the alternatives. What every res
 in :func:`parse` and :func:`check`. Each request that the server does not refuse reaches the
 application, and no other does.
 
-Requirements that only the application can meet, or whoever runs the server (all of RFC 9110):
+Requirements that only the application, or the server's operator, can meet (all of RFC 9110):
 
 * 5.6.7, the dates that it parses; 8.3 and 8.4, its Content-Type and Content-Encoding
 * 7.4, which names it serves (``config.server_names``), and whether its peer is a gateway that

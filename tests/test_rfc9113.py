@@ -23,7 +23,7 @@ connection error instead (5.4.1); the rows say what this server makes of it. Wha
 every response must be is in :class:`Client` and :func:`check`. Each request that the server does
 not refuse reaches the application, and no other does.
 
-Requirements that only the application can meet, or whoever runs the server:
+Requirements that only the application, or the server's operator, can meet:
 
 * what test_rfc9112.py names of RFC 9110
 * 9.2, versions of TLS and its cipher suites; 9.1.2, which names the certificate has

@@ -1,4 +1,4 @@
-"""How workers find each other and are asked, by real Unix sockets."""
+"""How workers find and query each other, over real Unix sockets."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from trio.testing import MockClock
 from trio_httptrack import tracked_server
 from trio_httptrack._hypercorn.settings import SettingError
 from trio_httptrack._monitor import directory as directories
-from trio_httptrack._monitor.asking import MAKING, PATIENCE, Peers
 from trio_httptrack._monitor.directory import (
     DirectoryError,
     check_private,
-    prepared,
-    servers,
+    prepare_directory,
+    server_directories,
     sockets,
 )
 from trio_httptrack._monitor.monitor import Monitor
+from trio_httptrack._monitor.peers import REPORT_TIMEOUT, RESPONSE_TIMEOUT, Peers
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import Report, Worker
-from trio_httptrack._monitor.serving import LOOK_EVERY, listen, serve
+from trio_httptrack._monitor.serving import CHECK_INTERVAL, listen, serve
 from trio_httptrack.status import StatusApp
 
 from .hypercorn_process import HypercornProcess, hypercorn
@@ -46,12 +46,12 @@ if not hasattr(socket, "AF_UNIX"):
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return prepared(str(tmp_path / "workers"))
+    return prepare_directory(str(tmp_path / "workers"))
 
 
 @asynccontextmanager
 async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
-    """A worker that can be asked."""
+    """A worker that can be queried."""
     monitor = Monitor(Server(*conns))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, monitor, str(directory))
@@ -59,9 +59,11 @@ async def worker(directory: Path, *conns: Any) -> AsyncIterator[Monitor]:
         nursery.cancel_scope.cancel()
 
 
-async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], list[Worker]]:
+async def query_peers(
+    peers: Peers, query: Query | None = None
+) -> tuple[list[Report], list[Worker]]:
     with trio.fail_after(20):
-        return await peers.ask(query)
+        return await peers.fetch_reports(query)
 
 
 # The directory
@@ -71,7 +73,7 @@ async def ask(peers: Peers, query: Query | None = None) -> tuple[list[Report], l
 def test_each_server_has_a_directory_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
-    """Where the user's runtime files are, or in the temporary directory; nobody else can enter."""
+    """In the user's runtime directory, or in the temporary one; other users cannot enter it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if runtime is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -80,11 +82,11 @@ def test_each_server_has_a_directory_of_its_own(
         (tmp_path / runtime).mkdir()
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime))
         base = tmp_path / runtime / "trio-httptrack"
-    directory = prepared(None)
+    directory = prepare_directory(None)
     assert directory == base / str(os.getpid())
     for path in (directory, base):
         assert path.stat().st_mode & 0o777 == 0o700
-    assert prepared(None) == directory  # again, as another worker does
+    assert prepare_directory(None) == directory  # again, as another worker does
 
 
 def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
@@ -92,27 +94,27 @@ def test_a_directory_that_is_not_safe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "there"
     path.mkdir(mode=0o755)
     with pytest.raises(DirectoryError, match=f"{path} is open to other users: use one"):
-        prepared(str(path))
+        prepare_directory(str(path))
     path.chmod(0o700)
-    assert prepared(str(path)) == path
+    assert prepare_directory(str(path)) == path
     link = tmp_path / "link"
     link.symlink_to(path)
     with pytest.raises(DirectoryError, match="link is not a directory"):
-        prepared(str(link))
+        prepare_directory(str(link))
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
-        prepared(str(tmp_path / "file"))
+        prepare_directory(str(tmp_path / "file"))
     with pytest.raises(FileNotFoundError):
-        prepared(str(tmp_path / "not" / "there"))
+        prepare_directory(str(tmp_path / "not" / "there"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_users_directory_is_refused(tmp_path: Path) -> None:
-    """Whoever has made it can take it away; only root may look into it."""
+    """Its owner could replace it. Only root may use it."""
     path = tmp_path / "theirs"
     path.mkdir(mode=0o700)
     os.chown(path, 65534, -1)
-    prepared(str(path))  # root looks
+    prepare_directory(str(path))  # root looks
     os.chown(path, 0, -1)
     tmp_path.chmod(0o755)
     opened = os.open(tmp_path, os.O_PATH)  # what is above it is not open to others
@@ -127,53 +129,53 @@ def test_another_users_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     """The system would cut it off, or fail with another's words."""
-    long = prepared(str(tmp_path / ("long" * 25)))
+    long = prepare_directory(str(tmp_path / ("long" * 25)))
     with pytest.raises(DirectoryError, match="too long for a Unix socket's path"):
         listen(long, "1-aaaaaaaa")
     assert list(long.iterdir()) == []
 
 
-async def test_what_a_killed_server_has_left_is_removed(
+async def test_the_sockets_of_a_killed_server_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the next server that starts; what a living one has stays."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    base = prepared(None).parent
+    base = prepare_directory(None).parent
     dead, living = base / "1", base / "2"
     for path in (dead, living):
-        prepared(str(path))
+        prepare_directory(str(path))
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(dead / "1-aaaaaaaa.sock"))
     async with worker(living) as monitor:
-        prepared(None)
+        prepare_directory(None)
         assert not dead.exists()
         assert [path.stem for path in sockets(living)] == [monitor.name]
     assert not living.exists()
     assert base.is_dir()
 
 
-def test_what_another_worker_has_just_made_stays(
+def test_a_directory_that_another_worker_has_just_made_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is empty until that worker listens in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    directory = prepared(None)
-    assert prepared(None) == directory
+    directory = prepare_directory(None)
+    assert prepare_directory(None) == directory
     assert directory.is_dir()
 
 
-def test_a_runtime_directory_that_is_not_there_is_not_taken(
+def test_a_missing_xdg_runtime_dir_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a shell that has another user's environment."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "not" / "there"))
-    assert prepared(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
+    assert prepare_directory(None).parent == tmp_path / f"trio-httptrack-{os.geteuid()}"
 
 
-async def test_all_servers_that_may_be_looked_at_are_found(
+async def test_all_servers_that_are_visible_to_the_user_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In either of the places; but neither through a link, nor where others could be."""
@@ -191,43 +193,43 @@ async def find_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for base in bases:
         for name in ("1", "open"):
-            prepared(str(base))
-            found.append(prepared(str(base / name)))
-    hidden = prepared(str(tmp_path / "elsewhere"))
+            prepare_directory(str(base))
+            found.append(prepare_directory(str(base / name)))
+    hidden = prepare_directory(str(tmp_path / "elsewhere"))
     (bases[0] / "link").symlink_to(hidden)
     async with AsyncExitStack() as stack:
         for directory in (*found, hidden):
             await stack.enter_async_context(worker(directory))
             if directory.name == "open":
                 directory.chmod(0o755)
-        assert servers() == sorted(base / "1" for base in bases)
+        assert server_directories() == sorted(base / "1" for base in bases)
         bases[1].chmod(0o755)
-        assert servers() == [bases[0] / "1"]
+        assert server_directories() == [bases[0] / "1"]
         bases[0].rename(tmp_path / "moved")
         bases[0].symlink_to(tmp_path / "moved")
-        assert servers() == []
+        assert server_directories() == []
 
 
-async def test_a_directory_that_has_gone_is_made_again(
+async def test_a_directory_that_was_removed_is_made_again(
     directory: Path, mock_clock: MockClock
 ) -> None:
-    """A log-out may remove it, or somebody who tidies up."""
+    """A logout may remove it, or a cleanup."""
     async with worker(directory) as monitor:
         for name in ("moved", "moved too"):
             take_away(directory, name)
-            mock_clock.jump(LOOK_EVERY)
+            mock_clock.jump(CHECK_INTERVAL)
             await trio.testing.wait_all_tasks_blocked(0.01)
             give_back(directory)
-            mock_clock.jump(LOOK_EVERY)
+            mock_clock.jump(CHECK_INTERVAL)
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert [path.stem for path in sockets(directory)] == [monitor.name]
             peers = Peers(directory)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(asked_of, peers)
+                nursery.start_soon(expect_one_report, peers)
 
 
 def take_away(directory: Path, name: str) -> None:
-    """And let nobody make another one, for now."""
+    """Rename a directory, and prevent that it is made again."""
     directory.rename(directory.with_name(name))
     directory.touch()
 
@@ -236,44 +238,44 @@ def give_back(directory: Path) -> None:
     directory.unlink()
 
 
-async def asked_of(peers: Peers) -> None:
-    with peers.looking():
-        reports, silent = await peers.ask(None)
+async def expect_one_report(peers: Peers) -> None:
+    with peers.viewing():
+        reports, silent = await peers.fetch_reports(None)
         assert (len(reports), silent) == (1, [])
 
 
-# Asking
+# Queries
 
 
 async def test_workers_report_to_each_other(directory: Path) -> None:
-    """Each is asked what the viewer wants to see, and not oneself."""
+    """Each other worker gets the viewer's query."""
     async with (
         worker(directory, connection(since=-5)) as one,
         worker(directory, connection(since=-7), connection(since=-3)) as two,
         worker(directory) as own,
     ):
         peers = Peers(directory, own.name)
-        with peers.looking():
-            reports, silent = await ask(peers, Query(sort="-age"))
+        with peers.viewing():
+            reports, silent = await query_peers(peers, Query(sort="-age"))
             names = {report["worker"]["name"]: len(report["rows"]) for report in reports}
             assert names == {one.name: 1, two.name: 2}
             assert silent == []
-            reports, _ = await ask(peers)
+            reports, _ = await query_peers(peers)
             assert [report["rows"] for report in reports] == [[], []]
     assert sockets(directory) == []
 
 
-async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
-    """Each gets what it has asked."""
+async def test_several_viewers_query_in_turn(directory: Path) -> None:
+    """Each gets the response to its own query."""
     conns = [connection(client=("10.0.0.1", number), since=number) for number in range(300)]
     async with worker(directory, *conns):
         peers = Peers(directory)
         found: dict[int, int] = {}
 
         async def look(page: int) -> None:
-            with peers.looking():
+            with peers.viewing():
                 for _ in range(10):
-                    (report,), _ = await ask(peers, Query(page=page))
+                    (report,), _ = await query_peers(peers, Query(page=page))
                     found[page] = len(report["rows"])
 
         async with trio.open_nursery() as nursery:
@@ -283,21 +285,21 @@ async def test_several_viewers_ask_in_their_turn(directory: Path) -> None:
 
 
 async def test_a_dead_workers_socket_is_removed(directory: Path) -> None:
-    """By the next worker that looks, but by nobody from outside; and one that comes is found."""
+    """By the next worker that queries, but not from outside; and a new worker is found."""
     with closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(directory / "4711-aaaaaaaa.sock"))
     outside = Peers(directory)
-    with outside.looking():
-        assert await ask(outside) == ([], [])
+    with outside.viewing():
+        assert await query_peers(outside) == ([], [])
         assert len(sockets(directory)) == 1
     peers = Peers(directory, "4712-bbbbbbbb")
-    with peers.looking():
-        assert await ask(peers) == ([], [])
+    with peers.viewing():
+        assert await query_peers(peers) == ([], [])
         assert sockets(directory) == []
         async with worker(directory) as monitor:
-            reports, _ = await ask(peers)
+            reports, _ = await query_peers(peers)
             assert [report["worker"]["name"] for report in reports] == [monitor.name]
-        assert await ask(peers) == ([], [])
+        assert await query_peers(peers) == ([], [])
 
 
 async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path) -> None:
@@ -307,32 +309,32 @@ async def test_a_worker_that_does_not_respond_is_waited_for_once(directory: Path
         stopped.listen()
         peers = Peers(directory)
         async with worker(directory) as living:
-            with peers.looking():
+            with peers.viewing():
                 began = trio.current_time()
                 for number in range(5):
-                    reports, (silent,) = await ask(peers, Query(page=number + 1))
+                    reports, (silent,) = await query_peers(peers, Query(page=number + 1))
                     assert [report["worker"]["name"] for report in reports] == [living.name]
                     assert (silent["pid"], silent["name"]) == (4711, "4711-aaaaaaaa")
                     passed = trio.current_time() - began
                     assert silent["silent"] is not None
-                    assert PATIENCE - 0.01 <= silent["silent"] <= passed + 0.01
-                assert passed < 2 * PATIENCE
-                asked, _ = stopped.accept()
-                with trio.socket.from_stdlib_socket(asked) as sock:
-                    questions = (await sock.recv(10_000)).splitlines()
-                    assert [json.loads(each)["query"]["page"] for each in questions] == [1]
-                    # It goes on, and responds late: that is not what is asked now.
+                    assert RESPONSE_TIMEOUT - 0.01 <= silent["silent"] <= passed + 0.01
+                assert passed < 2 * RESPONSE_TIMEOUT
+                accepted, _ = stopped.accept()
+                with trio.socket.from_stdlib_socket(accepted) as sock:
+                    requests = (await sock.recv(10_000)).splitlines()
+                    assert [json.loads(each)["query"]["page"] for each in requests] == [1]
+                    # It goes on, and sends the response to the earlier request.
                     late = json.dumps(await Monitor(Server(connection())).report(Query())).encode()
                     await sock.send(late[:100])
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(ask_for_page_9, peers)
+                        nursery.start_soon(query_page_9, peers)
                         await sock.send(late[100:] + b"\n")
                         assert json.loads(await sock.recv(10_000))["query"]["page"] == 9
                         await sock.send(late + b"\n")
 
 
-async def ask_for_page_9(peers: Peers) -> None:
-    reports, silent = await ask(peers, Query(page=9))
+async def query_page_9(peers: Peers) -> None:
+    reports, silent = await query_peers(peers, Query(page=9))
     assert (len(reports), silent) == (2, [])
 
 
@@ -348,41 +350,41 @@ async def test_a_worker_that_has_begun_to_respond_is_waited_for(
     found: list[Any] = []
 
     async def look(peers: Peers) -> None:
-        with peers.looking():
-            found.append(await peers.ask(None))
-            found.append(await peers.ask(None))
+        with peers.viewing():
+            found.append(await peers.fetch_reports(None))
+            found.append(await peers.fetch_reports(None))
 
     with closing(socket.socket(socket.AF_UNIX)) as busy:
         busy.bind(str(directory / "4711-aaaaaaaa.sock"))
         busy.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look, Peers(directory))
-            await pass_time(PATIENCE - 0.1)
-            asked, _ = busy.accept()
-            with asked:
-                asked.send(b" ")
-                await pass_time(MAKING - 0.1)
+            await pass_time(RESPONSE_TIMEOUT - 0.1)
+            accepted, _ = busy.accept()
+            with accepted:
+                accepted.send(b" ")
+                await pass_time(REPORT_TIMEOUT - 0.1)
                 report = json.dumps(await Monitor(Server()).report(None)).encode()
                 await pass_time(0)
-                asked.send(report + b"\n")
+                accepted.send(report + b"\n")
                 await pass_time(0)
                 (reports, silent) = found.pop()
                 assert (len(reports), silent) == (1, [])
-                asked.send(b" ")
-                await pass_time(MAKING + 0.1)
+                accepted.send(b" ")
+                await pass_time(REPORT_TIMEOUT + 0.1)
                 await trio.testing.wait_all_tasks_blocked(0.01)
         ((reports, (silent,)),) = found
-        assert (reports, silent["silent"]) == ([], MAKING + 0.1)
+        assert (reports, silent["silent"]) == ([], REPORT_TIMEOUT + 0.1)
 
 
-async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> None:
+async def test_a_worker_whose_backlog_is_full_is_silent(directory: Path) -> None:
     """Where even a connection would have to wait."""
     with closing(socket.socket(socket.AF_UNIX)) as stopped:
         path = str(directory / "4711-aaaaaaaa.sock")
         stopped.bind(path)
         stopped.listen(0)
         peers = Peers(directory)
-        with ExitStack() as waiting, peers.looking():
+        with ExitStack() as waiting, peers.viewing():
             clients = 0
             with suppress(BlockingIOError):
                 while True:
@@ -391,17 +393,17 @@ async def test_a_worker_for_which_too_many_wait_is_silent(directory: Path) -> No
                     client.connect(path)
                     clients += 1
             for _ in range(2):
-                _, (silent,) = await ask(peers)
+                _, (silent,) = await query_peers(peers)
                 assert silent["silent"] is not None
             for _ in range(clients):
                 stopped.accept()[0].close()
-            await ask(peers)
-            asked, _ = stopped.accept()
-            with asked:
-                assert asked.recv(100).startswith(b'{"query": null')
+            await query_peers(peers)
+            accepted, _ = stopped.accept()
+            with accepted:
+                assert accepted.recv(100).startswith(b'{"query": null')
 
 
-async def test_what_is_not_a_report_is_left_out(directory: Path) -> None:
+async def test_a_response_that_is_not_a_report_is_left_out(directory: Path) -> None:
     """A worker of another version, or something else that was put there."""
 
     async def respond(listener: socket.socket, responses: list[bytes]) -> None:
@@ -421,8 +423,8 @@ async def test_what_is_not_a_report_is_left_out(directory: Path) -> None:
             nursery.start_soon(respond, other, responses)
             for _ in responses:
                 peers = Peers(directory)
-                with peers.looking():
-                    assert await ask(peers) == ([], [])
+                with peers.viewing():
+                    assert await query_peers(peers) == ([], [])
 
 
 async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
@@ -430,26 +432,26 @@ async def test_a_viewer_may_leave_at_any_time(directory: Path) -> None:
     conns = [connection(client=("10.0.0.1", number)) for number in range(3000)]
     async with worker(directory, *conns) as monitor:
         peers = Peers(directory)
-        with peers.looking():
+        with peers.viewing():
             for checkpoints in range(12):
                 with trio.CancelScope() as scope:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(peers.ask, Query(page=checkpoints + 1))
+                        nursery.start_soon(peers.fetch_reports, Query(page=checkpoints + 1))
                         for _ in range(checkpoints):
                             await trio.lowlevel.checkpoint()
                         scope.cancel()
-            (report,), _ = await ask(peers, Query(page=30))
+            (report,), _ = await query_peers(peers, Query(page=30))
             assert ids(report) == ids(await monitor.report(Query(page=30)))
 
 
-async def test_nothing_is_open_when_nobody_looks(directory: Path) -> None:
+async def test_no_connection_is_open_without_viewers(directory: Path) -> None:
     """The connections go with the last viewer."""
     async with worker(directory):
         peers = Peers(directory)
         before = len(os.listdir("/proc/self/fd"))
-        with peers.looking():
-            with peers.looking():
-                await ask(peers)
+        with peers.viewing():
+            with peers.viewing():
+                await query_peers(peers)
             assert len(os.listdir("/proc/self/fd")) > before
         for _ in range(5):
             await trio.testing.wait_all_tasks_blocked()
@@ -464,7 +466,7 @@ async def line(stream: trio.SocketStream) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "question",
+    "request_line",
     [
         *(b"\n", b"nothing\n", b"{}\n", b"[]\n", b"\xff\n"),
         b'{"query": {"sort": "x"}, "max_age": 0}\n',
@@ -475,19 +477,19 @@ async def line(stream: trio.SocketStream) -> bytes:
         b'{"query": null, "max_age": "x"}\n',
     ],
 )
-async def test_a_question_that_makes_no_sense_is_an_error(directory: Path, question: bytes) -> None:
-    """And harms nobody: the next one has its report."""
+async def test_an_invalid_request_gets_an_error(directory: Path, request_line: bytes) -> None:
+    """Nothing else happens: the next request gets its report."""
     async with worker(directory) as monitor:
         path = str(sockets(directory)[0])
         async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(question)
+            await stream.send_all(request_line)
             assert "error" in json.loads(await line(stream))
             await stream.send_all(b'{"query": null, "max_age": 0}\n')
             report = json.loads(await line(stream))
             assert report["worker"]["name"] == monitor.name
 
 
-async def test_a_report_that_fails_ends_nothing_but_itself(
+async def test_a_failing_report_affects_nothing_else(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker has other things to do."""
@@ -507,56 +509,56 @@ async def test_a_report_that_fails_ends_nothing_but_itself(
             assert "worker" in json.loads(await line(stream))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-async def test_only_the_directorys_own_user_is_asked(directory: Path) -> None:
-    """Whose directory it is may lead root to a socket of somebody else."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+async def test_only_processes_of_the_directorys_owner_are_queried(directory: Path) -> None:
+    """The owner of a directory could lead root to a socket of another user."""
     async with worker(directory):
         os.chown(directory, 65534, -1)
         peers = Peers(directory)
-        with peers.looking():
-            assert await ask(peers) == ([], [])
+        with peers.viewing():
+            assert await query_peers(peers) == ([], [])
         os.chown(directory, 0, -1)
-        with peers.looking():
-            assert len((await ask(peers))[0]) == 1
+        with peers.viewing():
+            assert len((await query_peers(peers))[0]) == 1
 
 
-async def test_what_was_asked_long_ago_is_asked_again(
+async def test_a_response_to_an_old_request_is_dropped_and_the_request_repeated(
     directory: Path, mock_clock: MockClock
 ) -> None:
-    """A worker that goes on has its report of then, which nobody wants to see now."""
+    """A worker that was stopped sends its old report when it goes on."""
 
-    async def respond(asked: socket.socket, uptime: float) -> None:
+    async def respond(accepted: socket.socket, uptime: float) -> None:
         report = await Monitor(Server()).report(None)
         report["worker"]["uptime"] = uptime
-        asked.send(json.dumps(report).encode() + b"\n")
+        accepted.send(json.dumps(report).encode() + b"\n")
 
     found: list[Any] = []
 
     async def look(peers: Peers) -> None:
-        found.append(await peers.ask(None))
+        found.append(await peers.fetch_reports(None))
 
     with closing(socket.socket(socket.AF_UNIX)) as stopped:
         stopped.bind(str(directory / "4711-aaaaaaaa.sock"))
         stopped.listen()
         peers = Peers(directory)
         async with trio.open_nursery() as nursery:
-            with peers.looking():
+            with peers.viewing():
                 nursery.start_soon(look, peers)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                asked, _ = stopped.accept()
+                accepted, _ = stopped.accept()
                 mock_clock.jump(1000)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                with asked:
-                    await respond(asked, 1)
+                with accepted:
+                    await respond(accepted, 1)
                     nursery.start_soon(look, peers)
                     await trio.testing.wait_all_tasks_blocked(0.01)
-                    await respond(asked, 1001)
+                    await respond(accepted, 1001)
                     await trio.testing.wait_all_tasks_blocked(0.01)
     assert found[0][0] == []
     assert [report["worker"]["uptime"] for report in found[1][0]] == [1001]
 
 
-async def test_a_question_without_an_end_is_not_waited_for(directory: Path) -> None:
+async def test_a_request_without_an_end_is_dropped(directory: Path) -> None:
     """Its connection is closed before it has taken much memory."""
     async with worker(directory):
         path = str(sockets(directory)[0])
@@ -567,9 +569,9 @@ async def test_a_question_without_an_end_is_not_waited_for(directory: Path) -> N
                 pytest.fail("it has taken a megabyte")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 async def test_another_user_gets_nothing(directory: Path) -> None:
-    """Even where the directory lets him in: the kernel says who he is."""
+    """Even if the directory lets the user in: the kernel reports the peer's user."""
     async with worker(directory):
         for user, responds in ((0, True), (65534, False)):
             client = connect_as(user, sockets(directory)[0])
@@ -601,7 +603,7 @@ async def test_a_server_can_be_seen_while_it_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-async def test_a_runtime_dir_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+async def test_an_unusable_runtime_dir_stops_the_start(tmp_path: Path) -> None:
     """In one sentence. Without the setting, the server runs and is not seen."""
     config = Config()
     config.bind = "127.0.0.1:0"
@@ -616,10 +618,10 @@ async def test_a_runtime_dir_that_cannot_be_used_ends_the_start(tmp_path: Path) 
                 pass
 
 
-async def test_without_a_place_for_a_directory_the_server_runs(
+async def test_the_server_runs_without_any_runtime_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as in a container that can write nowhere; the log says why nobody can see it."""
+    """Such as in a container without a writable place. The log has the reason."""
     caplog.set_level("INFO")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not" / "there"))
@@ -656,7 +658,7 @@ async def workers(tmp_path: Path, number: int) -> AsyncIterator[tuple[HypercornP
 
 
 async def there(directory: Path, number: int) -> None:
-    """Wait until so many workers can be asked."""
+    """Wait until so many workers can be queried."""
     with trio.fail_after(20):
         while len(sockets(directory)) < number:  # noqa: ASYNC110  # processes have no Event
             await trio.sleep(0.02)
@@ -696,16 +698,16 @@ async def test_every_workers_page_shows_all_workers(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
-    """For how long it has been; and when it goes on, it says that it was blocked."""
+    """With the time of its silence. When it goes on, it logs that it was blocked."""
     async with workers(tmp_path, 2) as (server, directory):
         stopped, _ = (int(path.name.partition("-")[0]) for path in sockets(directory))
         os.kill(stopped, signal.SIGSTOP)
         try:
             peers = Peers(directory)
-            with peers.looking(), trio.fail_after(20):
+            with peers.viewing(), trio.fail_after(20):
                 silences: list[float] = []
                 while not silences or silences[-1] < 1.2:
-                    reports, silent = await peers.ask(Query())
+                    reports, silent = await peers.fetch_reports(Query())
                     assert len(reports) == 1
                     assert [each["pid"] for each in silent] == [stopped]
                     silences.append(silent[0]["silent"] or 0)
@@ -713,7 +715,7 @@ async def test_a_stopped_worker_is_seen_to_be_silent(tmp_path: Path) -> None:
                 assert silences == sorted(silences)
                 os.kill(stopped, signal.SIGCONT)
                 while silent:
-                    reports, silent = await peers.ask(Query())
+                    reports, silent = await peers.fetch_reports(Query())
                     await trio.sleep(0.02)
                 by_pid = {report["worker"]["pid"]: report["worker"] for report in reports}
                 assert (by_pid[stopped]["lag"] or 0) > 1
@@ -729,19 +731,19 @@ async def test_a_draining_worker_is_seen_to_be_draining(tmp_path: Path) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n")
             peers = Peers(directory)
-            with peers.looking(), trio.fail_after(20):
-                (report,), _ = await peers.ask(Query(state="active"))
+            with peers.viewing(), trio.fail_after(20):
+                (report,), _ = await peers.fetch_reports(Query(state="active"))
                 while not report["rows"]:
-                    (report,), _ = await peers.ask(Query(state="active"))
+                    (report,), _ = await peers.fetch_reports(Query(state="active"))
                 assert not report["worker"]["draining"]
                 server.process.terminate()
                 while not report["worker"]["draining"]:
-                    (report,), _ = await peers.ask(Query(state="active"))
+                    (report,), _ = await peers.fetch_reports(Query(state="active"))
                 assert [row["in_flight"][0]["path"] for row in report["rows"]] == ["/hold"]
 
 
-async def test_a_killed_worker_is_not_there(tmp_path: Path) -> None:
-    """Its socket is removed by another worker, when somebody looks at that one's page."""
+async def test_a_killed_worker_is_not_listed(tmp_path: Path) -> None:
+    """Another worker removes its socket at the next view of the page."""
     async with workers(tmp_path, 0) as (living, directory), workers(tmp_path, 0) as (other, _):
         await there(directory, 2)
         other.process.send_signal(signal.SIGKILL)

@@ -19,8 +19,8 @@ from hypercorn.config import Config
 from hypercorn.logging import Logger
 
 from trio_httptrack import tracked_server
-from trio_httptrack._hypercorn.setting_types import WIDER
-from trio_httptrack._hypercorn.settings import SettingError, is_hypercorns, settings_of
+from trio_httptrack._hypercorn.setting_types import OVERRIDES
+from trio_httptrack._hypercorn.settings import SettingError, is_hypercorn_setting, settings_of
 from trio_httptrack.testing import memory_server
 
 from .hypercorn_process import failing_hypercorn
@@ -125,7 +125,7 @@ async def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
         ("umask", 0o22),
     ],
 )
-def test_what_works_is_not_refused(name: str, value: Any) -> None:
+def test_values_that_work_are_not_refused(name: str, value: Any) -> None:
     """Whether or not Hypercorn's annotations say so."""
     settings_of(Config.from_mapping({name: value}))
 
@@ -152,7 +152,7 @@ def options() -> list[tuple[str, bool]]:
     ]
 
 
-def test_what_the_command_makes_of_its_options_is_not_refused(
+def test_values_that_the_command_sets_are_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of them alone, so that what it leaves to others is what they are without it."""
@@ -170,10 +170,10 @@ def test_what_the_command_makes_of_its_options_is_not_refused(
 
 def test_each_exception_is_a_setting() -> None:
     """Of each supported Hypercorn."""
-    assert set(filter(is_hypercorns, WIDER)) == set(WIDER)
+    assert set(filter(is_hypercorn_setting, OVERRIDES)) == set(OVERRIDES)
 
 
-def test_what_a_later_hypercorn_has_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its annotation may be one that nobody here knows."""
+def test_settings_of_a_later_hypercorn_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its annotation may be an unknown one."""
     monkeypatch.setitem(Config.__annotations__, "quite_new", "tuple[int, ...]")
     settings_of(Config.from_mapping(quite_new=(1, 2)))

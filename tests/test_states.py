@@ -63,7 +63,7 @@ def test_a_conn_is_small() -> None:
 
 
 async def test_wait_closed_wakes_every_waiter_and_only_then() -> None:
-    """Whoever waits for the socket's end waits until it is closed."""
+    """It returns when the socket is closed, and not before."""
     conn = Conn()
     woken = []
 

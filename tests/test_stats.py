@@ -15,7 +15,7 @@ NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 
 
 class Model:
-    """The same by the book: every transition kept, everything counted when asked."""
+    """A naive model: it keeps every transition, and counts them on request."""
 
     def __init__(self) -> None:
         self.state: dict[int, ConnState] = {}
@@ -83,7 +83,7 @@ def test_what_a_server_may_report_counts_accepted_once_each(
 
 
 def test_a_life_with_a_request_and_another_with_a_websocket() -> None:
-    """The counters count entries, the gauges those who are there; the ended are forgotten."""
+    """The counters count entries, the gauges what is open; closed connections are forgotten."""
     tracker = StatsTracker()
     for state in (NEW, ACTIVE, IDLE):
         tracker.track("a", state)

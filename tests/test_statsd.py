@@ -90,7 +90,7 @@ async def test_every_number_is_sent_each_ten_seconds_zeros_too(
         assert statsd.received() == ZEROS
 
 
-async def test_what_happened_last_is_sent_at_the_end(
+async def test_the_last_numbers_are_sent_when_the_worker_stops(
     autojump_clock: MockClock, statsd: Statsd
 ) -> None:
     """After the drain, so that no connection is left over in a gauge."""
@@ -171,7 +171,7 @@ async def test_each_of_several_workers_has_its_own_gauges(statsd: Statsd) -> Non
     assert received.count("httptrack.connection.transitions.closed:1|c|@1.0") == 1
 
 
-async def test_a_host_that_cannot_be_reached_harms_nobody(
+async def test_an_unreachable_host_affects_neither_requests_nor_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither our numbers, nor Hypercorn's own for each request and each error in the log."""
@@ -208,10 +208,10 @@ async def test_each_outage_is_logged_once(
     assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 2
 
 
-async def test_nobody_waits_for_a_name_server(
+async def test_no_request_waits_for_a_name_server(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests are answered while it is silent, one behind the other, and a shutdown ends."""
+    """While it is silent, requests get their responses one after the other, and a shutdown ends."""
 
     async def silent(*args: Any) -> None:
         await trio.sleep_forever()
@@ -234,10 +234,10 @@ async def test_a_name_is_looked_up_once_in_ten_seconds(
     autojump_clock: MockClock, statsd: Statsd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not for each datagram."""
-    asked = []
+    requested = []
 
     async def getaddrinfo(host: str, port: str, *args: Any) -> Any:
-        asked.append(host)
+        requested.append(host)
         return [(2, 2, 17, "", ("127.0.0.1", int(port)))]
 
     monkeypatch.setattr("trio.socket.getaddrinfo", getaddrinfo)
@@ -246,7 +246,7 @@ async def test_a_name_is_looked_up_once_in_ten_seconds(
         for _ in range(5):
             await http1(await server.connect())
             await trio.sleep(5)
-        assert asked == ["statsd.example"] * 3
+        assert requested == ["statsd.example"] * 3
         assert len(statsd.received()) == 3 * 8
 
 
@@ -262,7 +262,7 @@ async def test_a_host_without_a_port_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["statsd_prefix", "dogstatsd_tags"])
-async def test_what_cannot_be_sent_is_refused(setting: str) -> None:
+async def test_settings_that_cannot_be_sent_are_refused(setting: str) -> None:
     """Hypercorn sends ASCII only."""
     settings: Any = {setting: "l\u00e4den"}
     with pytest.raises(SettingError, match=f"{setting} must be ASCII, not 'l\u00e4den'"):
@@ -282,7 +282,7 @@ async def test_the_command_says_so_in_one_line() -> None:
     )
 
 
-async def test_a_logger_of_ones_own_is_left_alone(autojump_clock: MockClock) -> None:
+async def test_a_logger_of_the_user_is_not_replaced(autojump_clock: MockClock) -> None:
     """It is what Hypercorn takes instead of the StatsD logger."""
 
     class OwnLogger(Logger):
@@ -294,7 +294,7 @@ async def test_a_logger_of_ones_own_is_left_alone(autojump_clock: MockClock) -> 
         await trio.sleep(20)
 
 
-async def test_a_statsd_logger_of_ones_own_is_used(
+async def test_a_statsd_logger_of_the_user_is_used(
     autojump_clock: MockClock, statsd: Statsd
 ) -> None:
     """And may fail: that is not the end of the server."""

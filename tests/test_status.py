@@ -111,8 +111,8 @@ class Events:
 
     async def begin(self, query: str = "") -> None:
         headers = [("host", "localhost"), ("accept", "text/event-stream")]
-        asked = h11.Request(method="GET", target=f"/status{query}", headers=headers)
-        sent = (self._h11.send(asked) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
+        requested = h11.Request(method="GET", target=f"/status{query}", headers=headers)
+        sent = (self._h11.send(requested) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
         await self.stream.send_all(sent)
         response = await self._event()
         assert isinstance(response, h11.Response)
@@ -258,9 +258,9 @@ async def test_the_query_chooses(autojump_clock: MockClock) -> None:
         assert [(each["client"], each["connections"]) for each in groups] == [
             *(("10.0.0.1", 2), ("10.0.0.0", 1), ("10.0.0.2", 1)),
         ]
-        answer = await page.client.get("/status?sort=speed")
-        assert answer.status_code == 400
-        assert answer.text.startswith("sort must be one of stuck, ")
+        response = await page.client.get("/status?sort=speed")
+        assert response.status_code == 400
+        assert response.text.startswith("sort must be one of stuck, ")
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's kernel counts them")
@@ -286,18 +286,18 @@ async def test_bytes_are_those_of_the_kernel(tmp_path: Path) -> None:
         assert (row["received"], row["sent"], row["client"]) == (None, None, None)
 
 
-async def test_a_server_that_is_not_tracked_says_so() -> None:
+async def test_the_page_of_an_untracked_server_is_a_503_with_the_reason() -> None:
     """It is the mistake that is made first."""
     status, _, body = await request(StatusApp(allow=LOOPBACK))
     assert status == 503
-    assert "has its config a conn_state" in body
+    assert "does its config have a conn_state" in body
 
 
 # Updates
 
 
 async def test_a_viewer_is_sent_what_changes_each_second(autojump_clock: MockClock) -> None:
-    """Ready-made parts of the page, in the order that was asked for."""
+    """As parts of the page, in the requested order."""
     async with mounted() as page:
         viewer = Events(await page.server.connect())
         await viewer.begin("?sort=id")
@@ -313,18 +313,18 @@ async def test_a_viewer_is_sent_what_changes_each_second(autojump_clock: MockClo
         assert "10.1.2.3" in str(second)
 
 
-async def test_viewers_of_the_same_share_the_work(
+async def test_viewers_of_the_same_page_share_the_work(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty of them cost one look a second."""
     made: list[Query | None] = []
-    make = Monitor._make
+    make = Monitor._make_report
 
     async def counted(self: Monitor, query: Query | None) -> Report:
         made.append(query)
         return await make(self, query)
 
-    monkeypatch.setattr(Monitor, "_make", counted)
+    monkeypatch.setattr(Monitor, "_make_report", counted)
     async with mounted() as page:
         viewers = [Events(await page.server.connect()) for _ in range(20)]
         for viewer in viewers:
@@ -336,7 +336,7 @@ async def test_viewers_of_the_same_share_the_work(
 
 
 @pytest.mark.parametrize("step", ["page", "as_text", "update"])
-async def test_the_worker_rests_from_what_it_shows(
+async def test_the_worker_rests_nine_times_as_long_as_a_report_takes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Nine times as long as that took: so viewers have a tenth of its time."""
@@ -386,7 +386,7 @@ async def test_a_viewer_that_does_not_read_is_waited_for(autojump_clock: MockClo
         assert number < 100  # and not a thousand
 
 
-async def test_a_viewer_that_leaves_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+async def test_nothing_remains_of_a_viewer_that_disconnects(autojump_clock: MockClock) -> None:
     """Its handler ends with its connection, over HTTP/1.1 and HTTP/2."""
     async with mounted() as page:
         viewer = Events(await page.server.connect())
@@ -419,7 +419,7 @@ async def test_a_viewer_that_leaves_leaves_nothing_behind(autojump_clock: MockCl
 
 
 async def test_a_shutdown_ends_the_updates_at_once(autojump_clock: MockClock) -> None:
-    """The response is whole, and the page's EventSource asks the next worker."""
+    """The response is complete, and the page's EventSource connects to the next worker."""
     async with mounted(graceful_timeout=100) as page:
         viewer = Events(await page.server.connect())
         await viewer.begin()
@@ -443,7 +443,7 @@ def server_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-async def test_the_page_opens_by_its_token_and_by_nothing_else(autojump_clock: MockClock) -> None:
+async def test_the_page_needs_its_token_and_nothing_else(autojump_clock: MockClock) -> None:
     """From wherever it is looked at; neither an address nor a header is a reason."""
     status = StatusApp()
     async with memory_server(status) as server:
@@ -456,10 +456,10 @@ async def test_the_page_opens_by_its_token_and_by_nothing_else(autojump_clock: M
                 ("%ff", 403),
             ):
                 stream = await server.connect(client=client)
-                answered, body = await http1(
+                responded, body = await http1(
                     stream, path=f"/?token={token}", x_forwarded_for="127.0.0.1"
                 )
-                assert answered == expected
+                assert responded == expected
                 assert status.token.encode() not in body or expected == 200
                 stream = await server.connect(client=client)
                 assert (await http1(stream))[0] == 403
@@ -475,8 +475,10 @@ async def test_the_token_is_logged_at_the_start(server_log: pytest.LogCaptureFix
         assert logged(server_log) == [f"Status page: add ?token={status.token} to its address"]
 
 
-async def test_who_has_no_token_finds_it_in_the_log(server_log: pytest.LogCaptureFixture) -> None:
-    """Once, however the page is mounted and by whatever address somebody asks for it."""
+async def test_the_token_is_logged_at_a_request_without_it(
+    server_log: pytest.LogCaptureFixture,
+) -> None:
+    """Once, however the page is mounted, and for any address of the request."""
     status = StatusApp()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -548,26 +550,26 @@ def test_a_servers_workers_have_the_same_token(tmp_path: Path) -> None:
         ("192.0.2.7", {"x_real_ip": "10.1.2.3"}, 403),
     ],
 )
-async def test_allow_says_who_may_look(
+async def test_allow_lists_the_networks_that_may_view_the_page(
     autojump_clock: MockClock, address: str, headers: Any, status: int
 ) -> None:
     """By the address of the socket alone; the loopback is not among them unless it is named."""
     page = StatusApp(allow=["10.1.0.0/16", "2001:db8::7"])
     async with memory_server(page) as server:
         client = await server.connect(client=(address, 4711))
-        answered, body = await http1(client, path=f"/?token={page.token}", **headers)
-        assert answered == status
-        assert (b"You may not look at this page from" in body) == (status == 403)
+        responded, body = await http1(client, path=f"/?token={page.token}", **headers)
+        assert responded == status
+        assert (b"You may not view this page from" in body) == (status == 403)
 
 
 async def test_middleware_that_believes_headers_changes_nothing(autojump_clock: MockClock) -> None:
-    """ProxyFixMiddleware puts into the scope what the header says; the socket knows better."""
+    """ProxyFixMiddleware puts the header's address into the scope; that of the socket counts."""
     status = StatusApp(allow=["127.0.0.1"])
     fixed: Any = ProxyFixMiddleware(status, mode="legacy", trusted_hops=1)
     async with memory_server(fixed) as server:
         client = await server.connect(client=("192.0.2.7", 4711))
-        answered, _ = await http1(client, x_forwarded_for="127.0.0.1")
-        assert answered == 403
+        responded, _ = await http1(client, x_forwarded_for="127.0.0.1")
+        assert responded == 403
 
 
 def connect_as(user: int, path: Path) -> socket.socket:
@@ -597,22 +599,22 @@ def connect_as(user: int, path: Path) -> socket.socket:
         (None, 0, 403),
     ],
 )
-async def test_on_a_unix_socket_the_kernel_says_who_it_is(
+async def test_on_a_unix_socket_the_kernel_identifies_the_viewer(
     tmp_path: Path, allow: list[str] | None, user: int, status: int
 ) -> None:
-    """The server's own user and root may look, if ``unix`` is allowed; nobody else."""
+    """The server's own user and root may view the page, if ``unix`` is allowed; no others may."""
     config = Config()
     config.bind = f"unix:{tmp_path}/sock"
     async with tracked_server(StatusApp(allow=allow), config):
         client = connect_as(user, tmp_path / "sock")
         async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
-            answered, _ = await http1(stream)
-    assert answered == status
+            responded, _ = await http1(stream)
+    assert responded == status
 
 
 @pytest.mark.parametrize("client", [None, ("/run/peer.sock", 0), ["unix"], ""])
 async def test_a_peer_without_an_address_is_in_no_network(client: Any) -> None:
-    """Whoever speaks through a Unix socket is most likely a proxy."""
+    """A client of a Unix socket is most likely a proxy."""
     page = StatusApp(allow=["0.0.0.0/0", "::/0", "unix"])
     status, _, body = await request(page, client=client)
     assert status == 403
@@ -629,7 +631,7 @@ async def test_a_peer_without_an_address_is_in_no_network(client: Any) -> None:
         (b"127.0.0.1", TypeError, "allow: networks are strings such as '10.1.2.0/24', not 49"),
     ],
 )
-def test_what_is_no_network_is_refused_at_once(
+def test_an_invalid_network_is_refused_at_once(
     allow: Any, error: type[Exception], says: str
 ) -> None:
     """With an example of what would be one."""
@@ -644,13 +646,13 @@ async def test_it_can_only_be_read(autojump_clock: MockClock) -> None:
     """GET and HEAD, by HTTP."""
     async with mounted() as page:
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-            answer = await page.client.request(method, "/status")
-            assert answer.status_code == 405
-            assert answer.headers["allow"] == "GET, HEAD"
+            response = await page.client.request(method, "/status")
+            assert response.status_code == 405
+            assert response.headers["allow"] == "GET, HEAD"
         for accept in ("text/html", "application/json", "text/event-stream", "text/plain"):
-            answer = await page.client.head("/status", headers={"accept": accept})
-            assert answer.status_code == 200
-            assert answer.text == ""
+            response = await page.client.head("/status", headers={"accept": accept})
+            assert response.status_code == 200
+            assert response.text == ""
         client = await page.server.connect()
         await client.send_all(b"GET /status" + UPGRADE)
         assert (await client.receive_some()).startswith(b"HTTP/1.1 403")
@@ -702,13 +704,13 @@ async def test_every_response_is_private_and_strict(
         ("", "text/html"),
     ],
 )
-async def test_the_client_gets_the_first_kind_that_it_names(
+async def test_the_client_gets_the_first_media_type_of_its_accept_header(
     autojump_clock: MockClock, accept: str, kind: str
 ) -> None:
     """HTML if it names none that there is."""
     async with mounted() as page:
-        answer = await page.client.get("/status", headers={"accept": accept})
-        assert answer.headers["content-type"].partition(";")[0] == kind
+        response = await page.client.get("/status", headers={"accept": accept})
+        assert response.headers["content-type"].partition(";")[0] == kind
 
 
 async def test_it_can_be_mounted_by_hypercorns_dispatcher(autojump_clock: MockClock) -> None:
@@ -722,12 +724,12 @@ async def test_it_can_be_mounted_by_hypercorns_dispatcher(autojump_clock: MockCl
     ):
         assert (await client.get("/elsewhere")).text == "/elsewhere"
         for path in ("/status", "/status/", "/status?sort=id"):
-            answer = await client.get(path, headers={"accept": "application/json"})
-            assert answer.json()["connections"]["active"] == 1
+            response = await client.get(path, headers={"accept": "application/json"})
+            assert response.json()["connections"]["active"] == 1
 
 
 def test_it_lives_through_several_runs_of_trio() -> None:
-    """As an application that is a module's own does in tests: each clock begins anew."""
+    """As an application of a module does in tests: each clock begins at another time."""
     status = StatusApp(allow=LOOPBACK)
 
     async def run(connections: int) -> str:

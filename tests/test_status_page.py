@@ -13,10 +13,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from trio_httptrack._monitor.formatting import NOTHING
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, GAUGES, Group, Request, Row, Worker
 from trio_httptrack._monitor.view import View
-from trio_httptrack._monitor.words import NOTHING
 from trio_httptrack.status._page import POLICY, page, update
 
 from . import views
@@ -69,7 +69,7 @@ def text(html: str) -> str:
 
 
 def links(html: str) -> dict[str, str]:
-    """The queries to which the links lead, by what they say."""
+    """Return the queries of the links, by their texts."""
     found = re.findall(r'<a href="([^"]*)#connections"[^>]*>([^<]*)</a>', html)
     return {unescape(said): unescape(query) for query, said in found}
 
@@ -147,8 +147,8 @@ def test_the_policy_allows_the_pages_own_style_and_script_only() -> None:
         a_view(host=ANYTHING),
     ],
 )
-def test_what_a_peer_says_stays_text(view: View) -> None:
-    """It is escaped, and what cannot be seen is spelled out."""
+def test_text_of_a_client_is_escaped(view: View) -> None:
+    """Markup is escaped, and so are invisible characters."""
     html = page(view, None)
     (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
     assert "alert" not in script
@@ -156,7 +156,7 @@ def test_what_a_peer_says_stays_text(view: View) -> None:
     assert "\u202e" not in html + update(view, None)
 
 
-def test_what_is_filtered_by_stays_text() -> None:
+def test_the_filters_are_escaped() -> None:
     """In the form as it was typed, and below it as it is seen."""
     view = a_view()
     view["query"]["path"] = ANYTHING
@@ -168,7 +168,7 @@ def test_what_is_filtered_by_stays_text() -> None:
 
 @pytest.mark.parametrize("view", EVERYTHING)
 def test_the_token_is_in_every_link_and_nowhere_else(view: View) -> None:
-    """The links and the form open the page that is open; nobody reads it off a screen."""
+    """The links and the form need it; but it is not visible on the page."""
     html = page(view, TOKEN)
     found = links(html)
     assert len(found) > 4
@@ -183,13 +183,13 @@ def test_the_token_is_in_every_link_and_nowhere_else(view: View) -> None:
 
 
 def test_the_time_and_the_host_are_those_of_the_server() -> None:
-    """In UTC, as it is nobody's in particular."""
+    """In UTC, because viewers may have any time zone."""
     assert text(part(a_view(), "time")) == " 03:04:05 UTC "
     assert "<h1>web-1</h1>" in page(a_view(), None)
 
 
 def test_each_worker_has_a_row() -> None:
-    """With what it says of itself."""
+    """With the data of its report."""
     view = a_view(workers=[a_worker(), a_worker(12, draining=True, uptime=9.26, connections=1234)])
     rows = [text(row).split("  ") for row in part(view, "workers").split("</tr>")]
     assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
@@ -199,8 +199,8 @@ def test_each_worker_has_a_row() -> None:
     ]
 
 
-def test_a_silent_worker_stands_out() -> None:
-    """It says since when, and nothing that nobody knows."""
+def test_a_worker_that_does_not_respond_is_highlighted() -> None:
+    """With the time of its silence, and no other values."""
     silent = a_worker(12, silent=3.21, uptime=None, connections=None, lag=None)
     html = part(a_view(workers=[a_worker(), silent]), "workers")
     assert '<tr data-key="12-0a1b2c3d" class="bad">' in html
@@ -209,7 +209,7 @@ def test_a_silent_worker_stands_out() -> None:
     assert '<tr data-key="11-0a1b2c3d">' in html
 
 
-def test_it_says_whose_connections_it_lists() -> None:
+def test_the_page_shows_how_many_workers_have_responded() -> None:
     """Those of a worker that does not respond are not among them, nor in any number."""
     silent = a_worker(12, silent=3.21, uptime=None, connections=None, lag=None)
     assert " connections. Sorted" in page(a_view(workers=[a_worker(), a_worker(12)]), None)
@@ -219,7 +219,7 @@ def test_it_says_whose_connections_it_lists() -> None:
 
 
 @pytest.mark.parametrize(("lag", "shown"), [(0.999, "<td>999 ms"), (1.0, '<td class="bad">1.0 s')])
-def test_an_event_loop_that_was_blocked_stands_out(lag: float, shown: str) -> None:
+def test_the_lag_of_a_blocked_event_loop_is_highlighted(lag: float, shown: str) -> None:
     """From that on which the log warns of."""
     assert shown in part(a_view(workers=[a_worker(lag=lag)]), "workers")
 
@@ -242,7 +242,7 @@ def test_the_chart_has_no_more_than_five_minutes() -> None:
 
 
 def test_a_state_leads_to_its_connections() -> None:
-    """And says how many there are."""
+    """With their number."""
     connections = {"new": 0, "active": 1234, "idle": 2, "hijacked": 3}
     html = part(a_view(connections=connections, query="path=/slow&page=2"), "states")
     assert links(html)["active"] == "?state=active&path=%2Fslow"
@@ -278,8 +278,8 @@ def test_a_connection_is_a_row() -> None:
     assert html.startswith('<tr data-key="11-7" class="idle">')
 
 
-def test_what_is_not_known_of_a_connection() -> None:
-    """Such as one over a Unix socket that has said nothing yet."""
+def test_unknown_values_of_a_connection_are_dashes() -> None:
+    """Such as one over a Unix socket that has sent nothing yet."""
     row = a_row(state="new", client=None, protocol=None, path=None, received=None, sent=None)
     html = part(a_view(row), "rows")
     cells = [text(cell).strip() for cell in html.split("</td>")]
@@ -327,12 +327,14 @@ def test_of_many_requests_the_oldest_three_are_shown() -> None:
         (a_row(state="idle", in_state=10), False),
     ],
 )
-def test_what_waits_for_long_stands_out(row: Row, stands_out: bool) -> None:
+def test_requests_and_connections_that_wait_long_are_highlighted(
+    row: Row, stands_out: bool
+) -> None:
     """A request without a response, a connection without a request; not what may take its time."""
     assert (" long" in part(a_view(row), "rows")) is stands_out
 
 
-def test_it_says_how_many_there_are_and_in_which_order() -> None:
+def test_the_page_shows_the_number_and_the_order_of_connections() -> None:
     """Without filters nothing more."""
     connections = {"new": 0, "active": 1000, "idle": 234, "hijacked": 0}
     view = a_view(connections=connections, matching=1234)
@@ -343,7 +345,7 @@ def test_it_says_how_many_there_are_and_in_which_order() -> None:
     assert "Sorted: by Age, descending." in text(part(view, "found"))
 
 
-def test_filters_are_in_sight_and_can_be_removed() -> None:
+def test_filters_are_shown_and_can_be_removed() -> None:
     """What is left out is counted, and the order stays."""
     query = "state=active&client=192.&path=/slow&sort=-age&page=2"
     view = a_view(query=query, connections=dict.fromkeys(GAUGES, 2), matching=1)
@@ -355,7 +357,7 @@ def test_filters_are_in_sight_and_can_be_removed() -> None:
     assert links(html)["remove filters"] == "?sort=-age"
 
 
-def test_the_form_has_what_is_in_force() -> None:
+def test_the_form_has_the_current_filters() -> None:
     """Unfolded if something is; it keeps the order, and is no part of the updates."""
     html = page(a_view(query="state=idle&client=192.&path=/slow&group=client&sort=-age"), None)
     assert "<details open>" in html

@@ -158,7 +158,7 @@ async def test_a_reload_with_good_code_starts_the_new_code(folder: Path) -> None
 async def test_a_reload_that_would_end_the_server_fails_and_the_server_goes_on(
     file: str, content: str, line: str, folder: Path
 ) -> None:
-    """Its worker is not told to stop."""
+    """Its worker is not stopped."""
     async with started(folder) as service:
         (folder / file).write_text(content)
         assert await service.reload() == (1, f"trio_httptrack: {line}\n")

@@ -1,4 +1,4 @@
-"""What the people who test with it get from ``trio_httptrack.testing``."""
+"""What users get from ``trio_httptrack.testing``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_the_lifespan_is_around_all_of_it(autojump_clock: MockClock) -> No
         stream = await server.connect()
 
         @nursery.start_soon
-        async def ask() -> None:
+        async def send_requests() -> None:
             assert await http1(stream) == (200, b"hello")
 
         await wait_all_tasks_blocked()
@@ -240,7 +240,7 @@ async def test_a_client_that_was_forgotten_ends_with_the_server(autojump_clock: 
 
 
 async def test_after_the_shutdown_nobody_can_connect(autojump_clock: MockClock) -> None:
-    """Not even while the last request is being answered."""
+    """Not even while the last request is in flight."""
 
     @without_lifespan
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -280,14 +280,14 @@ async def test_a_trackers_error_waits_for_no_request(autojump_clock: MockClock) 
         if state is ACTIVE:
             raise ValueError("a tracker's own error")
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await (await server.connect()).send_all(
             b"GET /until-disconnect HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         await trio.sleep_forever()
 
     with pytest.raises(ValueError, match="own error"):
-        await serve(app, ask, tracker=TrackerFunc(fail), graceful_timeout=60)
+        await serve(app, send_requests, tracker=TrackerFunc(fail), graceful_timeout=60)
     assert trio.current_time() == 0
 
 
@@ -366,17 +366,17 @@ async def test_an_error_of_the_server_ends_the_test(
 
     monkeypatch.setattr("trio_httptrack._connection.http1.read_request_head", fail)
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await http1(await server.connect())  # which fails, too, because of it
 
     with pytest.raises(ZeroDivisionError):
-        await serve(app, ask)
+        await serve(app, send_requests)
 
 
-async def test_a_handlers_error_is_answered_and_no_error_of_the_test(
+async def test_a_handlers_error_becomes_a_500_and_does_not_fail_the_test(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in production: the client is told, and it is logged."""
+    """As in production: the client gets a 500, and the error is logged."""
     async with memory_server(app) as server:
         assert await http1(await server.connect(), path="/raise") == (500, b"")
         assert await http1(await server.connect()) == (200, b"/")
@@ -399,11 +399,11 @@ async def test_pytest_fail_in_a_handler_ends_the_test(
     async def fail() -> None:
         pytest.fail("should not be called")
 
-    async def ask(server: MemoryServer) -> None:
+    async def send_requests(server: MemoryServer) -> None:
         await http1(await server.connect())
 
     with pytest.raises(BaseException, match=r"should not be called|nursery") as raised:
-        await serve(app, ask)
+        await serve(app, send_requests)
     failed = raised.value.exceptions[0] if in_a_nursery else raised.value  # type: ignore[attr-defined]
     assert isinstance(failed, pytest.fail.Exception)
 
@@ -440,10 +440,10 @@ async def test_an_error_in_the_lifespan_ends_the_test(when: str, autojump_clock:
 
 
 @pytest.mark.parametrize("when", ["startup", "shutdown"])
-async def test_a_lifespan_that_says_it_has_failed_ends_the_test(
+async def test_a_lifespan_that_reports_its_failure_fails_the_test(
     when: str, autojump_clock: MockClock
 ) -> None:
-    """With what it said."""
+    """With its message."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (event := await receive())["type"] != f"lifespan.{when}":
@@ -478,7 +478,7 @@ async def test_a_failed_lifespan_reaches_the_test_however_it_leaves_the_applicat
 
 
 @pytest.mark.parametrize("when", ["startup", "shutdown"])
-async def test_a_lifespan_that_never_answers_ends_the_test(
+async def test_a_lifespan_that_never_responds_fails_the_test(
     when: str, autojump_clock: MockClock
 ) -> None:
     """After its timeout, in virtual time."""
@@ -512,7 +512,7 @@ async def answers_anything(scope: Any, receive: Any, send: Any) -> None:
 async def test_an_application_needs_no_lifespan(
     app: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it comes to say so, and without a word in the log."""
+    """However it refuses the lifespan; nothing is logged."""
     async with memory_server(app) as server:
         assert await http1(await server.connect()) == (200, b"hello")
     assert not problems(caplog)
@@ -594,7 +594,7 @@ async def test_the_certificate_of_the_config_is_used(
 
 
 async def test_without_a_handshake_the_client_is_left_alone(autojump_clock: MockClock) -> None:
-    """It may say what it likes, or nothing."""
+    """It may send anything, or nothing."""
     async with memory_server(app, ssl_handshake_timeout=7) as server:
         stream = await server.connect(tls=True, handshake=False)
         assert await stream.receive_some() == b""
@@ -605,7 +605,7 @@ async def test_without_a_handshake_the_client_is_left_alone(autojump_clock: Mock
 
 @pytest.mark.parametrize("arguments", [{}, {"tls": True, "handshake": False}])
 async def test_alpn_without_a_handshake_is_refused(arguments: Any) -> None:
-    """There is nobody who would offer it."""
+    """There is no handshake in which to offer it."""
     async with memory_server(app) as server:
         with pytest.raises(ValueError, match=r"alpn=\['h2'\] needs a TLS handshake"):
             await server.connect(alpn=["h2"], **arguments)
@@ -638,8 +638,8 @@ async def test_a_connection_can_end_in_each_manner(tls: bool, autojump_clock: Mo
         await half.send_eof()
         resetting.reset()
         await recorder.wait_terminal(3)
-        answer = await read_to_end(half)
-        assert answer.endswith(b"" if tls else b"/until-disconnect")
+        response = await read_to_end(half)
+        assert response.endswith(b"" if tls else b"/until-disconnect")
     assert recorder.sequences() == ["NAIAC"] * 3
     if not tls:  # where an end is the end of both directions
         assert [conn.close_reason for conn in recorder.conns] == [None, None, "connection_reset"]
@@ -856,7 +856,7 @@ async def test_many_httpx_requests_can_be_in_flight(autojump_clock: MockClock) -
 
 
 async def test_trio_websocket_works_on_a_connection(autojump_clock: MockClock) -> None:
-    """Its handshake, messages both ways, and its goodbye."""
+    """Its handshake, messages both ways, and its close."""
     tracker = RecordingTracker()
     async with memory_server(app, tracker=tracker) as server:
         stream = await server.connect(tls=True)
@@ -902,7 +902,7 @@ async def test_what_is_not_installed_is_named(
         assert await http1(await server.connect()) == (200, b"/")
 
 
-async def test_httpx_says_that_a_handshake_failed(
+async def test_httpx_reports_a_failed_handshake_as_a_connect_error(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a connection that could not be made, of which nothing is left."""

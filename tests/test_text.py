@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from trio_httptrack._monitor.formatting import NOTHING, display_width, truncate
 from trio_httptrack._monitor.query import Query
 from trio_httptrack._monitor.report import COUNTERS, Group
 from trio_httptrack._monitor.text import Line, as_text, rates, table, workers
-from trio_httptrack._monitor.words import NOTHING, cells, cut
 
 from .views import request, row, silent, view, worker
 
@@ -72,7 +72,7 @@ def styled(lines: list[Line], style: str) -> list[str]:
     return [span.text.strip() for line in lines for span in line if span.style == style]
 
 
-def test_what_may_be_wrong_is_trouble() -> None:
+def test_problems_have_the_style_trouble() -> None:
     """A request that waits for long, a worker that is late or silent, and responses of 500."""
     slow, soon = request(age=10), request(age=9.9)
     streaming = request(age=3600, phase="streaming")
@@ -104,7 +104,7 @@ def test_a_view_of_a_server_that_has_just_started() -> None:
 
 
 def test_a_server_that_has_nothing_to_do_has_no_responses() -> None:
-    """That is known, and said."""
+    """ "none" is shown."""
     text = as_text(view(per_second=dict.fromkeys(COUNTERS, 0.0)))
     assert "Per second: 0.0 requests; responses: none\n" in text
 
@@ -120,7 +120,7 @@ def test_a_server_that_has_nothing_to_do_has_no_responses() -> None:
         ),
     ],
 )
-def test_what_is_listed_is_said(query: Query, line: str) -> None:
+def test_the_text_says_what_is_listed(query: Query, line: str) -> None:
     """The order, the page and the filters."""
     assert f"\n{line}\n" in as_text(view(row(), query=query), 200)
 
@@ -153,8 +153,8 @@ def hostile(value: Any) -> Any:
     return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
 
-def test_nothing_that_others_say_reaches_the_terminal_as_it_is() -> None:
-    """Neither in a path nor in anything else: it may be root who looks."""
+def test_no_text_of_others_reaches_the_terminal_unescaped() -> None:
+    """Neither in a path nor in anything else: the viewer may be root."""
     groups = (Group(client="192.0.2.7", connections=1, states={}, oldest=1),)
     for query in (Query(path=HOSTILE, client=HOSTILE), Query(group="client")):
         said = hostile(view(row(request(stream=1)), groups=groups, query=query))
@@ -165,7 +165,7 @@ def test_nothing_that_others_say_reaches_the_terminal_as_it_is() -> None:
 
 
 def test_ids_that_are_no_numbers_are_made_visible_too() -> None:
-    """What a socket says need not be what its type promises."""
+    """What a socket sends may have other types than a report."""
     said = row(request(stream=HOSTILE), id=HOSTILE, worker=HOSTILE)
     text = as_text(view(said, workers=[worker(pid=HOSTILE)]), 2000)  # type: ignore[arg-type]
     assert all(each.isprintable() or each == "\n" for each in text)
@@ -184,11 +184,11 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         ),
         width,
     )
-    assert max(cells(line) for line in text.splitlines()) == width
+    assert max(display_width(line) for line in text.splitlines()) == width
 
 
 def test_a_long_path_is_cut_and_its_stream_is_not() -> None:
-    """An ellipsis says so."""
+    """With an ellipsis."""
     text = as_text(view(row(request(path=f"/{'a' * 100}", stream=7))))
     line = next(line for line in text.splitlines() if "GET" in line)
     assert re.fullmatch(r" +1m15s waiting   GET /a+…  stream 7", line)
@@ -212,7 +212,7 @@ def test_a_narrow_terminal_has_fewer_columns(width: int, headings: str) -> None:
     assert line.split()[-1] in headings or line.endswith("…")
 
 
-def test_an_address_without_room_keeps_its_beginning() -> None:
+def test_an_address_is_cut_at_its_end() -> None:
     """It is what one recognises."""
     text = as_text(view(row(client="[2001:db8:1111:2222:3333:4444:5555:6666]:65535")), 60)
     assert re.search(r"^idle +1m15s \[2001:db8:1111:2222:3333:4444:\S*… +4021 17$", text, re.M)
@@ -229,13 +229,13 @@ def test_an_address_without_room_keeps_its_beginning() -> None:
 )
 def test_wide_characters_take_two_columns(text: str, width: int, expected: str) -> None:
     """And accents none."""
-    assert cut(text, width) == expected
+    assert truncate(text, width) == expected
 
 
 def test_a_long_path_is_cut_in_one_go() -> None:
-    """Whoever chooses the path must not be able to keep the event loop busy with it."""
+    """A client's path must not keep the event loop busy."""
     with_width_two = "\u65e5" * 200_000
-    assert cut(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
+    assert truncate(with_width_two, 7) == "\u65e5" * 3 + "\N{HORIZONTAL ELLIPSIS}"
     for width in range(8):
-        assert cells(cut("\u65e5\u672ce\u0301x", width)) <= width
-    assert cut("\u65e5\u672ce\u0301x", 6) == "\u65e5\u672ce\u0301x"
+        assert display_width(truncate("\u65e5\u672ce\u0301x", width)) <= width
+    assert truncate("\u65e5\u672ce\u0301x", 6) == "\u65e5\u672ce\u0301x"

@@ -30,7 +30,7 @@ async def running(seconds: float = 5) -> AsyncIterator[Timeout[Waiter]]:
         nursery.cancel_scope.cancel()
 
 
-async def test_who_waits_too_long_expires_once_and_exactly_then(autojump_clock: MockClock) -> None:
+async def test_a_waiter_expires_once_and_exactly_at_its_time(autojump_clock: MockClock) -> None:
     """Each at its own time, and never again."""
     async with running() as timeout:
         first, second = Waiter(), Waiter()
@@ -41,8 +41,8 @@ async def test_who_waits_too_long_expires_once_and_exactly_then(autojump_clock: 
     assert (first.expired, second.expired) == ([5], [7])
 
 
-async def test_who_begins_anew_has_all_its_time_again(autojump_clock: MockClock) -> None:
-    """It is due behind those who began before it did so."""
+async def test_a_waiter_that_begins_again_has_its_full_time(autojump_clock: MockClock) -> None:
+    """It expires after those that began before it."""
     async with running() as timeout:
         eager, other = Waiter(), Waiter()
         timeout.start(eager, trio.current_time())
@@ -53,7 +53,7 @@ async def test_who_begins_anew_has_all_its_time_again(autojump_clock: MockClock)
     assert (eager.expired, other.expired) == ([9], [5])
 
 
-async def test_who_has_ended_does_not_expire(autojump_clock: MockClock) -> None:
+async def test_a_waiter_that_has_ended_does_not_expire(autojump_clock: MockClock) -> None:
     """To end what has not begun is nothing."""
     async with running() as timeout:
         waiter = Waiter()

@@ -37,7 +37,7 @@ from trio_httptrack._monitor.text import Span, plain
 from trio_httptrack._monitor.view import View
 from trio_httptrack.status import StatusApp
 from trio_httptrack.top._live import Live
-from trio_httptrack.top._sources import SourceError, opened
+from trio_httptrack.top._sources import SourceError, open_source
 from trio_httptrack.top._terminal import Terminal
 
 from .hypercorn_process import SECONDS, HypercornProcess, connect, get, hypercorn, read_all
@@ -88,13 +88,13 @@ def test_a_filter_is_typed_into_the_last_line() -> None:
     """Enter takes it, Escape does not, Backspace takes a character away."""
     live = looking_at(row())
     press(live, "c", "1", "9", "q", "backspace")
-    assert lines(live)[-1] == "Client address begins with: 19   Enter: filter  Escape: back"
+    assert lines(live)[-1] == "Client address begins with: 19   Enter: filter  Escape: cancel"
     assert live.query == Query()
     assert press(live, "enter").client == "19"
     assert press(live, "/", "/", "s", "enter") == Query(client="19", path="/s")
     assert press(live, "/", "x", "escape") == Query(client="19", path="/s")
     assert press(live, "/", "backspace", "backspace", "enter") == Query(client="19")
-    assert not live.ended
+    assert not live.quitting
 
 
 def test_a_filter_is_no_longer_than_a_query_allows() -> None:
@@ -103,7 +103,7 @@ def test_a_filter_is_no_longer_than_a_query_allows() -> None:
     assert press(live, "/", *"a" * 300, "enter").path == "a" * 200
 
 
-def test_what_is_typed_is_made_visible() -> None:
+def test_typed_text_is_escaped() -> None:
     """A paste may have anything in it."""
     live = looking_at()
     press(live, "c", "\u202e")
@@ -123,9 +123,9 @@ def test_q_ends_it() -> None:
     """But not while something is typed."""
     live = looking_at()
     press(live, "/", "q")
-    assert not live.ended
+    assert not live.quitting
     press(live, "escape", "q")
-    assert live.ended
+    assert live.quitting
 
 
 def test_help_is_in_place_of_the_connections() -> None:
@@ -175,14 +175,14 @@ def test_page_down_goes_through_the_lines_and_then_to_the_next_page() -> None:
     assert shown_ids(live)[-1] == 39
 
 
-def test_the_page_that_is_gone_is_forgotten() -> None:
+def test_a_page_that_no_longer_exists_is_left() -> None:
     """There are fewer connections now than when it was looked at."""
     live = Live(Query(page=7))
     live.show(numbered(page=2, pages=2), live.query)
     assert live.query.page == 2
 
 
-def test_of_many_workers_those_are_shown_with_which_something_is_wrong() -> None:
+def test_of_many_workers_those_with_problems_are_shown() -> None:
     """The others are counted."""
     many = [worker(pid, lag=0.001) for pid in range(1, 33)]
     many[7] = silent(8, 12.5)
@@ -213,7 +213,7 @@ class Counting:
         return view(query=query)
 
 
-async def test_it_looks_once_a_second_but_not_while_it_is_paused(
+async def test_it_fetches_a_view_each_second_but_not_while_paused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A key that changes what is listed looks at once, and once."""
@@ -238,7 +238,7 @@ async def test_it_looks_once_a_second_but_not_while_it_is_paused(
         nursery.cancel_scope.cancel()
 
 
-async def test_it_says_for_how_long_there_was_nothing_new(
+async def test_it_shows_for_how_long_there_was_no_data(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Each second, above what was seen last, and in as many lines as it takes."""
@@ -272,7 +272,7 @@ def test_it_fits_every_terminal(size: tuple[int, int]) -> None:
         assert len(frame) >= size[1]
         if size[1] == 24:
             assert len(frame) == 24
-            assert plain(frame[-1], 80).endswith(("q quit", "Escape: back"))
+            assert plain(frame[-1], 80).endswith(("q quit", "Escape: cancel"))
 
 
 # Where a view comes from
@@ -290,11 +290,11 @@ async def serving(**settings: Any) -> AsyncIterator[tuple[TrackedServer, StatusA
         yield server, status
 
 
-async def test_a_page_is_looked_at_by_one_connection() -> None:
+async def test_a_page_is_fetched_over_one_connection() -> None:
     """It has the token, what else the URL has, and the view's query."""
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}&sort=-age&other=1") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}&sort=-age&other=1") as source,
     ):
         assert source.name == f"{server.urls[0]}/"
         assert source.query == Query(sort="-age")
@@ -309,7 +309,7 @@ async def test_a_connection_that_the_server_has_closed_is_opened_again() -> None
     """As when the view was paused for longer than its keep_alive_timeout."""
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}") as source,
     ):
         await source.view(source.query)
         (conn,) = server.connections()
@@ -329,9 +329,9 @@ LOGGED = "the server's log has it, as ?token=... to add to the page's address"
         ("?token=x", f"the token is wrong: {LOGGED}"),
     ],
 )
-async def test_without_the_token_it_says_where_that_is(query: str, says: str) -> None:
+async def test_without_the_token_the_error_says_where_it_is(query: str, says: str) -> None:
     """In one sentence."""
-    async with serving() as (server, _), opened(f"{server.urls[0]}/{query}") as source:
+    async with serving() as (server, _), open_source(f"{server.urls[0]}/{query}") as source:
         with pytest.raises(SourceError) as error:
             await source.view(source.query)
     assert str(error.value) == says
@@ -341,15 +341,15 @@ RESPONSES = {
     "redirects to https://elsewhere.example/: name the page itself": (
         b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n"
     ),
-    r"responds with 500: \x1b[2J": (
+    r"responded with 500: \x1b[2J": (
         b"HTTP/1.1 500 No\r\ncontent-length: 12\r\n\r\n\x1b[2J\nTrace.."
     ),
-    "is no status page of this version of trio-httptrack": (
+    "is not a status page of this version of trio-httptrack": (
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
     ),
-    "is no status page of this": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
-    "is no status page of": b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"[" * 5000,
-    "is no status page": b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"query": {}}',
+    "is not a status page of this": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+    "is not a status page of": b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"[" * 5000,
+    "is not a status page": b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"query": {}}',
     "illegal status line": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     "peer closed connection without sending complete": (
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi"
@@ -370,24 +370,24 @@ LONG = f"{'a' * 200}\N{HORIZONTAL ELLIPSIS}"
         ("\x1b[2J", r"no worker listens in \\x1b\[2J"),
     ],
 )
-async def test_what_cannot_be_a_source_is_told_in_one_line(target: str, says: str) -> None:
+async def test_a_failing_source_is_reported_in_one_line(target: str, says: str) -> None:
     """Without a traceback, and without escape sequences."""
     with pytest.raises(SourceError) as error:
-        async with opened(target) as source:
+        async with open_source(target) as source:
             await source.view(source.query)
     assert re.fullmatch(says, str(error.value))
 
 
-async def test_a_path_that_is_not_ascii_is_asked_for_as_a_browser_does() -> None:
+async def test_a_path_that_is_not_ascii_is_requested_as_by_a_browser() -> None:
     """In UTF-8, with percent signs."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/st\u00e4tus%20x?token={status.token}"
-        async with opened(url) as source:
+        async with open_source(url) as source:
             (row,) = (await source.view(source.query))["rows"]
     assert row["path"] == "/st\u00e4tus x"
 
 
-def test_who_reads_the_output_may_have_had_enough() -> None:
+def test_the_reader_of_the_output_may_exit_early() -> None:
     """As in ``httptrack top --json | head -1``."""
     program = "from trio_httptrack.top import write; write('x' * 100_000)"
     reading, writing = os.pipe()
@@ -400,7 +400,7 @@ def test_who_reads_the_output_may_have_had_enough() -> None:
 
 
 @pytest.mark.parametrize("says", RESPONSES)
-async def test_what_is_no_status_page_is_told_in_one_line(says: str) -> None:
+async def test_a_url_that_is_not_a_status_page_is_reported_in_one_line(says: str) -> None:
     """And a redirect is not followed: the token is for this host only."""
 
     async def respond(stream: trio.SocketStream) -> None:
@@ -411,7 +411,7 @@ async def test_what_is_no_status_page_is_told_in_one_line(says: str) -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, respond, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
-        async with opened(f"http://127.0.0.1:{port}/") as source:
+        async with open_source(f"http://127.0.0.1:{port}/") as source:
             with pytest.raises(SourceError) as error:
                 await source.view(source.query)
         nursery.cancel_scope.cancel()
@@ -424,10 +424,10 @@ async def test_a_response_without_an_end_is_not_read_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is as long as a worker's may be."""
-    monkeypatch.setattr("trio_httptrack.top._sources.LONGEST_RESPONSE", 100)
+    monkeypatch.setattr("trio_httptrack.top._sources.MAX_RESPONSE_SIZE", 100)
     async with (
         serving() as (server, status),
-        opened(f"{server.urls[0]}/?token={status.token}") as source,
+        open_source(f"{server.urls[0]}/?token={status.token}") as source,
     ):
         with pytest.raises(SourceError, match="the response is too long"):
             await source.view(source.query)
@@ -441,7 +441,7 @@ async def test_a_page_that_does_not_respond_is_not_waited_for(
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         host, port = listener.getsockname()
-        async with opened(f"http://{host}:{port}/") as source:
+        async with open_source(f"http://{host}:{port}/") as source:
             with pytest.raises(SourceError, match="no response within 10 seconds"):
                 await source.view(source.query)
             assert trio.current_time() == 10
@@ -455,27 +455,27 @@ async def test_a_page_that_is_encrypted(
     CA.cert_pem.write_to_path(str(authority))
     async with serving(certfile=str(certificate), keyfile=str(certificate)) as (server, status):
         url = f"{server.urls[0]}/?token={status.token}".replace("127.0.0.1", "localhost")
-        async with opened(url) as source:
+        async with open_source(url) as source:
             with pytest.raises(SourceError, match="certificate verify failed"):
                 await source.view(source.query)
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        async with opened(url) as source:
+        async with open_source(url) as source:
             assert (await source.view(source.query))["rows"][0]["tls"]
 
 
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("http:///status", "http:///status: there is no host in it"),
+        ("http:///status", "http:///status: it has no host"),
         ("http://localhost:x/", "http://localhost:x/: Port could not be cast to integer"),
         ("http://localhost/?page=0", "http://localhost/?page=0: page must be a number from 1"),
         ("/nowhere", "no worker listens in /nowhere"),
     ],
 )
-async def test_what_can_never_be_looked_at_is_said_at_once(target: str, says: str) -> None:
+async def test_a_source_that_can_never_be_shown_is_refused_at_once(target: str, says: str) -> None:
     """Before the terminal is touched."""
     with pytest.raises(SourceError) as error:
-        async with opened(target):
+        async with open_source(target):
             pass
     assert str(error.value).startswith(says)
 
@@ -485,9 +485,9 @@ def runtime_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-async def test_a_directory_that_others_may_enter_is_not_looked_at(runtime_dir: Path) -> None:
-    """Whoever can put a socket there could say anything."""
-    async with serving(runtime_dir=str(runtime_dir)), opened(str(runtime_dir)) as source:
+async def test_a_directory_that_other_users_can_enter_is_refused(runtime_dir: Path) -> None:
+    """A user who can put a socket there could send anything."""
+    async with serving(runtime_dir=str(runtime_dir)), open_source(str(runtime_dir)) as source:
         assert len((await source.view(source.query))["workers"]) == 1
         os.chmod(runtime_dir, 0o755)
         with pytest.raises(SourceError, match="is open to other users: use one"):
@@ -507,37 +507,39 @@ def listen_in(directory: Path) -> socket.socket:
 async def test_without_a_name_it_is_the_only_server_that_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None or several are told."""
+    """None, or several, is an error."""
     with TemporaryDirectory() as name:
         monkeypatch.setenv("XDG_RUNTIME_DIR", name)
         monkeypatch.setattr(tempfile, "tempdir", name)
         monkeypatch.setattr(directories, "RUN_USER", Path(name))
         directory = Path(name, "trio-httptrack", "1")
         listen_in(directory.with_name("killed")).close()
-        with pytest.raises(SourceError, match="no server runs that this user may look at: name"):
+        with pytest.raises(SourceError, match="no running server is visible to this user: name"):
             await enter(None)
         with listen_in(directory):
             assert await enter(None) == str(directory)
             with (
                 listen_in(directory.with_name("2")),
-                pytest.raises(SourceError, match=r"several servers run; name one of .*/1, .*/2$"),
+                pytest.raises(
+                    SourceError, match=r"several servers are running: name one of .*/1, .*/2$"
+                ),
             ):
                 await enter(None)
 
 
-async def test_a_directory_whose_workers_were_killed_has_none() -> None:
+async def test_a_directory_whose_workers_were_killed_has_no_view() -> None:
     """What they have left in it stays there: it may be another user's trap."""
     with TemporaryDirectory() as name:
         directory = Path(name, "run")
         listen_in(directory).close()
-        async with opened(str(directory)) as source:
+        async with open_source(str(directory)) as source:
             with pytest.raises(SourceError, match=f"no worker listens in {directory}"):
                 await source.view(source.query)
         assert len(sockets(directory)) == 1
 
 
 async def enter(target: str | None) -> str:
-    async with opened(target) as source:
+    async with open_source(target) as source:
         return source.name
 
 
@@ -566,8 +568,8 @@ async def test_where_there_is_no_server_it_ends_with_one_line() -> None:
     assert ended.stderr.decode() == f"httptrack top: {url}: Connection refused\n"
 
 
-async def test_once_is_as_wide_as_it_is_told_to_be() -> None:
-    """By COLUMNS, as a shell says it; without, there are 80."""
+async def test_once_is_as_wide_as_the_variable_columns() -> None:
+    """As a shell sets it; without it, 80 columns."""
     async with serving() as (server, status):
         url = f"{server.urls[0]}/?token={status.token}&path={'a' * 200}"
         for columns in ("", "120"):
@@ -604,7 +606,7 @@ async def test_ctrl_c_while_it_waits_is_no_error() -> None:
 
 
 async def test_a_live_view_needs_a_terminal(runtime_dir: Path) -> None:
-    """It says what does not."""
+    """The error names the alternative."""
     async with serving(runtime_dir=str(runtime_dir)):
         ended = await once(str(runtime_dir))
     assert ended.returncode == 1
@@ -614,7 +616,7 @@ async def test_a_live_view_needs_a_terminal(runtime_dir: Path) -> None:
 
 
 def test_only_the_live_view_needs_rich() -> None:
-    """And says how to install it."""
+    """The error names the command to install it."""
     program = """
 import io, sys
 sys.modules["rich"] = sys.modules["rich.console"] = None
@@ -701,7 +703,7 @@ async def test_ctrl_c_ends_it(runtime_dir: Path) -> None:
 
 
 async def test_a_terminal_that_has_gone_ends_it(runtime_dir: Path) -> None:
-    """Without an error that nobody could read."""
+    """Without an error message."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
         await terminal.hang_up()
@@ -733,7 +735,7 @@ async def written(ours: int, screen: Terminal) -> str:
     return received[:-3].decode()
 
 
-async def test_of_a_line_only_what_has_changed_is_written() -> None:
+async def test_only_the_changed_parts_of_a_line_are_written() -> None:
     """Unless there is a character that the terminal may think wider than we do."""
     async with on_screen() as (screen, ours):
         await screen.paint(
@@ -752,7 +754,7 @@ async def test_of_a_line_only_what_has_changed_is_written() -> None:
         assert await written(ours, screen) == ""
 
 
-async def test_nothing_is_painted_on_a_screen_that_is_not_ours() -> None:
+async def test_nothing_is_painted_while_the_terminal_is_not_ours() -> None:
     """While Ctrl-Z has stopped it, and before it is entered again."""
     async with on_screen() as (screen, ours):
         await screen.leave()
@@ -764,7 +766,7 @@ async def test_nothing_is_painted_on_a_screen_that_is_not_ours() -> None:
         assert "mine" in await written(ours, screen)
 
 
-async def test_whatever_is_done_to_a_terminal_that_has_gone_is_no_error() -> None:
+async def test_a_terminal_that_has_gone_causes_no_error() -> None:
     """It ends the keys."""
     async with on_screen() as (screen, ours):
         os.close(ours)
@@ -773,7 +775,7 @@ async def test_whatever_is_done_to_a_terminal_that_has_gone_is_no_error() -> Non
         await screen.leave()
 
 
-async def test_a_terminal_that_nobody_reads_from_does_not_keep_it(
+async def test_a_terminal_that_does_not_read_does_not_block_the_exit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Such as one behind a connection that is stuck: it gets its modes back, and a second."""
@@ -805,7 +807,7 @@ _live.Live.press = lambda live, key: 1 / 0
         await terminal.shows("ZeroDivisionError: division by zero")
 
 
-async def test_a_screen_of_which_nothing_is_known_is_painted_anew(runtime_dir: Path) -> None:
+async def test_a_resized_screen_is_painted_in_full(runtime_dir: Path) -> None:
     """After a SIGWINCH, also where its size is what it was before."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
@@ -817,7 +819,7 @@ async def test_a_screen_of_which_nothing_is_known_is_painted_anew(runtime_dir: P
 
 
 async def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(runtime_dir: Path) -> None:
-    """Then the screen is painted anew."""
+    """Then the screen is painted again."""
     async with serving(runtime_dir=str(runtime_dir)), top(str(runtime_dir)) as terminal:
         await terminal.shows("q quit")
         await terminal.press("\x1a")
@@ -839,8 +841,8 @@ async def stopped(pid: int) -> None:
 @pytest.mark.parametrize(
     ("environ", "colours"), [({}, {"31"}), ({"NO_COLOR": "1"}, set()), ({"TERM": "dumb"}, set())]
 )
-async def test_what_may_be_wrong_is_red(environ: Any, colours: set[str]) -> None:
-    """Unless the person wants no colours, or the terminal has none; the words say it, too."""
+async def test_problems_are_red(environ: Any, colours: set[str]) -> None:
+    """Unless the user wants no colours, or the terminal has none; the words show it, too."""
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))
         async with top("http://{}:{}/".format(*unused.getsockname()), **environ) as terminal:
@@ -867,7 +869,7 @@ async def test_a_worker_that_is_stopped_does_not_respond_for_longer_and_longer(
 
 
 async def test_a_worker_that_was_killed_disappears(runtime_dir: Path, tmp_path: Path) -> None:
-    """Where it was the last one, that is said."""
+    """If it was the last one, there is an error."""
     async with (
         stuck(runtime_dir, tmp_path, "-w", "0") as killed,
         stuck(runtime_dir, tmp_path, "-w", "0") as other,
@@ -883,7 +885,7 @@ async def test_a_worker_that_was_killed_disappears(runtime_dir: Path, tmp_path: 
 
 
 async def test_a_page_that_comes_back_is_shown_again() -> None:
-    """It keeps trying, and says since when it has tried."""
+    """It keeps trying, and shows for how long it has tried."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
     async with top(f"http://{host}:{port}/?token={StatusApp().token}") as terminal:

@@ -148,7 +148,7 @@ class AsyncTracker:
     ],
 )
 def test_what_is_not_a_tracker_is_refused_with_advice(tracker: Any, message: str) -> None:
-    """compose and wrap say what to write instead; a refused wrap changes nothing."""
+    """The errors of compose and wrap say what to write instead; a refused wrap changes nothing."""
     with pytest.raises(TypeError, match=message):
         compose(tracker)
     config = Config()

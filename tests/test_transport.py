@@ -74,7 +74,7 @@ class Client:
         await self.stream.send_eof()
 
     def send_now(self, data: bytes) -> None:
-        """Without a checkpoint, so nobody has noticed it yet."""
+        """Send without a checkpoint, so that no other task has noticed it yet."""
         if isinstance(self.stream, MemoryStream):
             assert self.stream.socket.send(data) == len(data)
         else:
@@ -259,7 +259,7 @@ def tls_pair(request: pytest.FixtureRequest, connect: Connect) -> Pair:
 
 
 async def become_known(transport: Transport) -> None:
-    """Have its socket registered, as the first who waits for something to read does."""
+    """Have its socket registered, as the first waiting read does."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.receive)
         await wait_all_tasks_blocked()
@@ -293,7 +293,7 @@ def fill(transport: Transport) -> int:
 
 
 async def test_what_comes_is_read_whenever_it_comes(pair: Pair) -> None:
-    """Before anybody reads, while somebody waits, and behind what was read."""
+    """Before a read, while a read waits, and after a read."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         for part in (b"one", b"two"):
             await client.send_all(part)
@@ -325,7 +325,7 @@ async def test_more_than_one_read_takes_is_read_by_the_next(pair: Pair) -> None:
 
 
 async def test_the_end_is_read_behind_the_last_bytes(pair: Pair) -> None:
-    """Also where both came before anybody read, and as often as it is asked for."""
+    """Even if both came before the first read, and as often as it is read."""
     async with pair() as (client, transport):
         await client.send_all(b"first")
         assert await transport.receive() == b"first"
@@ -394,7 +394,7 @@ async def test_what_lies_behind_a_passed_descriptor_is_read(kernel: Any) -> None
 
 
 async def test_a_reset_is_a_broken_connection(pair: Pair) -> None:
-    """For who reads it and for who writes on."""
+    """For reads and for writes."""
     async with pair() as (client, transport):
         client.reset()
         with pytest.raises(trio.BrokenResourceError):
@@ -423,7 +423,7 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 # The deadline
 
 
-async def test_who_waits_is_told_that_the_deadline_has_passed(pair: Pair) -> None:
+async def test_a_waiting_reader_learns_that_the_deadline_has_passed(pair: Pair) -> None:
     """And again, until it is renewed."""
     async with pair() as (client, transport):
         async with trio.open_nursery() as nursery:
@@ -447,7 +447,7 @@ async def test_who_waits_is_told_that_the_deadline_has_passed(pair: Pair) -> Non
 @pytest.mark.parametrize("waiting", [False, True])
 @pytest.mark.parametrize("ends", [False, True])
 async def test_what_came_in_time_counts(pair: Pair, waiting: bool, ends: bool) -> None:
-    """Though nobody has noticed it when the deadline passes."""
+    """Even if no task has noticed it when the deadline passes."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         await become_known(transport)
         received = []
@@ -544,7 +544,7 @@ async def test_a_write_that_has_room_is_no_checkpoint(pair: Pair) -> None:
 
 
 async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: Pair) -> None:
-    """Nobody's bytes come between the others', and no part is left out."""
+    """The bytes of two writers are never mixed, and no part is left out."""
     big = bytes(2**23)
     writes = [[b"head", big, b"", b"tail"], [b"second", big], [b"third"]]
     expected = b"".join(map(b"".join, writes))
@@ -565,8 +565,8 @@ async def test_what_has_no_room_is_written_in_order_and_also_if_cancelled(pair: 
 
 
 @pytest.mark.parametrize("waiting", [1, 2])
-async def test_nobody_overtakes_who_waits_for_room(pair: Pair, waiting: int) -> None:
-    """Also where there is room again, before the one who waits for it has noticed."""
+async def test_no_writer_overtakes_one_that_waits_for_room(pair: Pair, waiting: int) -> None:
+    """Even if there is room again, before the waiting writer has noticed."""
     big = bytes(2**23)
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         for _ in range(waiting):
@@ -621,8 +621,8 @@ async def test_many_writers_take_turns(pair: Pair) -> None:
             assert await transport.receive() == b"ping"
 
 
-async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
-    """They learn that it was closed, and everybody after them."""
+async def test_closing_wakes_readers_and_writers(pair: Pair) -> None:
+    """They learn that it was closed, and so do later calls."""
     async with pair() as (_, transport):
         closed = []
 
@@ -652,7 +652,7 @@ async def test_closing_wakes_who_reads_and_who_writes(pair: Pair) -> None:
         assert transport.unsent == 0
 
 
-async def test_who_closes_in_the_same_step_as_something_comes_is_heard(pair: Pair) -> None:
+async def test_a_close_in_the_same_step_as_new_data_reaches_the_reader(pair: Pair) -> None:
     """The reader has been woken for bytes, and finds its socket closed."""
     async with pair() as (client, transport), trio.open_nursery() as nursery:
         await become_known(transport)
@@ -748,7 +748,7 @@ async def test_a_missing_close_notify_is_an_end(tls_pair: Pair, within_a_record:
         assert await client.receive_some() == b"response"
 
 
-async def test_an_orderly_end_is_told_from_one_that_was_forced(tls_pair: Pair) -> None:
+async def test_an_orderly_close_differs_from_a_forced_one(tls_pair: Pair) -> None:
     """A response that ends with its connection must not look complete if it is not."""
     async with tls_pair() as (client, transport):
         await transport.send([b"response"])
@@ -874,7 +874,7 @@ async def test_a_reset_within_the_handshake_is_a_broken_connection(connect: Conn
 async def test_a_client_that_does_not_trust_the_server_breaks_the_handshake(
     connect: Connect,
 ) -> None:
-    """And says why."""
+    """With the reason."""
     async with connect(tls=True) as (raw, transport), trio.open_nursery() as nursery:
         client = TlsClient(raw, client_ssl("1.2", trusting=False))
 
@@ -892,7 +892,7 @@ async def test_a_client_that_does_not_trust_the_server_breaks_the_handshake(
 ALERT = b"\x15"
 
 
-async def test_a_failed_handshake_is_told_to_the_client(connect: Connect) -> None:
+async def test_a_failed_handshake_sends_an_alert(connect: Connect) -> None:
     """By an alert, as TLS wants it."""
     async with connect(tls=True) as (client, transport):
         await client.send_all(b"\x16\x03\x01\x00\x05hello")
@@ -903,7 +903,7 @@ async def test_a_failed_handshake_is_told_to_the_client(connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("request_first", [False, True])
-async def test_a_record_that_cannot_be_decrypted_is_told_to_the_client(
+async def test_a_record_that_cannot_be_decrypted_sends_an_alert(
     tls_pair: Pair, request_first: bool
 ) -> None:
     """And what came before it is read first."""
@@ -942,7 +942,7 @@ async def test_a_renegotiation_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("version", list(TLS))
-async def test_who_renegotiates_and_does_not_read_is_disconnected(version: str) -> None:
+async def test_a_client_that_renegotiates_and_does_not_read_is_disconnected(version: str) -> None:
     """The refusals would fill the memory."""
     async with established(memory_pair, version) as (client, transport):
         fill(transport)
@@ -997,8 +997,8 @@ def watching(transport: Transport, hung_up: Callable[[bool], None]) -> Iterator[
 
 
 @pytest.mark.parametrize("was_reset", [False, True])
-async def test_a_peers_end_is_seen_by_who_does_not_read(pair: Pair, was_reset: bool) -> None:
-    """Whether it has ended its side or was reset; and who reads then finds the same."""
+async def test_a_peers_close_is_noticed_without_a_read(pair: Pair, was_reset: bool) -> None:
+    """Whether it has closed its side or reset; a later read finds the same."""
     told = list[bool]()
     async with pair() as (client, transport):
         with watching(transport, told.append):
@@ -1032,7 +1032,7 @@ async def test_nothing_watches_a_socket_that_was_closed() -> None:
 
 
 @pytest.mark.parametrize("connect", [partial(tcp_pair, PortableKernel)])
-async def test_what_nobody_reads_keeps_no_task_busy(pair: Pair) -> None:
+async def test_unread_data_keeps_no_task_busy(pair: Pair) -> None:
     """Trio would report it for as long as it is there."""
     async with pair() as (client, transport):
         with watching(transport, lambda _: None), trio.fail_after(5):
@@ -1050,7 +1050,7 @@ async def test_what_nobody_reads_keeps_no_task_busy(pair: Pair) -> None:
 async def test_a_peers_end_is_seen_behind_what_it_sent(
     pair: Pair, was_reset: bool, before: bool, known: bool
 ) -> None:
-    """Without any reading, whether somebody watches already or not."""
+    """Without a read, whether it is already watched or not."""
     told = list[bool]()
     async with pair() as (client, transport):
         if known:
@@ -1079,7 +1079,7 @@ async def test_a_peers_end_is_seen_behind_what_it_sent(
 @knowing
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: str) -> None:
-    """The kernel does not tell such an end from a reset, whoever was the first."""
+    """The kernel does not distinguish such an end from a reset, whichever side was first."""
     told = list[bool]()
     async with pair() as (client, transport):
         with watching(transport, told.append):
@@ -1097,7 +1097,7 @@ async def test_where_both_have_ended_the_peer_reads_no_more(pair: Pair, first: s
 
 
 @knowing
-async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
+async def test_a_watcher_that_has_stopped_is_not_called(pair: Pair) -> None:
     """Neither after the block's end, nor where the socket was closed within it."""
     told = list[bool]()
     async with pair() as (client, transport):
@@ -1115,7 +1115,7 @@ async def test_who_does_not_watch_any_more_is_not_told(pair: Pair) -> None:
 
 
 @linux
-async def test_many_ends_hold_up_nobody_else() -> None:
+async def test_many_closing_connections_do_not_delay_others() -> None:
     """A request is served before ends that came first, and they leave time for others."""
     count, step = 3 * MAX_EVENTS, 0
     ends, served = list[int](), list[int]()

@@ -1,4 +1,4 @@
-"""How a tracker gets to a server: by the ``hypercorn`` command, and by one's own code."""
+"""How a tracker gets to a server: by the ``hypercorn`` command, and by the user's own code."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ if sys.version_info < (3, 11):
 async def test_a_hook_in_a_python_config_is_the_applications_own_tracker(
     workers: list[str], tmp_path: Path
 ) -> None:
-    """The application sees in its own tracker the connection that it is answering."""
+    """The application's own tracker has the connection of the request that it handles."""
     config = hook_config(tmp_path, "ways_in.myapp:tracker")
     async with hypercorn_command(
         "-k", "trio", "-c", config, *workers, "ways_in.myapp:app"
@@ -152,10 +152,10 @@ async def test_a_path_in_a_toml_config_is_the_tracker_of_an_application_that_ins
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first(
+async def test_a_worker_responds_to_the_request_in_flight_before_sigterm_stops_it(
     workers: str, tmp_path: Path
 ) -> None:
-    """Also where it is not the parent that tells it to end, and where there is none."""
+    """Even if the signal does not come from the parent, and without a parent."""
     config = hook_config(tmp_path, "ways_in.twoparts:tracker")
     async with (
         hypercorn_command(
@@ -164,13 +164,13 @@ async def test_a_worker_that_is_sent_sigterm_answers_the_request_in_flight_first
         await connect(server.url) as client,
     ):
         await client.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
-        answer = b""
+        response = b""
         async for chunk in client:
-            answer += chunk
-            if answer.endswith(b"."):
+            response += chunk
+            if response.endswith(b"."):
                 break
         for _ in range(2):  # as Hypercorn's parent does when another worker has ended first
-            os.kill(int(answer.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
+            os.kill(int(response.rpartition(b"\n")[2][:-1]), signal.SIGTERM)
         await client.send_all(b"body")
         assert await read_all(client) == b"done"
         if workers == "0":
@@ -216,7 +216,7 @@ _grace_timeout = 30
     ],
 )
 @limited
-async def test_a_setting_that_cannot_be_ends_the_worker_with_one_line(
+async def test_an_invalid_setting_stops_the_worker_with_one_line(
     settings: str, line: str, tmp_path: Path
 ) -> None:
     """Before it accepts."""
@@ -305,7 +305,7 @@ async def test_an_error_inside_the_module_of_a_hook_shows_its_own_traceback(tmp_
 async def test_the_asyncio_worker_refuses_a_hook_with_one_line(
     workers: str, tmp_path: Path
 ) -> None:
-    """Serving untracked, with nobody told, would be worse."""
+    """Serving untracked without an error would be worse."""
     config = hook_config(tmp_path, "ways_in.myapp:tracker")
     status, stderr = await failing_hypercorn(
         "-k", "asyncio", "-c", config, "-w", workers, "ways_in.myapp:app"
@@ -432,7 +432,7 @@ async def test_wrap_keeps_and_returns_the_tracker_that_was_there(nursery: trio.N
 
 @limited
 async def test_wrap_lets_a_conn_tracker_run_last(nursery: trio.Nursery) -> None:
-    """Also where it was there first: who waits for the last connection finds the rest done."""
+    """Even if it was there first: when its wait() returns, the other trackers are complete."""
     conns, seen = ConnTracker(), list[int]()
     config = local(conn_state=conns)
     wrap(config, TrackerFunc(lambda conn, state: seen.append(conns.count)))
@@ -562,7 +562,7 @@ def test_hypercorns_own_asyncio_serve_refuses_a_tracked_config() -> None:
         asyncio.run(hypercorn.asyncio.serve(hello, config))
 
 
-def test_who_does_not_use_asyncio_does_not_import_it() -> None:
+def test_asyncio_is_not_imported_without_need() -> None:
     """Nor Hypercorn's worker for it, only to refuse that."""
     program = "import sys; from trio_httptrack import install; install(); print(*sys.modules)"
     path = os.pathsep.join(each for each in sys.path if not each.endswith("portable"))
@@ -587,23 +587,23 @@ async def test_a_tracked_server_refuses_a_hypercorn_that_it_does_not_know(
 
 
 class Slow:
-    """An application that answers when it is told to."""
+    """An application that responds when a test lets it."""
 
     def __init__(self) -> None:
-        self.asked = trio.Event()
-        self.answer = trio.Event()
+        self.requested = trio.Event()
+        self.response = trio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            self.asked.set()
-            await self.answer.wait()
+            self.requested.set()
+            await self.response.wait()
         await hello(scope, receive, send)
 
-    async def ask(self, url: str) -> trio.SocketStream:
+    async def send_request(self, url: str) -> trio.SocketStream:
         """A connection with a request in flight."""
         client = await connect(url)
         await client.send_all(GET)
-        await self.asked.wait()
+        await self.requested.wait()
         return client
 
 
@@ -618,16 +618,16 @@ async def test_a_tracked_server_without_a_config_listens_on_a_free_local_port() 
 
 
 @limited
-async def test_a_tracked_server_says_who_is_connected() -> None:
+async def test_a_tracked_server_lists_and_counts_its_connections() -> None:
     """Its numbers, its connections and its ConnTracker agree, now and at the end."""
     app = Slow()
     async with tracked_server(app) as server:
-        async with await app.ask(server.urls[0]) as client:
+        async with await app.send_request(server.urls[0]) as client:
             ((conn, state),) = server.connections().items()
             assert (conn.client, state) == (client.socket.getsockname(), ConnState.ACTIVE)
             assert server.stats() == Stats(active=1, accepted_total=1, active_total=1)
             assert server.conn_tracker.count == 1
-            app.answer.set()
+            app.response.set()
             await server.conn_tracker.wait()
         assert server.stats() == Stats(accepted_total=1, active_total=1, closed_total=1)
         assert server.connections() == {}
@@ -649,7 +649,7 @@ async def test_a_tracked_servers_config_is_not_changed_and_its_tracker_runs_firs
 
 
 @limited
-async def test_leaving_the_block_answers_the_request_in_flight_first(
+async def test_leaving_the_block_waits_for_the_response_in_flight(
     nursery: trio.Nursery,
 ) -> None:
     """Nothing new is accepted meanwhile."""
@@ -659,10 +659,10 @@ async def test_leaving_the_block_answers_the_request_in_flight_first(
         await wait_all_tasks_blocked()  # the block has been left, and waits
         with pytest.raises(OSError, match="all attempts to connect"):
             await connect(url)
-        app.answer.set()
+        app.response.set()
 
     async with tracked_server(app) as server:
-        client = await app.ask(server.urls[0])
+        client = await app.send_request(server.urls[0])
         nursery.start_soon(answer_late, server.urls[0])
     async with client:
         assert (await read_all(client)).endswith(b"\r\n\r\nhello")
@@ -701,7 +701,7 @@ async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> N
 
     async def block() -> None:
         async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
-            clients.append(await app.ask(server.urls[0]))
+            clients.append(await app.send_request(server.urls[0]))
             raise error
 
     with pytest.raises(BlockError) as caught:
@@ -713,7 +713,7 @@ async def test_an_exception_leaves_the_block_as_itself_and_closes_at_once() -> N
 
 @limited
 async def test_a_group_of_one_that_the_block_raised_stays_a_group() -> None:
-    """Only the nurseries that nobody sees leave no trace."""
+    """Only our own nurseries leave no trace."""
     error = ExceptionGroup("mine", [BlockError()])
 
     async def block() -> None:
@@ -731,7 +731,7 @@ async def test_a_cancellation_closes_at_once() -> None:
     app = Slow()
     with trio.CancelScope() as scope:
         async with tracked_server(app, local(graceful_timeout=math.inf)) as server:
-            client = await app.ask(server.urls[0])
+            client = await app.send_request(server.urls[0])
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught

@@ -93,7 +93,7 @@ class Served:
 async def serving(
     steps: App, *lines: str, opened: bool = True, **settings: Any
 ) -> AsyncIterator[tuple[Client, MemoryServer]]:
-    """A client whose WebSocket was asked for; its application must come to its end."""
+    """A client that has requested a WebSocket; its application must return."""
     served = Served(steps)
     async with memory_server(served, **settings) as server:
         client = Client(await server.connect(), deflate=bool(lines))
@@ -130,7 +130,7 @@ def disconnect(code: int, reason: str = "") -> dict[str, Any]:
 
 
 def masked(first: int, payload: bytes) -> bytes:
-    """A client's frame, whatever its first byte says."""
+    """A client's frame, with any first byte."""
     return bytes((first, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
 
@@ -148,7 +148,7 @@ def masked(first: int, payload: bytes) -> bytes:
     ],
     ids=["code and reason", "code", "empty", "reserved bits", "not UTF-8"],
 )
-async def test_an_application_is_told_why_it_ended(
+async def test_an_application_learns_why_its_websocket_was_closed(
     frame: bytes,
     told: tuple[int, str | None],
     reply: tuple[int, str | None],
@@ -264,7 +264,7 @@ async def test_a_message_may_be_as_big_as_the_setting_allows(
 async def test_a_client_that_does_not_reply_to_a_close_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    """It has as long as an idle connection, and then the application is told."""
+    """It has as long as an idle connection. Then the application gets a disconnect."""
     told = []
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:
@@ -338,7 +338,7 @@ async def test_a_client_waits_for_an_application_that_does_not_receive(
 # Before it is open
 
 
-async def test_a_refusal_says_connection_close(autojump_clock: MockClock) -> None:
+async def test_a_refusal_has_connection_close(autojump_clock: MockClock) -> None:
     """It is a 403, and the last response of its connection."""
 
     async def steps(scope: Any, receive: Any, send: Any) -> None:

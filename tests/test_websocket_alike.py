@@ -94,7 +94,7 @@ class Client:
         return bool(data)
 
     async def send(self, *frames: bytes) -> None:
-        """All in one piece. What comes meanwhile is kept, so that nobody waits for us."""
+        """Send all at once. Keep what arrives meanwhile: the server must not wait for us."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep)
             await self.stream.send_all(b"".join(frames))
@@ -309,7 +309,7 @@ async def test_a_violation_ends_it_for_both_sides_with_the_same_code(
 async def test_an_application_that_does_not_read_holds_the_end_up_for_two_seconds(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Then the client is told. The application finds all when it does read, and cannot reply."""
+    """Then the client gets its close frame. The application can still read, but not reply."""
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(10)
@@ -650,10 +650,10 @@ REFUSALS: dict[str, tuple[App, int, bytes]] = {
 
 
 @pytest.mark.parametrize(("app", "status", "body"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refused_websocket_says_close_and_ends(
+async def test_a_refused_websocket_gets_one_response_with_connection_close(
     app: App, status: int, body: bytes, autojump_clock: MockClock
 ) -> None:
-    """With one whole response, whoever has made it, and nothing behind it."""
+    """With one complete response, from the application or from us, and nothing after it."""
     recorder = Recorder()
     async with memory_server(app, tracker=recorder) as server:
         client = await server.connect()
@@ -702,10 +702,10 @@ async def test_an_application_may_accept_after_an_accept_that_failed(
 
 @pytest.mark.parametrize("size", [1, 1000, 50_000])
 @pytest.mark.parametrize("settled", [True, False])
-async def test_a_client_that_speaks_before_it_is_accepted_can_read_its_400(
+async def test_a_client_that_sends_frames_before_it_is_accepted_can_read_its_400(
     size: int, settled: bool, autojump_clock: MockClock
 ) -> None:
-    """However much it says; and its application is told that it has gone."""
+    """However much it sends; and its application gets a disconnect."""
     events = []
 
     @without_lifespan
@@ -729,7 +729,7 @@ async def test_a_client_that_speaks_before_it_is_accepted_can_read_its_400(
     assert events == [CONNECT, disconnect(1006)]
 
 
-async def test_a_client_that_speaks_while_it_is_refused_can_read_why(
+async def test_a_client_that_sends_frames_while_it_is_refused_can_read_its_response(
     autojump_clock: MockClock,
 ) -> None:
     """What it has sent for the WebSocket that it did not get is discarded."""
@@ -818,10 +818,10 @@ async def test_compressed_messages_go_both_ways(autojump_clock: MockClock) -> No
         for number in range(3):
             text = b"message %d " % number * 100
             await client.send(frame(TEXT, deflated(text), first=0x40))
-            answer = await client.frame()
-            assert answer is not None
-            assert inflater.decompress(answer[1] + b"\x00\x00\xff\xff") == text
-            assert len(answer[1]) < 100
+            response = await client.frame()
+            assert response is not None
+            assert inflater.decompress(response[1] + b"\x00\x00\xff\xff") == text
+            assert len(response[1]) < 100
     assert [event["text"] for event in app.events[:3]] == [
         f"message {number} " * 100 for number in range(3)
     ]
@@ -1050,7 +1050,7 @@ async def test_a_send_to_a_websocket_that_has_ended_is_an_oserror(
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whoever has ended it, except for the application itself; and each is a checkpoint."""
+    """Whichever side has closed it, except for the application itself; each is a checkpoint."""
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(10)
@@ -1185,7 +1185,7 @@ async def test_an_application_chooses_a_subprotocol_and_adds_headers(
 async def test_a_websocket_over_http_1_is_hijacked_and_over_http_2_it_is_a_stream(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """Which is what its connection's states say."""
+    """The states of its connection show it."""
     recorder = Recorder()
     async with opened(Application(), over, tracker=recorder) as client:
         assert recorder.sequences() == ["NAH" if over == "http1" else "NAIA"]
@@ -1198,7 +1198,7 @@ async def test_a_websocket_over_http_1_is_hijacked_and_over_http_2_it_is_a_strea
 async def test_the_end_of_a_drain_ends_an_application_that_does_not_mind(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """It was told, and so was its client, who does not reply."""
+    """Both have got the close, and the client does not reply."""
 
     async def stubborn(scope: Any, receive: Any, send: Any) -> None:
         while True:

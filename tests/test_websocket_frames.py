@@ -314,7 +314,7 @@ def test_a_frame_may_come_in_two_pieces(size: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.BINARY, Opcode.PING])
-def test_a_frame_in_a_payload_is_none(opcode: Opcode) -> None:
+def test_bytes_of_a_frame_in_a_payload_are_payload(opcode: Opcode) -> None:
     """Wherever the bytes of the outer one are cut."""
     payload = text("inner") * 3
     sent = frame(opcode, payload, mask=bytes(4))
@@ -325,7 +325,7 @@ def test_a_frame_in_a_payload_is_none(opcode: Opcode) -> None:
         assert [*frames.receive(sent[:cut]), *frames.receive(sent[cut:])] == [expected]
 
 
-def test_events_are_made_when_they_are_asked_for() -> None:
+def test_events_are_parsed_when_they_are_requested() -> None:
     """The second ping is read after our close frame, and needs no pong any more."""
     frames = Frames(LIMIT)
     events = frames.receive(frame(Opcode.PING, b"1") + frame(Opcode.PING, b"2"))
@@ -578,7 +578,7 @@ def test_an_invalid_deflate_stream_ends_it_with_1007() -> None:
 @pytest.mark.parametrize(("limit", "maximum"), [(1000, 400 * KIB), (4 * MIB, 20 * MIB)])
 @pytest.mark.parametrize("size", [KIB, 64 * KIB])
 def test_a_bomb_is_inflated_no_further_than_the_limit(limit: int, maximum: int, size: int) -> None:
-    """64 KiB that would be 64 MiB cost what the limit says, in reads of any size."""
+    """64 KiB that inflate to 64 MiB take no more memory than the limit, in reads of any size."""
     bomb = frame(Opcode.BINARY, Deflater()(bytes(64 * MIB)), rsv=4)
     assert len(bomb) < 64 * KIB
     frames = deflating(limit)
@@ -657,8 +657,10 @@ def test_the_handshake_is_hypercorns(offer: str) -> None:
     more = [(b"x-more", b"1"), (b"set-cookie", b"a=b")]
     protocols = [(b"Sec-WebSocket-Protocol", b"a, b"), (b"sec-WebSocket-protocol2", b"c")]
     for headers, version in ((http1(offer), "1.1"), (http2(offer), "2"), (http2(), "2")):
-        asked = [*headers, *protocols]
-        assert response(asked, version, "b", more) == hypercorn_response(asked, version, "b", more)
+        requested = [*headers, *protocols]
+        assert response(requested, version, "b", more) == hypercorn_response(
+            requested, version, "b", more
+        )
 
 
 windows = st.sampled_from(["", "=8", "=9", "=12", "=15", "=16", "=x", "=", '="10"', " = 10"])

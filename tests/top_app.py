@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from trio_httptrack import StatsTracker
-from trio_httptrack._asgi import live
+from trio_httptrack._asgi import run_lifespan
 
 tracker = StatsTracker()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
-        await live(receive, send)
+        await run_lifespan(receive, send)
         return
     if scope["type"] == "websocket":
         await receive()

@@ -1,4 +1,4 @@
-"""Views made by hand: what a server with little to do would say, and what a test changes of it."""
+"""Views made by hand: that of a server with little load, and what a test changes in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application with a status page, whose responses say which worker has sent them."""
+"""An application with a status page, whose responses contain the ID of their worker."""
 
 from __future__ import annotations
 

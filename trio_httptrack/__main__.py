@@ -11,8 +11,8 @@ from . import _demo
 from ._hypercorn.check import check
 from .top import main as top
 
-# Each parses the arguments that follow its name, and says in the first line of its docstring what
-# it does.
+# Each command parses the arguments that follow its name. The first line of its docstring is its
+# help.
 COMMANDS: dict[str, Callable[[str, list[str]], None]] = {"check": check, "top": top}
 
 

@@ -1,4 +1,4 @@
-"""What each of our ASGI applications does beside responding to requests."""
+"""What our ASGI applications have in common: the lifespan, WebSockets, the scope's connection."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ._monitor.monitor import MONITOR, Monitor
 from ._states import Conn
 
 
-async def live(receive: Any, send: Any) -> None:
-    """The lifespan of an application that starts at once, and has nothing to end."""
+async def run_lifespan(receive: Any, send: Any) -> None:
+    """Run the lifespan of an application that has nothing to start or stop."""
     while True:
         event = await receive()
         await send({"type": f"{event['type']}.complete"})
@@ -18,19 +18,19 @@ async def live(receive: Any, send: Any) -> None:
 
 
 async def refuse_websocket(receive: Any, send: Any) -> None:
-    """For an application that has none."""
+    """Refuse a WebSocket, for an application that serves none."""
     await receive()
     await send({"type": "websocket.close"})
 
 
 def conn_of(scope: Any) -> Conn | None:
-    """The connection of a request; None if the server is not tracked."""
+    """Return the connection of a request; None if the server is not tracked."""
     conn = (scope.get("extensions") or {}).get("httptrack")
     return conn if isinstance(conn, Conn) else None
 
 
 def monitor_of(scope: Any) -> Monitor | None:
-    """That of the worker which serves a request, or a lifespan; None if it is not tracked."""
+    """Return the monitor of the worker that serves this scope; None if it is not tracked."""
     conn = conn_of(scope)
     if conn is None:
         return (scope.get("extensions") or {}).get(MONITOR)

@@ -1,4 +1,4 @@
-"""ConnTracker: wait until every connection has ended.
+"""ConnTracker: wait until every connection is closed.
 
 The graceful-shutdown half of the library: a counter, and an event that is set
 whenever the counter is zero.
@@ -15,10 +15,10 @@ from ._states import HIJACKED, NEW, ConnState
 
 
 class ConnTracker(ProcessLocal):
-    """Counts open connections, and lets any number of tasks wait for none.
+    """Counts open connections, and lets any number of tasks wait until none is open.
 
-    Plus one on NEW, minus one on HIJACKED or CLOSED: an upgraded connection is
-    no longer the HTTP server's, so it is not waited for.
+    It adds one on NEW, and subtracts one on HIJACKED or CLOSED. It does not wait for an
+    upgraded connection, because that is no longer the HTTP server's.
 
     >>> conns = ConnTracker()
     >>> conns.track("a connection", ConnState.NEW)
@@ -42,7 +42,7 @@ class ConnTracker(ProcessLocal):
         """Count one transition. Only NEW, HIJACKED and CLOSED matter.
 
         Raises:
-          RuntimeError: more connections ended than began; the count stays zero.
+          RuntimeError: more connections were closed than opened; the count stays zero.
         """
         if state is NEW:
             if not self._count:
@@ -60,11 +60,10 @@ class ConnTracker(ProcessLocal):
                 self._none_open.set()
 
     async def wait(self) -> None:
-        """Wait until no connection is open; at zero, return at once.
+        """Wait until no connection is open. Always a checkpoint.
 
-        A checkpoint in any case. Wakes every waiter each time the count reaches
-        zero. By the time you run, another connection may have been accepted:
-        stop accepting first, then wait.
+        Every waiter wakes each time the count reaches zero. By the time you run,
+        the server may have accepted another connection: stop accepting first, then wait.
         """
         await self._none_open.wait()
 

@@ -1,5 +1,4 @@
-"""The demo: a small application, served tracked: its status page, and every transition
-in the log."""
+"""The demo: a small application on a tracked server, with a status page and a LogTracker."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 40rem; margin: auto; p
 input, button { font: inherit }
 </style>
 <h1>Try trio-httptrack</h1>
-<p>Open the status page, whose address is in the server's log, beside this one, and see each
-connection's states there and in the log.</p>
+<p>Open the status page next to this one. Its address is in the server's log. Both show the state
+of each connection.</p>
 <ul>
 <li><a href="/try">this page</a>: active, then idle until the keep-alive timeout
-<li><a href="/slow">a slow answer</a>: active for three seconds
-<li><a href="/stream">a streamed answer</a>: active while it lasts
+<li><a href="/slow">a slow response</a>: active for three seconds
+<li><a href="/stream">a streamed response</a>: active while it lasts
 <li><form><label>a WebSocket, hijacked: <input value="hello"></label> <button>send</button>
 <output></output></form>
 </ul>
@@ -38,10 +37,10 @@ connection's states there and in the log.</p>
 let socket
 document.querySelector("form").onsubmit = event => {
   event.preventDefault()
-  const say = () => socket.send(document.querySelector("input").value)
-  if (socket?.readyState === WebSocket.OPEN) return say()
+  const send = () => socket.send(document.querySelector("input").value)
+  if (socket?.readyState === WebSocket.OPEN) return send()
   socket = new WebSocket(location.origin.replace("http", "ws") + "/ws")
-  socket.onopen = say
+  socket.onopen = send
   socket.onmessage = ({data}) => document.querySelector("output").textContent = "echo: " + data
 }
 </script>
@@ -59,16 +58,16 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
         if path == "/slow":
             await trio.sleep(3)
-            await answer(send, b"That took three seconds.\n")
+            await respond(send, b"That took three seconds.\n")
         elif path == "/stream":
             await stream(send)
         elif path == "/try":
-            await answer(send, PAGE, content_type=b"text/html")
+            await respond(send, PAGE, content_type=b"text/html")
         else:
-            await answer(send, b"There is no such page.\n", status=404)
+            await respond(send, b"There is no such page.\n", status=404)
 
 
-async def answer(
+async def respond(
     send: Any, body: bytes, *, status: int = 200, content_type: bytes = b"text/plain"
 ) -> None:
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]

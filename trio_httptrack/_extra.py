@@ -1,4 +1,4 @@
-"""What only some users need is imported when they need it."""
+"""Optional dependencies: how an import error names the extra to install."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needed(what: str, extra: str) -> Iterator[None]:
-    """Around an import of one of our extras: say how to install it where it is missing."""
+def require_extra(what: str, extra: str) -> Iterator[None]:
+    """If an import in the block fails, raise an error that says which extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

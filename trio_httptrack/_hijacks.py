@@ -1,7 +1,8 @@
 """HijackTracker: upgraded connections, until their sockets close.
 
-HIJACKED is the last state that trackers are told of, because from then on a connection is no
-longer the HTTP server's. Its socket may stay open for hours. Here it is followed to its end.
+HIJACKED is the last state that a connection reports, because from then on it is no longer the
+HTTP server's. But its socket may stay open for hours. This tracker follows it until the socket
+closes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ._states import HIJACKED, Conn, ConnState
 
 
 class HijackTracker(ProcessLocal):
-    """Knows the upgraded connections, such as WebSockets over HTTP/1.1, that are still open.
+    """Follows upgraded connections, such as WebSockets over HTTP/1.1, until their sockets close.
 
     >>> hijacks = HijackTracker()
     >>> hijacks.track(Conn(), ConnState.HIJACKED)
@@ -30,8 +31,8 @@ class HijackTracker(ProcessLocal):
 
     @property
     def count(self) -> int:
-        """Upgraded connections open now, ``>= 0``. Persistently high: clients that stay, which
-        a shutdown has to say goodbye to one by one."""
+        """Upgraded connections open now, ``>= 0``. Persistently high: clients stay connected, and
+        a shutdown must send a close frame to each of them."""
         return len(self._conns)
 
     def connections(self) -> list[Conn]:
@@ -39,9 +40,9 @@ class HijackTracker(ProcessLocal):
         return list(self._conns)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Take note of a transition. Only HIJACKED matters, and once. Not a checkpoint.
+        """Record one transition. Only HIJACKED matters. Not a checkpoint.
 
-        Of all trackers this one needs a :class:`Conn`, whose end it can wait for.
+        ``conn`` must be a :class:`Conn`, because this tracker waits until it is closed.
         """
         if state is HIJACKED and conn not in self._conns and not conn._is_closed:
             conn._call_when_closed(self._forget)
@@ -55,9 +56,9 @@ class HijackTracker(ProcessLocal):
             self._none_open.set()
 
     async def wait(self) -> None:
-        """Wait until no upgraded connection is open. A checkpoint, also if none is.
+        """Wait until no upgraded connection is open. Always a checkpoint.
 
-        Another may be upgraded before you run again.
+        By the time you run, another connection may have been upgraded.
         """
         await self._none_open.wait()
 

@@ -1,7 +1,8 @@
-"""ConnLimit: how many connections there may be, in all and for each client.
+"""ConnLimit: a limit on open connections, in total and for each client.
 
-A connection counts from NEW until its socket closes. One too many is turned away while NEW is
-reported, before a byte of it is read and before a task exists for it, so it costs little.
+A connection counts from NEW until its socket closes. A connection beyond the limit is refused while
+NEW is reported. By then the server has read nothing from it and has started no task for it, so a
+refusal costs little.
 """
 
 from __future__ import annotations
@@ -13,42 +14,44 @@ from socket import AF_INET, AF_INET6, inet_pton
 from ._local import ProcessLocal
 from ._states import NEW, Conn, ConnState
 
-RETRY_AFTER = 5  # seconds: Hypercorn's keep_alive_timeout, by when idle connections have ended
-MAPPED = inet_pton(AF_INET6, "::ffff:0:0")[:12]  # an IPv4 address in an IPv6 one
+RETRY_AFTER = 5  # seconds: Hypercorn's keep_alive_timeout, after which idle connections are closed
+IPV4_MAPPED_PREFIX = inet_pton(AF_INET6, "::ffff:0:0")[:12]  # an IPv4 address in an IPv6 one
 
 Network = tuple[int, int]
-"""Its address and its mask, as numbers."""
+"""The address and the netmask of a network, as numbers."""
 
 Client = tuple[int, int]
-"""What its addresses have in common, as a number, and the length of an address in bytes."""
+"""The prefix that all addresses of a client share, as a number, and an address's length in
+bytes."""
 
 
 class ConnLimit(ProcessLocal):
-    """Limits the open connections of a process, in all and for each client.
+    """Limits the open connections of a process, in total and for each client.
 
-    A connection beyond a limit is refused. In the clear it gets a response with ``Connection:
-    close`` and ``Retry-After`` before its request is read: 503 beyond the total, 429 beyond what
-    one client may have. (A client of HTTP/2 without TLS finds that this is not HTTP/2.) Under TLS
-    there is no handshake, and it is just closed. Its ``close_reason`` is
-    ``max_concurrent_connections_exceeded`` or ``max_client_connections_exceeded``.
+    A connection beyond a limit is refused. Without TLS it gets a response with ``Connection:
+    close`` and ``Retry-After`` before its request is read: 503 beyond the total, 429 beyond the
+    limit of its client. (To an HTTP/2 client without TLS that is a protocol error.) With TLS it is
+    closed before the handshake. Its ``close_reason`` is ``max_concurrent_connections_exceeded`` or
+    ``max_client_connections_exceeded``.
 
-    What counts is the socket's own address. Behind a proxy all clients have the proxy's.
+    A client is known by the address of its socket. Behind a proxy all clients have the proxy's
+    address.
 
-    An upgraded connection, such as a WebSocket, counts until its socket closes. Clients through a
-    Unix socket have no address and count for the total only. In :func:`compose` a limit may
-    stand anywhere; the other trackers are told of a refused connection, too: NEW, then CLOSED.
+    An upgraded connection, such as a WebSocket, counts until its socket closes. Clients of a Unix
+    socket have no address, and count for the total only. The limit may have any position in
+    :func:`compose`. The other trackers see a refused connection, too: NEW, then CLOSED.
 
     Args:
       total: connections of all clients together, ``>= 1``; None for no limit.
       per_client: connections of one client, ``>= 1``; None for no limit.
-      prefix: how many bits of an IPv4 and of an IPv6 address tell one client from another. An
-        IPv6 client mostly has a /64 to itself, and may change its address within that at will.
-      exempt: networks such as ``"10.0.0.0/8"`` or ``"::1"``, whose connections are neither counted
-        nor refused: those of a load balancer's health checks, for instance.
+      prefix: how many bits of an IPv4 and of an IPv6 address identify a client. An IPv6 client
+        usually has a whole /64, and may use any address in it.
+      exempt: networks such as ``"10.0.0.0/8"`` or ``"::1"``. Their connections are neither counted
+        nor refused. An example is the health checks of a load balancer.
 
     Raises:
-      TypeError: no limit is given, or something of a wrong type.
-      ValueError: a number is out of range, or something in ``exempt`` is not a network.
+      TypeError: no limit is given, or an argument has the wrong type.
+      ValueError: a number is out of range, or an item of ``exempt`` is not a network.
 
     >>> limits = ConnLimit(per_client=1)
     >>> first, second = Conn(("192.0.2.7", 4711)), Conn(("192.0.2.7", 4712))
@@ -72,9 +75,9 @@ class ConnLimit(ProcessLocal):
     ) -> None:
         if total is None and per_client is None:
             raise TypeError("a ConnLimit needs total=, per_client=, or both")
-        self._total = _checked("total", total)
-        self._per_client = _checked("per_client", per_client)
-        self._masks = {4: _mask(prefix[0], 32), 16: _mask(prefix[1], 128)}
+        self._total = _validated("total", total)
+        self._per_client = _validated("per_client", per_client)
+        self._masks = {4: _netmask(prefix[0], 32), 16: _netmask(prefix[1], 128)}
         if isinstance(exempt, str):
             raise TypeError(f"exempt must be several networks: write exempt=[{exempt!r}]")
         self._exempt: dict[int, list[Network]] = {4: [], 16: []}  # by the length of an address
@@ -85,19 +88,19 @@ class ConnLimit(ProcessLocal):
                 raise ValueError(f"exempt: {error}; write '10.1.2.0/24', or '10.1.2.3'") from None
             address, mask = int(network.network_address), int(network.netmask)
             self._exempt[len(network.network_address.packed)].append((address, mask))
-        self._conns: dict[Conn, Client | None] = {}  # and whose they are
+        self._conns: dict[Conn, Client | None] = {}
         self._clients: dict[Client, int] = {}
         self._refused = {"total": 0, "per_client": 0}
 
     @property
     def count(self) -> int:
-        """Connections open now that count, ``>= 0``."""
+        """Open connections that are not exempt, ``>= 0``."""
         return len(self._conns)
 
     @property
     def refused(self) -> dict[str, int]:
-        """How often each limit has refused a connection, ``>= 0``. Rising steadily: a limit is
-        too low for the clients that there are, or one of them behaves badly."""
+        """How many connections each limit has refused, ``>= 0``. Rising steadily: a limit is
+        too low for your clients, or one of them misbehaves."""
         return self._refused.copy()
 
     def track(self, conn: Conn, state: ConnState) -> None:
@@ -121,10 +124,10 @@ class ConnLimit(ProcessLocal):
             conn._call_when_closed(self._forget)
 
     def _client(self, host: str) -> Client | None:
-        """Whose address it is; None for one that is exempt."""
+        """Return the client that an address belongs to; None if it is exempt."""
         if ":" in host:
             packed = inet_pton(AF_INET6, host.partition("%")[0])
-            if packed.startswith(MAPPED):
+            if packed.startswith(IPV4_MAPPED_PREFIX):
                 packed = packed[12:]
         else:
             packed = inet_pton(AF_INET, host)
@@ -141,9 +144,9 @@ class ConnLimit(ProcessLocal):
     def _forget(self, conn: Conn) -> None:
         client = self._conns.pop(conn)
         if client is not None:
-            left = self._clients[client] - 1
-            if left:
-                self._clients[client] = left
+            remaining = self._clients[client] - 1
+            if remaining:
+                self._clients[client] = remaining
             else:
                 del self._clients[client]
 
@@ -153,7 +156,7 @@ class ConnLimit(ProcessLocal):
         return f"<ConnLimit {' '.join(limits)} count={self.count}>"
 
 
-def _checked(name: str, limit: object) -> int | None:
+def _validated(name: str, limit: object) -> int | None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise TypeError(f"{name} must be a number of connections, not {limit!r}")
     if limit is not None and limit < 1:
@@ -161,7 +164,7 @@ def _checked(name: str, limit: object) -> int | None:
     return limit
 
 
-def _mask(bits: object, length: int) -> int:
+def _netmask(bits: object, length: int) -> int:
     if not isinstance(bits, int) or isinstance(bits, bool):
         raise TypeError(f"prefix must be two numbers of bits, such as (32, 64), not {bits!r}")
     if not 0 <= bits <= length:

@@ -1,8 +1,8 @@
 """Trackers stay in the process that made them.
 
-Hypercorn pickles its configuration into each worker process. A tracker that
-travelled along would arrive as a copy that counts unseen by anybody, so it
-refuses, and says what to write instead.
+Hypercorn pickles its configuration into each worker process. A pickled tracker
+would arrive there as a copy, whose counts nobody reads. So trackers refuse to
+be pickled, and the error says what to write instead.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 
-class Exits(SystemExit):
-    """Makes of an error one that prints its message alone, and exits with status 1.
+class OneLineExit(SystemExit):
+    """A mixin for errors: if nothing catches one, its message is printed and the status is 1.
 
-    For errors in Hypercorn's command, which catches nothing, and would bury the message under a
-    traceback of its own frames. Whoever catches such an error has what it is besides.
+    It is for errors in Hypercorn's command, which catches nothing and would print a traceback of
+    its own frames. Code that catches the error catches it as its other base class, such as
+    TypeError.
     """
 
     def __init__(self, message: str) -> None:
@@ -22,20 +23,20 @@ class Exits(SystemExit):
         self.code = f"trio_httptrack: {message}"
 
 
-class CannotTravel(Exits, TypeError):
-    """An object of this process was about to be sent to a new one."""
+class NotPicklableError(OneLineExit, TypeError):
+    """An object of this process was about to be pickled for a worker process."""
 
 
 class ProcessLocal:
-    """Something that cannot be pickled."""
+    """An object that refuses to be pickled."""
 
     __slots__ = ()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        from multiprocessing.context import get_spawning_popen  # which few processes need
+        from multiprocessing.context import get_spawning_popen  # slow to import, rarely needed
 
-        # Whoever only pickles does not expect that it may end the process.
-        error = TypeError if get_spawning_popen() is None else CannotTravel
+        # Only while a process is spawned: elsewhere a pickling error must not exit.
+        error = TypeError if get_spawning_popen() is None else NotPicklableError
         raise error(
             f"{self!r} lives in this process and cannot be sent to a worker process; in a "
             "Hypercorn config do not import it, but name it by its import path: "
@@ -43,6 +44,6 @@ class ProcessLocal:
         )
 
 
-def can_travel(tracker: object) -> bool:
-    """Whether the tracker's class itself says how it is pickled, as a hook's does."""
+def is_picklable(tracker: object) -> bool:
+    """Return whether the tracker's class defines how it is pickled, as a hook's does."""
     return type(tracker).__reduce__ not in (object.__reduce__, ProcessLocal.__reduce__)

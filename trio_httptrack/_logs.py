@@ -13,21 +13,22 @@ from ._states import Conn, ConnState
 class LogTracker(ProcessLocal):
     """Logs a line for each transition.
 
-    A line names the connection, the new state and, where there is one, the
-    reason of its end: ``conn 3 127.0.0.1:40112 http/1.1 closed (keep_alive_timeout)``.
-    Neither paths nor headers are logged.
+    A line names the connection, its new state and its ``close_reason``, if it has one:
+    ``conn 3 127.0.0.1:40112 http/1.1 closed (keep_alive_timeout)``. Neither paths nor headers are
+    logged.
 
-    Each record also has fields, for a formatter: ``id``, ``client`` (address and port, as in a
-    URL), ``protocol``, ``state``, ``reason``, ``age`` (s) and ``requests``, as :class:`Conn` has
-    them. (A ``LoggerAdapter`` puts its own in their place, unless its ``merge_extra`` is set.)
+    Each record also has fields for a formatter: ``id``, ``client`` (address and port, as in a
+    URL), ``protocol``, ``state``, ``reason``, ``age`` (in seconds) and ``requests``. Their values
+    are those of :class:`Conn`. (A ``LoggerAdapter`` replaces these fields with its own ``extra``,
+    unless its ``merge_extra`` is set.)
 
     Args:
-      logger: where to; by default the logger named ``trio_httptrack``. Like any other, it shows
-        nothing below a warning until its level is set, and it has a handler.
-      level: one of :mod:`logging`'s levels, such as ``logging.INFO``, which is the default.
+      logger: the logger to use; by default the one named ``trio_httptrack``. Like any logger, it
+        shows nothing below a warning until you set its level and add a handler.
+      level: a level of :mod:`logging`; by default ``logging.INFO``.
 
     Raises:
-      TypeError: ``logger`` or ``level`` is something else, such as a name.
+      TypeError: ``logger`` or ``level`` has another type, such as a string.
 
     >>> import logging, sys
     >>> logger = logging.getLogger("doctest")
@@ -54,7 +55,7 @@ class LogTracker(ProcessLocal):
         """Log one transition."""
         if not self._logger.isEnabledFor(self._level):
             return
-        fields = fields_of(conn, state)
+        fields = record_fields(conn, state)
         reason = fields.get("reason")
         if reason is not None:
             self._logger.log(self._level, "%s %s (%s)", conn, state, reason, extra=fields)
@@ -65,8 +66,8 @@ class LogTracker(ProcessLocal):
         return f"LogTracker({self._logger!r})"
 
 
-def fields_of(conn: Hashable, state: ConnState) -> dict[str, Any]:
-    """What a record says of a connection beside its message."""
+def record_fields(conn: Hashable, state: ConnState) -> dict[str, Any]:
+    """Return a log record's fields for one transition."""
     if not isinstance(conn, Conn):
         return {"state": str(state)}
     return {

@@ -18,12 +18,12 @@ from ._states import Conn, ConnState
 from ._stats import Stats, StatsTracker
 from ._trackers import Tracker, compose
 
-# ASGI or WSGI; as frameworks type theirs, whose scopes are plain mappings.
+# ASGI or WSGI. The argument types are those that frameworks use.
 App = Callable[[Any, Any, Any], Awaitable[None]] | Callable[[Any, Any], Iterable[bytes]]
 
 
 class TrackedServer:
-    """A running server; what ``async with tracked_server(...)`` gives you.
+    """A running server, as ``async with tracked_server(...)`` returns it.
 
     >>> import httpx, trio
     >>> async def app(scope, receive, send):
@@ -44,40 +44,41 @@ class TrackedServer:
 
     def __init__(self) -> None:
         self.urls: list[str] = []
-        """Where it listens, such as ``["http://127.0.0.1:54321"]``."""
+        """The URLs that it listens on, such as ``["http://127.0.0.1:54321"]``."""
 
         self.conn_tracker: ConnTracker = ConnTracker()
-        """Counts this server's open connections; ``await conn_tracker.wait()`` for none."""
+        """Counts this server's open connections. ``await conn_tracker.wait()`` returns when none
+        is open."""
 
         self._stats_tracker = StatsTracker()
         self._shutdown = trio.Event()
-        self._ended = trio.Event()
+        self._stopped = trio.Event()
         self._report: ShutdownReport | None = None
 
     def stats(self) -> Stats:
-        """This server's counts at this instant."""
+        """Return this server's counts at this instant."""
         return self._stats_tracker.stats()
 
     def connections(self) -> dict[Conn, ConnState]:
-        """This server's open connections and their states at this instant."""
+        """Return this server's open connections and their states at this instant."""
         return self._stats_tracker.connections()  # type: ignore[return-value]
 
     async def shutdown(self) -> ShutdownReport:
-        """Stop accepting, drain, and return when the server has ended.
+        """Stop accepting, drain, and return when the server has stopped.
 
-        Requests in flight are answered, and so are those on their way; what is not done
-        ``config.graceful_timeout`` seconds later is cut off. Then the application's lifespan
-        ends. A checkpoint; calling it again waits for the same end.
+        The drain handles the requests that are in flight or arriving. After
+        ``config.graceful_timeout`` seconds it closes the remaining connections by force. Then the
+        application's lifespan shuts down. A checkpoint. A second call waits for the same shutdown.
 
         Raises:
-          RuntimeError: the server was cancelled, or has failed, before it had drained.
+          RuntimeError: the server failed or was cancelled before it had drained.
         """
         self._shutdown.set()
-        await self._ended.wait()
+        await self._stopped.wait()
         if self._report is None:
             raise RuntimeError(
-                "the server has failed or was cancelled before its connections were drained; "
-                "its own error leaves the tracked_server block"
+                "the server failed or was cancelled before its connections were drained; "
+                "the tracked_server block raises its error"
             )
         return self._report
 
@@ -88,25 +89,24 @@ async def tracked_server(
 ) -> AsyncIterator[TrackedServer]:
     """Serve ``app`` with Hypercorn, tracked, while the block runs.
 
-    Leaving the block drains as :meth:`TrackedServer.shutdown` does, then returns; leaving
-    it by an exception or a cancellation closes every connection at once. If the server
-    fails, the block is cancelled and the server's error raised in its place.
+    When the block is left, the server drains, as :meth:`TrackedServer.shutdown` does. An
+    exception or a cancellation in the block closes every connection at once. If the server
+    fails, the block is cancelled, and the server's error is raised.
 
     Args:
       app: an ASGI or WSGI application.
-      config: Hypercorn's. No setting is changed; only where there is a ``statsd_host``, the
-        logger is replaced by one that keeps no request waiting. None listens on 127.0.0.1, on
-        a free port.
+      config: Hypercorn's Config. No setting of it is changed. (With a ``statsd_host``, its logger
+        is replaced by one that never makes a request wait.) Without a config, the server listens
+        on 127.0.0.1 on a free port.
       tracker: called for each transition, after ``config.conn_state`` if that is set.
 
     Raises:
-      TypeError: ``config`` is not Hypercorn's Config, or ``tracker`` no tracker.
-      ValueError: ``config.conn_state`` does not lead to a tracker, or another of its settings
-        cannot be used.
+      TypeError: ``config`` is not Hypercorn's Config, or ``tracker`` is not a tracker.
+      ValueError: ``config.conn_state`` does not name a tracker, or another setting is invalid.
       OSError: the address cannot be bound.
       RuntimeError: this version of Hypercorn is not supported.
-      hypercorn.utils.LifespanFailureError: the application's startup has failed.
-      hypercorn.utils.LifespanTimeoutError: it took longer than ``startup_timeout``.
+      hypercorn.utils.LifespanFailureError: the application's startup failed.
+      hypercorn.utils.LifespanTimeoutError: the startup took longer than ``startup_timeout``.
 
     >>> import trio
     >>> async def app(scope, receive, send):
@@ -122,7 +122,7 @@ async def tracked_server(
         config = Config()
         config.bind = "127.0.0.1:0"
     check_config(config)
-    from ._hypercorn.worker import serve  # who uses the trackers alone does not pay for it
+    from ._hypercorn.worker import serve  # slow to import, and not needed for the trackers alone
 
     server = TrackedServer()
     async with serving(server, serve, app, config, tracker):
@@ -137,12 +137,12 @@ async def serving(
     config: Config,
     tracker: Tracker | None,
 ) -> AsyncIterator[None]:
-    """Run ``serve``, which is the worker's or stands in for it, while the block runs."""
+    """Run ``serve``, the worker's function or a stand-in for it, while the block runs."""
     from hypercorn.utils import wrap_app
 
     conn_state = getattr(config, "conn_state", None)
-    given = () if tracker is None else (resolve(compose(tracker)),)
-    tracked = compose(resolve(conn_state), *given, server._stats_tracker, server.conn_tracker)
+    extra = () if tracker is None else (resolve(compose(tracker)),)
+    tracked = compose(resolve(conn_state), *extra, server._stats_tracker, server.conn_tracker)
     wrapped_app = wrap_app(app, config.wsgi_max_body_size, None)
 
     async def run(task_status: trio.TaskStatus[list[str]]) -> None:
@@ -155,11 +155,11 @@ async def serving(
                 task_status=task_status,
             )
         finally:
-            server._ended.set()
+            server._stopped.set()
 
     with ungrouped(nurseries=1):
         async with trio.open_nursery() as nursery:
             server.urls = await nursery.start(run)
             yield
             server._shutdown.set()
-            await server._ended.wait()
+            await server._stopped.wait()

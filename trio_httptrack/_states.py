@@ -1,9 +1,9 @@
 """The states of a connection, and the connection itself as trackers see it.
 
-The states and the order in which they follow each other are those of Go's
-``net/http.ConnState``. ``TRANSITIONS`` is the whole state machine: what it does
-not list is never reported, so no state is reported twice in a row and nothing
-follows a terminal state.
+The states and their order are those of Go's ``net/http.ConnState``.
+``TRANSITIONS`` is the whole state machine: a transition that it does not list is
+never reported. So no state is reported twice in a row, and nothing follows a
+terminal state.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class ConnState(IntEnum):
     """
 
     NEW = 0
-    """Accepted; nothing that is HTTP has been read yet. A TLS handshake happens in this state."""
+    """Accepted; no HTTP has been read yet. A TLS handshake happens in this state."""
 
     ACTIVE = 1
-    """At least one request is being read or answered."""
+    """At least one request is in flight: being read, handled or responded to."""
 
     IDLE = 2
-    """Every request so far has been answered; the next one may come (keep-alive)."""
+    """Every request so far has its response; another may come (keep-alive)."""
 
     HIJACKED = 3
     """Upgraded: a WebSocket was accepted over HTTP/1.1. Terminal."""
@@ -46,7 +46,7 @@ class ConnState(IntEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether this is the last state that a connection reports.
+        """Whether a connection reports no state after this one.
 
         >>> [str(state) for state in ConnState if state.terminal]
         ['hijacked', 'closed']
@@ -60,7 +60,7 @@ class ConnState(IntEnum):
         return format(str(self), spec)
 
 
-# Looking up a class's member costs more than what is done with it on the way of each request.
+# Code that runs for each request uses these names: looking up a member of the class is slower.
 NEW, ACTIVE, IDLE, HIJACKED, CLOSED = ConnState
 
 TRANSITIONS: Mapping[ConnState, frozenset[ConnState]] = {
@@ -76,44 +76,45 @@ PATH_LENGTH = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestInFlight:
-    """A request at one instant; a snapshot never changes afterwards.
+    """A request in flight at one instant; a snapshot never changes afterwards.
 
     >>> RequestInFlight(method="GET", path="/slow", started_at=12.5).response_begun
     False
     """
 
     method: str
-    """Such as ``"GET"``, which is also how a WebSocket is requested over HTTP/1.1; over HTTP/2
-    that is ``"CONNECT"``."""
+    """The method, such as ``"GET"``. That of a WebSocket is ``"GET"`` over HTTP/1.1, and
+    ``"CONNECT"`` over HTTP/2."""
 
     path: str
-    """Without its query, cut off after 200 characters. It is the client's own text."""
+    """The path without its query, cut off after 200 characters. The client has chosen this
+    text: do not trust it."""
 
     started_at: float
-    """When its headers had been read, in seconds on Trio's clock."""
+    """When the request's headers were complete, in seconds on Trio's clock."""
 
     stream_id: int | None = None
-    """The number of its HTTP/2 stream, ``>= 1``; None over HTTP/1.1."""
+    """The ID of its HTTP/2 stream, ``>= 1``; None over HTTP/1.1."""
 
     response_begun: bool = False
     """Whether the application has begun its response, or accepted the WebSocket."""
 
     response_complete: bool = False
-    """Whether the whole response is written, and only the handler goes on."""
+    """Whether the whole response is written, and only the handler still runs."""
 
 
-class Awaited(Protocol):
-    """A request whose client may leave before its response is complete."""
+class CancellableRequest(Protocol):
+    """A request whose client may disconnect before its response is complete."""
 
     def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
-        """Cancel it so many seconds after the client has gone; soon, if it has already."""
+        """Cancel the scope that many seconds after the client has gone, or from now if it has."""
 
     def forget(self, cancel_scope: trio.CancelScope) -> None:
-        """Do not cancel it any more."""
+        """Do not cancel the scope any more."""
 
 
-class Controls(Protocol):
-    """The server's side of a :class:`Conn`, which can act on it."""
+class ConnControls(Protocol):
+    """The server's side of a :class:`Conn`, which acts on the connection."""
 
     def close(self, reason: str, /) -> None: ...
     def drain(self) -> None: ...
@@ -123,16 +124,16 @@ class Controls(Protocol):
     def socket(self) -> object: ...
     @property
     def monitor(self) -> object: ...
-    def find(self, scope: Mapping[str, Any]) -> Awaited: ...
+    def find(self, scope: Mapping[str, Any]) -> CancellableRequest: ...
 
 
 class Conn:
-    """One connection's identity, what is known about it now, and the means to end it.
+    """One connection: its identity, its state, and methods that close it.
 
-    A live object: the server changes it as the connection goes on, trackers and
-    applications read it, and may close it. Use it in Trio's thread only. Two connections are
-    never equal, so a ``Conn`` can be a dictionary key. The server makes them; make one yourself
-    to test a tracker. It has no socket, and all else that the server's have:
+    A live object: the server changes it while the connection is open. Trackers and applications
+    read it, and may close it. Use it in Trio's thread only. Two connections are never equal, so a
+    ``Conn`` can be a dictionary key. The server makes them. Make one yourself to test a tracker:
+    it has no socket, but everything else that one of the server's has:
 
     >>> conn = Conn(client=("192.0.2.7", 4711))
     >>> print(conn.client, conn.state)
@@ -164,51 +165,52 @@ class Conn:
     )
 
     id: int
-    """Counts the connections of its server from 1. Each worker process, and each server in a
-    process, counts its own; so does the process the connections that were made by hand."""
+    """The number of the connection on its server, from 1. Each worker process counts its own, and
+    so does each server in a process. Connections that you make yourself are counted apart."""
 
     client: tuple[str, int] | None
-    """The peer's address and port; None for a Unix socket, or if the peer had
-    gone before it could be asked."""
+    """The peer's address and port; None for a Unix socket, or if the peer disconnected before
+    the server could read its address."""
 
     server: tuple[str, int] | None
-    """Our address and port; None for a Unix socket."""
+    """The server's address and port; None for a Unix socket."""
 
     tls: bool
-    """Whether the connection is encrypted."""
+    """Whether the connection uses TLS."""
 
     protocol: str | None
-    """``"http/1.1"`` (also for an HTTP/1.0 client) or ``"h2"``; None until known."""
+    """``"http/1.1"`` (also for an HTTP/1.0 client) or ``"h2"``; None until it is known."""
 
     requests: int
-    """Requests that reached the application so far, ``>= 0``; pushes and WebSockets are some."""
+    """Requests that reached the application so far, ``>= 0``. Server pushes and WebSockets
+    count."""
 
     path: str | None
-    """That of the last of them, without its query, cut off after 200 characters; None before
-    the first. It is the client's own text."""
+    """The path of the last request, without its query, cut off after 200 characters; None before
+    the first request. The client has chosen this text: do not trust it."""
 
     opened_at: float
-    """When it was accepted, in seconds on Trio's clock."""
+    """When the connection was accepted, in seconds on Trio's clock."""
 
     state: ConnState
-    """The state reported last."""
+    """The state that was reported last."""
 
     state_since: float
     """When that state began, in seconds on Trio's clock."""
 
     close_reason: str | None
-    """Why it was closed, where that was not the normal end of a conversation.
+    """Why the connection was closed; None if it is open, or was closed normally.
 
-    Set when its end begins. It is what :meth:`close` was given, or a name of ours. Ours are
-    those of Kestrel's ``error.type`` where it has one:
+    It is set when closing begins. It is the argument of :meth:`close`, or one of the following
+    names, which are those of Kestrel's ``error.type`` where Kestrel has one:
     ``tls_handshake_failed``; ``request_headers_timeout`` (no request within
-    ``keep_alive_timeout`` of its start, or of its TLS handshake's end); ``keep_alive_timeout``;
-    ``read_timeout``; ``min_request_body_data_rate`` and ``min_response_data_rate`` (the client
-    was too slow); ``request_timeout`` (the handler was); ``max_connection_age``;
-    ``websocket_ping_timeout``; ``max_concurrent_connections_exceeded`` and
-    ``max_client_connections_exceeded`` (refused by a :class:`ConnLimit`);
-    ``connection_reset``; ``enhance_your_calm`` (a flood over HTTP/2, see the
-    log); ``app_shutdown_timeout`` (cut off at the end of ``graceful_timeout``);
+    ``keep_alive_timeout`` of the accept, or of the end of the TLS handshake);
+    ``keep_alive_timeout``; ``read_timeout``; ``min_request_body_data_rate`` and
+    ``min_response_data_rate`` (the client was too slow); ``request_timeout`` (the handler was too
+    slow); ``max_connection_age``; ``websocket_ping_timeout``;
+    ``max_concurrent_connections_exceeded`` and ``max_client_connections_exceeded`` (refused by a
+    :class:`ConnLimit`); ``connection_reset``; ``enhance_your_calm`` (a flood over HTTP/2, see
+    the log); ``app_shutdown_timeout`` (closed by force after ``graceful_timeout``);
     ``aborted_by_app`` (the surrounding Trio scope was cancelled); ``internal_error`` (see the
     log).
     """
@@ -233,18 +235,19 @@ class Conn:
         self.close_reason = None
         self._is_closed = False
         self._is_draining = False
-        # Made by the first who waits: most never do.
+        # Made by the first task that waits: most connections need none.
         self._closed: trio.Event | None = None
         self._draining: trio.Event | None = None
         self._when_closed: tuple[Callable[[Conn], None], ...] = ()
-        self._controls: Controls | None = None  # one that was made by hand has no server
+        self._controls: ConnControls | None = None  # None if no server has made this Conn
 
     @property
     def exchanges(self) -> tuple[RequestInFlight, ...]:
-        """The requests in flight, the oldest first, and whatever handlers still run.
+        """The requests in flight, the oldest first.
 
-        WebSockets are among them. Over HTTP/2 so are requests that wait for a handler to end,
-        because ``h2_max_concurrent_streams`` handlers run already. Made anew each time.
+        A request is listed until its handler has returned. WebSockets are included. Over HTTP/2,
+        so are requests that wait because ``h2_max_concurrent_streams`` handlers already run. Each
+        access makes a new tuple.
 
         >>> Conn().exchanges
         ()
@@ -254,13 +257,13 @@ class Conn:
     def close(self, reason: str) -> None:
         """Close the connection now, whatever it is doing.
 
-        May be called from anywhere in Trio's thread: by a tracker in any state (at NEW, before
-        anything was read), by a handler, by another task. Not a checkpoint, and does nothing
-        again. Handlers are told of it as of a client that has gone. What is on its way to the
-        client may be lost; :meth:`drain` loses nothing.
+        Call it from anywhere in Trio's thread: in a tracker at any state (at NEW, before anything
+        is read), in a handler, or in another task. Not a checkpoint. A second call does nothing.
+        To a handler, the client has disconnected. Data that the client has not received yet may be
+        lost; :meth:`drain` loses nothing.
 
         Args:
-          reason: its :attr:`close_reason`. Metrics count by it, so use few and constant names.
+          reason: the :attr:`close_reason`. Metrics count by it, so use a few constant names.
 
         Raises:
           TypeError: ``reason`` is not a string.
@@ -281,11 +284,11 @@ class Conn:
     def drain(self) -> None:
         """Close the connection when the requests in flight have their responses.
 
-        The client is told as its protocol has it: by ``Connection: close``, a GOAWAY, or a close
-        frame with ``drain_websocket_code``. An idle connection is kept for ``drain_idle_timeout``
-        seconds, for a request that is on its way, and a new one until it is
+        The server sends what the protocol provides: ``Connection: close``, GOAWAY, or a close
+        frame with ``drain_websocket_code``. It keeps an idle connection for ``drain_idle_timeout``
+        seconds, because a request may be arriving. It keeps a new connection until it is
         ``drain_new_timeout`` seconds old. :attr:`draining` is set at once. Nothing is closed by
-        force: a response without an end goes on. Not a checkpoint, and does nothing again.
+        force: an endless response goes on. Not a checkpoint. A second call does nothing.
 
         >>> conn = Conn()
         >>> conn.drain()
@@ -302,29 +305,29 @@ class Conn:
     ) -> AbstractContextManager[trio.CancelScope]:
         """Cancel the block when the client of this request has gone.
 
-        Much as ``trio.move_on_after`` does when the time is up. For a handler, or a
-        middleware around it, whose work is of no use to anybody else::
+        It works like ``trio.move_on_after``, with the disconnect in place of a timeout. Use it in a
+        handler, or in a middleware around it, if the work is useless without the client::
 
             conn = scope["extensions"]["httptrack"]
             with conn.cancel_on_disconnect(scope):
                 report = await make_report()
 
-        The client has gone when its connection was closed or reset, or its HTTP/2 stream was; not
-        when it has only ended its own side of an HTTP/1.1 connection, and may still read. TCP
-        does not say which of the two it was. To find out, such a client is sent a ``100
-        Continue``, which every client may discard: if nobody reads any more, its system responds
-        with a reset. Where a ``100`` cannot be sent, to an HTTP/1.0 client or in a response that
-        has begun, the next write finds out.
+        The client has gone when its connection, or its HTTP/2 stream, was closed or reset. A client
+        that only closed its own side of an HTTP/1.1 connection may still read. TCP does not
+        distinguish the two. To find out, the server sends such a client a ``100 Continue``, which
+        any client may ignore: if the client does not read any more, its system responds with a
+        reset. A ``100`` cannot be sent to an HTTP/1.0 client, or after a response has begun. Then
+        the next write finds out.
 
-        For all requests, without a block, there is the setting ``cancel_on_disconnect``.
+        The setting ``cancel_on_disconnect`` does the same for all requests, without a block.
 
         Args:
           scope: the request's ASGI scope, or a copy of it.
-          seconds: how long to wait after the client has gone, ``>= 0``: so long the handler may
-            notice by itself.
+          seconds: how long to wait after the client has gone, ``>= 0``. In this time the handler
+            can notice by itself.
 
         Raises:
-          ValueError: the scope is not of a request in flight on this connection.
+          ValueError: the scope does not belong to a request in flight on this connection.
 
         >>> with Conn().cancel_on_disconnect({}) as cancel_scope:
         ...     pass
@@ -332,7 +335,9 @@ class Conn:
         False
         """
         controls = self._controls
-        request: Awaited = _Unserved(self) if controls is None else controls.find(scope)
+        request: CancellableRequest = (
+            _RequestWithoutServer(self) if controls is None else controls.find(scope)
+        )
 
         def enter(cancel_scope: trio.CancelScope) -> None:
             request.cancel_on_disconnect(cancel_scope, seconds)
@@ -341,14 +346,14 @@ class Conn:
 
     @property
     def draining(self) -> trio.Event:
-        """Set when the connection is to end soon: its server shuts down, it is older than
-        ``max_connection_age``, :meth:`drain` was called, or, over HTTP/2, it has had its share
-        of requests.
+        """An event that is set when the connection drains: its server shuts down, it is older
+        than ``max_connection_age``, :meth:`drain` was called, or, over HTTP/2, it has reached
+        ``keep_alive_max_requests``.
 
-        For a handler that would run for ever, such as one of server-sent events:
-        ``await scope["extensions"]["httptrack"].draining.wait()``, and finish. It has until
-        ``graceful_timeout`` seconds after the shutdown began. (A WebSocket's application
-        waits for its ``websocket.disconnect``, as ever.)
+        A handler that would run for ever, such as one of server-sent events, waits for it and
+        returns: ``await scope["extensions"]["httptrack"].draining.wait()``. At a shutdown it has
+        ``graceful_timeout`` seconds to return. (The handler of a WebSocket waits for
+        ``websocket.disconnect``, as usual.)
 
         >>> Conn().draining.is_set()
         False
@@ -361,7 +366,7 @@ class Conn:
 
     def _count_request(self, path: str) -> None:
         self.requests += 1
-        self.path = path[:PATH_LENGTH]  # it is kept for as long as the connection
+        self.path = path[:PATH_LENGTH]  # kept as long as the connection, so its size is limited
 
     def _mark_draining(self) -> None:
         self._is_draining = True
@@ -369,9 +374,9 @@ class Conn:
             self._draining.set()
 
     async def wait_closed(self) -> None:
-        """Wait until the connection's socket is closed, hijacked or not.
+        """Wait until the connection's socket is closed, even if the connection was hijacked.
 
-        A checkpoint, also when the socket is closed already.
+        Always a checkpoint.
         """
         if self._is_closed:
             await trio.lowlevel.checkpoint()
@@ -387,9 +392,9 @@ class Conn:
             self._when_closed += (callback,)
 
     def _refuse(self, status: int, reason: str, retry_after: int) -> bool:
-        """Close it before anything was read, with a response if it can be given one.
+        """Close the connection before anything is read, with a response if possible.
 
-        Returns whether it is this call that has done so.
+        Return whether this call has closed it.
         """
         if self._controls is not None:
             return self._controls.refuse(status, reason, retry_after)
@@ -406,12 +411,12 @@ class Conn:
 
     @property
     def _socket(self) -> object:
-        """Its socket, for what the kernel knows of it; None if it has none."""
+        """The socket, to query the kernel about it; None if there is none."""
         return None if self._controls is None else self._controls.socket
 
     @property
     def _monitor(self) -> object:
-        """That of its worker, which knows what all connections are doing."""
+        """The monitor of the worker; None if there is none."""
         return None if self._controls is None else self._controls.monitor
 
     @property
@@ -423,7 +428,7 @@ class Conn:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def __deepcopy__(self, memo: object) -> Conn:
-        return self  # whoever copies an ASGI scope has it in there
+        return self  # so that a deep copy of an ASGI scope has the same Conn
 
     def __str__(self) -> str:
         return " ".join(filter(None, ("conn", str(self.id), self._peer or "-", self.protocol)))
@@ -432,8 +437,8 @@ class Conn:
         return f"<C{str(self)[1:]} {self.state}>"
 
 
-def cancel_in(cancel_scope: trio.CancelScope, seconds: float) -> None:
-    """Cancel it after so many seconds, unless it is cancelled earlier."""
+def cancel_after(cancel_scope: trio.CancelScope, seconds: float) -> None:
+    """Cancel the scope after that many seconds, unless its deadline is earlier."""
     if seconds <= 0:
         cancel_scope.cancel()
     else:
@@ -441,8 +446,8 @@ def cancel_in(cancel_scope: trio.CancelScope, seconds: float) -> None:
         cancel_scope.deadline = min(cancel_scope.deadline, deadline)
 
 
-class _Unserved:
-    """A request on a connection that has no server, or has ended."""
+class _RequestWithoutServer:
+    """A request on a connection that has no server, or is closed."""
 
     def __init__(self, conn: Conn) -> None:
         self._conn = conn
@@ -451,7 +456,7 @@ class _Unserved:
     def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         def cancel(_: Conn) -> None:
             if not self._forgotten:
-                cancel_in(cancel_scope, seconds)
+                cancel_after(cancel_scope, seconds)
 
         self._conn._call_when_closed(cancel)
 

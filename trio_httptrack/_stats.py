@@ -1,8 +1,8 @@
 """Counters and gauges derived from connection-state transitions.
 
 A *gauge* says how many connections are in a state now; a *counter* says how
-often a state was entered. Nothing here awaits, so each ``track()`` is atomic
-for other Trio tasks. At any time::
+often a state was entered. Nothing here awaits, so each ``track()`` call is
+atomic with respect to other Trio tasks. At any time::
 
     accepted_total == accepted + active + idle + hijacked_total + closed_total
 """
@@ -27,46 +27,46 @@ class Stats:
     """
 
     accepted: int = 0
-    """Gauge: connections that have not yet sent anything that is HTTP, ``>= 0``.
+    """Gauge: connections that have sent no HTTP yet, ``>= 0``.
 
-    Persistently high: clients connect and then say nothing, or too slowly. They may
-    be attacking (slow loris), be health checks that hold connections open, or be
+    Persistently high: clients connect and then send nothing, or send too slowly. They may
+    be attackers (slow loris), health checks that hold connections open, or clients that are
     stuck in TLS handshakes.
     """
 
     active: int = 0
     """Gauge: connections with a request in flight, ``>= 0``.
 
-    Persistently high: requests come in faster than the application answers them. Close to the
-    number of open connections under load, it says that you need more workers.
+    Persistently high: requests arrive faster than the application handles them. If almost all
+    open connections are active under load, you need more workers.
     """
 
     idle: int = 0
     """Gauge: keep-alive connections between two requests, ``>= 0``.
 
-    Persistently high: many clients, each asking seldom; each costs memory and a
-    file descriptor. A shorter ``keep_alive_timeout`` ends them sooner.
+    Persistently high: many clients, each of which sends few requests. Each connection costs
+    memory and a file descriptor. A shorter ``keep_alive_timeout`` closes them sooner.
     """
 
     accepted_total: int = 0
-    """Counter: connections seen at all.
+    """Counter: accepted connections.
 
-    Growing as fast as requests come in: clients do not keep connections alive, and
+    Growing as fast as the number of requests: clients do not keep connections alive, and
     each request pays for a TCP (and TLS) handshake.
     """
 
     active_total: int = 0
     """Counter: how often a connection became active.
 
-    Over HTTP/1.1, requests. Far below ``accepted_total``: most connections never
-    send a request.
+    Over HTTP/1.1, that is the number of requests. Far below ``accepted_total``: most
+    connections never send a request.
     """
 
     idle_total: int = 0
     """Counter: how often a connection became idle.
 
-    Far below ``active_total``: connections end after one answer instead of being
-    kept alive.
+    Far below ``active_total``: connections are closed after one response instead of
+    being kept alive.
     """
 
     hijacked_total: int = 0
@@ -77,10 +77,10 @@ class Stats:
     """
 
     closed_total: int = 0
-    """Counter: connections closed, upgraded ones not among them.
+    """Counter: closed connections, without upgraded ones.
 
     ``accepted_total - hijacked_total - closed_total`` connections are open. If that only
-    grows, they pile up.
+    grows, connections pile up.
     """
 
     @property
@@ -115,20 +115,20 @@ class Stats:
         )
 
 
-# ``numbers[state]`` says how many connections entered a state, ``numbers[LEFT[state]]`` how many
-# left it; the difference is the gauge, and a transition costs two increments instead of three.
+# ``numbers[state]`` counts how many connections entered a state, ``numbers[LEFT[state]]`` how many
+# left it. The difference is the gauge. So a transition costs two increments instead of three.
 _LEFT_NEW, _LEFT_ACTIVE, _LEFT_IDLE = LEFT = (5, 6, 7)
 _STATES = dict(zip(LEFT, (NEW, ACTIVE, IDLE), strict=True))
 
-# In seconds, what exporters tell of how long connections lived.
+# In seconds: the upper bounds of the histograms of connection durations.
 BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
 class StatsTracker(ProcessLocal):
-    """Keeps :class:`Stats`, and which connections are open.
+    """Counts transitions for :class:`Stats`, and lists the open connections.
 
-    Anything hashable may stand for a connection. One that is met in a later
-    state than NEW, because tracking began after it, counts as accepted there.
+    Anything hashable may stand for a connection. If tracking begins after a connection's
+    NEW, the connection counts as accepted at its next transition.
 
     >>> tracker = StatsTracker()
     >>> tracker.track("a", ConnState.NEW)
@@ -137,51 +137,53 @@ class StatsTracker(ProcessLocal):
     (1, {'a': <ConnState.ACTIVE: 1>})
     """
 
-    __slots__ = ("__weakref__", "_leaves", "_numbers")
+    __slots__ = ("__weakref__", "_left", "_numbers")
 
     def __init__(self) -> None:
-        # One list: copying it is one operation of the interpreter, so an exporter may do it
-        # from another thread.
+        # One list: the interpreter copies it in one operation, so an exporter may copy it in
+        # another thread.
         self._numbers = [0] * 8
-        self._leaves: dict[Hashable, int] = {}  # where each connection is counted when it moves
+        # For each open connection, the index of the number to increment at its next transition.
+        self._left: dict[Hashable, int] = {}
 
     def track(self, conn: Hashable, state: ConnState) -> None:
-        """Count one transition; a terminal one forgets the connection.
+        """Count one transition. A terminal state removes the connection.
 
         Raises:
           TypeError: ``conn`` is not hashable; nothing was counted.
         """
-        numbers, leaves = self._numbers, self._leaves
+        numbers, left = self._numbers, self._left
         try:
-            numbers[leaves[conn]] += 1
+            numbers[left[conn]] += 1
         except KeyError:
             numbers[NEW] += 1
-            leaves[conn] = _LEFT_NEW
+            left[conn] = _LEFT_NEW
             if state is NEW:
                 return
             numbers[_LEFT_NEW] += 1
         if state is ACTIVE:
             numbers[1] += 1
-            leaves[conn] = _LEFT_ACTIVE
+            left[conn] = _LEFT_ACTIVE
         elif state is IDLE:
             numbers[2] += 1
-            leaves[conn] = _LEFT_IDLE
-        elif state is NEW:  # for a second time: it is new again, but was accepted once
+            left[conn] = _LEFT_IDLE
+        elif state is NEW:  # for the second time: new again, but accepted only once
             numbers[_LEFT_NEW] -= 1
-            leaves[conn] = _LEFT_NEW
+            left[conn] = _LEFT_NEW
         else:
             numbers[state] += 1
-            del leaves[conn]
+            del left[conn]
 
     def stats(self) -> Stats:
-        """All numbers at this instant. Takes the same time however many connections are open."""
+        """Return all counts at this instant. The time does not depend on the number of
+        connections."""
         new, active, idle, hijacked, closed, *left = self._numbers.copy()
         gauges = new - left[NEW], active - left[ACTIVE], idle - left[IDLE]
         return Stats(*gauges, new, active, idle, hijacked, closed)
 
     def connections(self) -> dict[Hashable, ConnState]:
-        """The open connections and their states at this instant, in the order of their arrival."""
-        return {conn: _STATES[left] for conn, left in self._leaves.copy().items()}
+        """Return the open connections and their states at this instant, in the order of accept."""
+        return {conn: _STATES[index] for conn, index in self._left.copy().items()}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.stats()}>"

@@ -1,4 +1,4 @@
-"""What a tracker is, and how several become one."""
+"""The Tracker protocol, a tracker made of a function, and compose()."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._conns import ConnTracker
-from ._local import ProcessLocal, can_travel
+from ._local import ProcessLocal, is_picklable
 from ._states import ACTIVE, IDLE, Conn, ConnState
 
 if sys.version_info < (3, 11):
@@ -26,16 +26,16 @@ class Tracker(Protocol):
     """
 
     def track(self, conn: Conn, state: ConnState, /) -> None:
-        """Called once for each transition, in Trio's thread, by whichever task has caused it.
+        """Called once for each transition, in Trio's thread, by the task that causes it.
 
-        That may be the one of a request's handler. It must not block and cannot await: what
-        takes time belongs into a task of your own. An exception is logged and harms neither
-        the connection nor the other trackers.
+        That may be the task of a request's handler. ``track`` must not block, and cannot await: do
+        slow work in a task of your own. An exception is logged, and affects neither the connection
+        nor the other trackers.
         """
 
 
 class TrackerFunc(ProcessLocal):
-    """A function as a :class:`Tracker`; itself callable, as the function was.
+    """A :class:`Tracker` that calls a function. It is itself callable, like the function.
 
     >>> printer = TrackerFunc(lambda conn, state: print(state))
     >>> printer.track(Conn(), ConnState.NEW)
@@ -45,10 +45,10 @@ class TrackerFunc(ProcessLocal):
       TypeError: ``func`` is not callable, or is a coroutine function.
     """
 
-    # A slot, not a method: calling it costs no frame beside the function's own.
+    # A slot, not a method: a method would add a frame to each call.
     __slots__ = {"__weakref__": None, "track": "Call the function. Not a checkpoint."}
 
-    if TYPE_CHECKING:  # which would bind a callable in a slot
+    if TYPE_CHECKING:  # type checkers would bind a callable in a slot
 
         def track(self, conn: Conn, state: ConnState, /) -> None: ...
 
@@ -66,7 +66,7 @@ class TrackerFunc(ProcessLocal):
 
 
 class Composed(TrackerFunc):
-    """What :func:`compose` returns; ``trackers`` are its parts in the order of their calls."""
+    """What :func:`compose` returns. ``trackers`` are its parts, in the order of the calls."""
 
     __slots__ = ("_first", "_only_conn_trackers_follow", "_others", "trackers")
 
@@ -79,11 +79,11 @@ class Composed(TrackerFunc):
     def track(self, conn: Conn, state: ConnState) -> None:
         try:
             self._first.track(conn, state)
-        except BaseException as error:  # KeyboardInterrupt, too: the ConnTracker must still count
+        except BaseException as error:  # even a KeyboardInterrupt: the ConnTracker must count
             errors = [error, *self._track_others(conn, state)]
         else:
             if self._only_conn_trackers_follow and (state is ACTIVE or state is IDLE):
-                return  # these two, twice a request, are nothing to a ConnTracker
+                return  # a ConnTracker ignores these two, which are reported for each request
             errors = self._track_others(conn, state)
         if errors:
             raise BaseExceptionGroup("trackers failed", errors)
@@ -101,7 +101,7 @@ class Composed(TrackerFunc):
         return f"compose({', '.join(map(repr, self.trackers))})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if all(map(can_travel, self.trackers)):
+        if all(map(is_picklable, self.trackers)):
             return compose, self.trackers
         return super().__reduce__()
 
@@ -109,10 +109,10 @@ class Composed(TrackerFunc):
 def compose(*trackers: Tracker) -> Composed:
     """Make one tracker that calls each of ``trackers`` in the order given.
 
-    Composed trackers among them are replaced by their parts, and every
-    :class:`ConnTracker` is moved behind all others, so that whoever waits for
-    the last connection finds the statistics complete. If one raises, the rest
-    still run, and the errors leave together as an ``ExceptionGroup``.
+    A composed tracker among them is replaced by its parts. Every :class:`ConnTracker` is
+    moved to the end, so that the statistics are complete when its ``wait()`` returns. If
+    one tracker raises, the others still run, and all errors are raised together as an
+    ``ExceptionGroup``.
 
     >>> conns = ConnTracker()
     >>> seen = TrackerFunc(lambda conn, state: print(state, conns.count))
@@ -131,7 +131,7 @@ def compose(*trackers: Tracker) -> Composed:
 
 
 def check_tracker(tracker: object) -> None:
-    """Raise a TypeError that says what is wrong, unless ``tracker`` is one."""
+    """Raise a TypeError unless ``tracker`` is a tracker."""
     if isinstance(tracker, type):
         raise TypeError(f"a tracker is needed, not a class: write {tracker.__name__}()")
     if not callable(getattr(tracker, "track", None)):

@@ -1,9 +1,9 @@
-"""A ready-made Hypercorn config that tracks, for an application that knows nothing of it::
+"""A ready-made Hypercorn config that tracks the connections of any application::
 
     hypercorn -k trio -c python:trio_httptrack.config myapp:app
 
-The totals are logged when the worker ends. An application that wants to know more
-imports the trackers of its worker from here:
+The worker logs the totals when it stops. An application can import its worker's
+trackers from here:
 
 >>> from trio_httptrack.config import conn_state, conn_tracker, stats_tracker, tracker
 >>> conn_tracker.count, stats_tracker.stats().accepted_total
@@ -26,12 +26,12 @@ conn_tracker: ConnTracker = ConnTracker()
 """This process's :class:`~trio_httptrack.ConnTracker`."""
 
 tracker: TrackerFunc = compose(stats_tracker, conn_tracker)
-"""Both, in the order in which they are called."""
+"""Both trackers, in the order in which they are called."""
 
 conn_state: Tracker = hook("trio_httptrack.config:tracker")
-"""What Hypercorn reads."""
+"""The name that Hypercorn reads."""
 
 
 def __dir__() -> list[str]:
-    # Hypercorn makes a setting of every name that it finds here, and pickles them all.
+    # Hypercorn makes every name of a config module a setting, and pickles them all.
     return ["conn_state"]

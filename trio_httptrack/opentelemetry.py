@@ -1,8 +1,8 @@
-"""What the connections do, for OpenTelemetry.
+"""OpenTelemetryTracker: the states of connections as OpenTelemetry metrics.
 
-The gauges are observed when they are exported, so a request pays nothing for them. A
-connection's duration is recorded when it closes. Each process exports its own numbers;
-who reads them adds them up.
+The gauges are read when they are exported, so they cost a request nothing. A
+connection's duration is recorded when it closes. Each process exports its own numbers.
+The backend adds them up.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import metadata
 
-from ._extra import needed
+from ._extra import require_extra
 from ._states import CLOSED, Conn, ConnState
 from ._stats import BUCKETS, StatsTracker
 
-with needed("trio_httptrack.opentelemetry", extra="opentelemetry"):
+with require_extra("trio_httptrack.opentelemetry", extra="opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
 
 __all__ = ["OpenTelemetryTracker"]
@@ -29,14 +29,14 @@ class OpenTelemetryTracker(StatsTracker):
         UpDownCounter, ``{connection}``: open connections, by ``http.connection.state``
         (``new``, ``active``, ``idle``).
     ``http.server.connection.duration``
-        Histogram, ``s``: the lives of the connections that were closed, with
-        ``network.protocol.name`` and ``network.protocol.version`` where they are known, and
-        ``error.type`` where a connection has a :attr:`~trio_httptrack.Conn.close_reason`. Upgraded
-        ones are not among them: they leave HTTP as ``hijacked``.
+        Histogram, ``s``: the duration of closed connections. It has ``network.protocol.name`` and
+        ``network.protocol.version`` if they are known, and ``error.type`` if the connection has a
+        :attr:`~trio_httptrack.Conn.close_reason`. Upgraded connections are not included: their
+        last state is ``hijacked``.
 
     Args:
-      meter_provider: what exports them; by default the global one. Make one tracker for each:
-        of two, OpenTelemetry would export the gauges of one only.
+      meter_provider: the provider that exports the metrics; by default the global one. Make only
+        one tracker for a provider: of two, OpenTelemetry would export the gauges of one only.
 
     Raises:
       ModuleNotFoundError: on import, without the extra ``opentelemetry``.

@@ -1,12 +1,14 @@
-"""What the connections do, for Prometheus.
+"""PrometheusTracker and MetricsApp: the states of connections as Prometheus metrics.
 
-In one process the numbers are read when they are scraped, and a request pays nothing for it.
-In ``prometheus_client``'s multiprocess mode they are written to the files through which the
-workers share their numbers, so that each of them can tell the total: not with each transition,
-which would cost more than anything else on the way of a request, but each time that Trio is
-about to wait, and before they are read, so that the files are never older than what the event
-loop is just working on. A worker holds a lock for as long as it lives, by which the others
-know: where it is free, what was that worker's share of the gauges is taken out of the total.
+In one process the numbers are read when they are scraped, so they cost a request nothing.
+
+In ``prometheus_client``'s multiprocess mode each worker writes its numbers to files, so that every
+worker can serve the total. To write them at each transition would cost more than any other part of
+a request. So a worker writes them each time that Trio is about to wait for I/O, and before a
+scrape. The files then lack only what the event loop is handling at that moment.
+
+A worker holds a file lock for as long as it runs. If the lock is free, the worker is dead, and
+another worker removes the gauges of the dead one from the total.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any, BinaryIO
 
 import trio
 
-from ._asgi import live, monitor_of, refuse_websocket
-from ._extra import needed
+from ._asgi import monitor_of, refuse_websocket, run_lifespan
+from ._extra import require_extra
 from ._monitor.monitor import Monitor
 from ._states import ACTIVE, CLOSED, HIJACKED, IDLE, NEW, Conn, ConnState
 from ._stats import BUCKETS, LEFT, StatsTracker
@@ -29,11 +31,11 @@ from ._stats import BUCKETS, LEFT, StatsTracker
 try:
     import fcntl
 except ModuleNotFoundError:  # as on Windows
-    LOCKS = False
+    HAS_FILE_LOCKS = False
 else:
-    LOCKS = True
+    HAS_FILE_LOCKS = True
 
-with needed("trio_httptrack.prometheus", extra="prometheus"):
+with require_extra("trio_httptrack.prometheus", extra="prometheus"):
     from prometheus_client import (
         REGISTRY,
         CollectorRegistry,
@@ -49,22 +51,22 @@ with needed("trio_httptrack.prometheus", extra="prometheus"):
 
 __all__ = ["MetricsApp", "PrometheusTracker"]
 
-# Each metric's name, what it says, and its labels.
+# The name, the help text and the labels of each metric.
 CONNECTIONS = "httptrack_connections", "Open connections by state.", ("state",)
 TRANSITIONS = (
     "httptrack_connection_transitions",
-    "How often connections entered each state; the new ones were accepted.",
+    "How often connections entered each state; new counts the accepted ones.",
     ("state",),
 )
 REASONS = (
     "httptrack_connection_close_reasons",
-    "How often connections were closed for a reason, and not because all was done.",
+    "How often connections were closed for each reason; a normal close has none.",
     ("reason",),
 )
 WEBSOCKETS = "httptrack_websockets", "Open WebSockets of all workers."
 DURATION = "httptrack_connection_duration_seconds", "From accept to close."
 LOCK_ATTEMPTS = 100
-LOCK = "httptrack_lock_"  # and the number of the process that holds it
+LOCK_PREFIX = "httptrack_lock_"  # the ID of the process that holds the lock follows
 
 
 class PrometheusTracker(StatsTracker):
@@ -73,16 +75,16 @@ class PrometheusTracker(StatsTracker):
     ``httptrack_connections{state="new|active|idle"}``
         Gauge: open connections.
     ``httptrack_connection_transitions_total{state="new|active|idle|hijacked|closed"}``
-        Counter: how often a state was entered. ``new`` are the accepted connections.
+        Counter: how often a state was entered. ``new`` counts the accepted connections.
     ``httptrack_connection_duration_seconds``
-        Histogram: the lives of the connections that were closed. Upgraded ones are not
-        among them: they leave HTTP as ``hijacked``.
+        Histogram: the duration of closed connections. Upgraded connections are not included:
+        their last state is ``hijacked``.
     ``httptrack_connection_close_reasons_total{reason="keep_alive_timeout|..."}``
-        Counter: how often a connection was closed for a reason: its
-        :attr:`~trio_httptrack.Conn.close_reason`, upgraded or not. A normal end has none.
+        Counter: how many connections were closed for each
+        :attr:`~trio_httptrack.Conn.close_reason`, upgraded ones included. A normal close has none.
 
     Args:
-      registry: where they are registered; by default ``prometheus_client``'s own.
+      registry: where the metrics are registered; by default ``prometheus_client``'s registry.
 
     Raises:
       ModuleNotFoundError: on import, without the extra ``prometheus``.
@@ -90,7 +92,7 @@ class PrometheusTracker(StatsTracker):
         has another tracker.
       NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
       RuntimeError: it was set after ``prometheus_client`` was imported; or another process with
-        the same number, such as one in another container, uses the same directory.
+        the same process ID, such as one in another container, uses the same directory.
 
     >>> from prometheus_client import CollectorRegistry, generate_latest
     >>> from trio_httptrack import Conn, ConnState
@@ -109,11 +111,11 @@ class PrometheusTracker(StatsTracker):
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__()
         directory = _shared_directory()
-        self._shared: _Shared | None = None
+        self._shared: _SharedNumbers | None = None
         if directory is None:
             registry.register(_Collector(self))
         else:
-            self._shared = _Shared(directory, registry, self._numbers)
+            self._shared = _SharedNumbers(directory, registry, self._numbers)
         histogram = Histogram(*DURATION, registry=registry, buckets=BUCKETS)
         self._observe_duration = histogram.observe
         self._reasons = Counter(*REASONS, registry=registry)
@@ -127,7 +129,7 @@ class PrometheusTracker(StatsTracker):
         elif state is HIJACKED:
             conn._call_when_closed(self._count_reason)
         if self._shared is not None:
-            self._shared.changed()
+            self._shared.mark_changed()
 
     def _count_reason(self, conn: Conn) -> None:
         if conn.close_reason is not None:
@@ -137,20 +139,20 @@ class PrometheusTracker(StatsTracker):
 class MetricsApp:
     """An ASGI application that responds with all metrics, to mount at ``/metrics``.
 
-    It adds one of its own: ``httptrack_websockets``, a gauge of the open WebSockets, over HTTP/1.1
-    and HTTP/2, of all workers. They are asked for it, each scrape anew, as for the status page. A
-    worker that does not respond within half a second counts with what it has said last.
+    It adds a metric of its own: ``httptrack_websockets``, a gauge of the open WebSockets of all
+    workers, over HTTP/1.1 and HTTP/2. At each scrape it queries the other workers, as the status
+    page does. A worker that does not respond within half a second counts with its last response.
 
-    In multiprocess mode all other metrics, too, are the numbers of all processes. What they cost
-    to read grows with the number of workers that there have ever been: each leaves its counters
-    in the directory, which must be empty when the server starts.
+    In multiprocess mode all other metrics are the totals of all processes, too. The cost of a
+    scrape grows with the number of workers that ever ran: each leaves its counters in the
+    directory. The directory must be empty when the server starts.
 
     Args:
-      registry: what to answer with in one process; by default ``prometheus_client``'s own.
+      registry: the metrics to serve in one process; by default ``prometheus_client``'s registry.
 
     Raises:
       NotADirectoryError: ``PROMETHEUS_MULTIPROC_DIR`` is set, but is not a directory.
-      RuntimeError: it was set too late.
+      RuntimeError: it was set after ``prometheus_client`` was imported.
 
     >>> metrics = MetricsApp()
     >>> async def app(scope, receive, send):
@@ -161,28 +163,28 @@ class MetricsApp:
     def __init__(self, registry: Collector = REGISTRY) -> None:
         self._directory = _shared_directory()
         self._registry = registry
-        self._websockets: dict[str, int] = {}  # of each worker, lately
+        self._websockets: dict[str, int] = {}  # by worker, from its last response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await live(receive, send)
+            await run_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
-            metrics = [*self._metrics().collect()]  # as of now, before anything is waited for
+            metrics = [*self._metrics().collect()]  # before the first await, so all are of one time
             monitor = monitor_of(scope)
             if monitor is not None:
                 metrics.append(
                     GaugeMetricFamily(*WEBSOCKETS, await self._count_websockets(monitor))
                 )
             registry = CollectorRegistry(support_collectors_without_names=True)
-            registry.register(_Collected(metrics))
+            registry.register(_AlreadyCollected(metrics))
             await make_asgi_app(registry)(scope, receive, send)
 
     async def _count_websockets(self, monitor: Monitor) -> int:
-        with monitor.looking():
+        with monitor.viewing():
             own = await monitor.report(None)
-            reports, silent = await monitor.peers.ask(None)
+            reports, silent = await monitor.peers.fetch_reports(None)
         known = {each["worker"]["name"]: each["websockets"] for each in [own, *reports]}
         silent_names = [worker["name"] for worker in silent]
         self._websockets = {
@@ -193,16 +195,16 @@ class MetricsApp:
     def _metrics(self) -> Collector:
         if self._directory is None:
             return self._registry
-        if _Shared.of_process is not None:
-            _Shared.of_process.write()
-        _forget_dead_workers(self._directory)
+        if _SharedNumbers.of_process is not None:
+            _SharedNumbers.of_process.write()
+        _remove_dead_workers(self._directory)
         registry = CollectorRegistry()
-        _Workers(registry, str(self._directory))  # type: ignore[no-untyped-call]
+        _SharedDirectoryCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
         return registry
 
 
-class _Collected(Collector):
-    """Metrics that were collected already."""
+class _AlreadyCollected(Collector):
+    """Metrics that are collected already."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
@@ -211,27 +213,27 @@ class _Collected(Collector):
         return self._metrics
 
 
-class _Workers(MultiProcessCollector):
-    """Upstream's, but a worker that is just starting, whose files are still empty, is no error."""
+class _SharedDirectoryCollector(MultiProcessCollector):
+    """Upstream's collector, but a file that is still empty or already removed is no error."""
 
     def collect(self) -> list[Metric]:
         files = []
         for path in Path(self._path).glob("*.db"):
-            with suppress(FileNotFoundError):  # a dead worker's, which another has taken away
-                if path.stat().st_size:
+            with suppress(FileNotFoundError):  # another worker has removed a dead one's file
+                if path.stat().st_size:  # a worker that is starting has empty files
                     files.append(str(path))
         metrics: list[Metric] = list(self.merge(files))  # type: ignore[no-untyped-call]
         return metrics
 
 
 class _Collector(Collector):
-    """Reads a tracker's numbers when they are asked for, from whatever thread."""
+    """Reads a tracker's numbers at each scrape, in any thread."""
 
     def __init__(self, tracker: StatsTracker) -> None:
         self._tracker = tracker
 
     def describe(self) -> Iterator[Metric]:
-        """By these names it is found, and a second one refused."""
+        """Return the metrics' names, by which the registry refuses a second tracker."""
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:
@@ -246,18 +248,18 @@ class _Collector(Collector):
         yield transitions
 
 
-class _Shared(trio.abc.Instrument):
-    """This process's numbers in the directory of the multiprocess mode."""
+class _SharedNumbers(trio.abc.Instrument):
+    """Writes this process's numbers to the directory of the multiprocess mode."""
 
-    of_process: _Shared | None = None
+    of_process: _SharedNumbers | None = None
 
     def __init__(self, directory: Path, registry: CollectorRegistry, numbers: list[int]) -> None:
-        if _Shared.of_process is not None:
+        if _SharedNumbers.of_process is not None:
             raise ValueError(
                 "in multiprocess mode a process has one PrometheusTracker only: make it once, "
                 "where the application's module is imported"
             )
-        self._lock = _hold_lock(directory / f"{LOCK}{os.getpid()}")
+        self._lock = _hold_lock(directory / f"{LOCK_PREFIX}{os.getpid()}")
         gauge = Gauge(*CONNECTIONS, registry=registry, multiprocess_mode="livesum")
         counter = Counter(*TRANSITIONS, registry=registry)
         self._gauges = [gauge.labels(state) for state in (NEW, ACTIVE, IDLE)]
@@ -268,22 +270,22 @@ class _Shared(trio.abc.Instrument):
         self._changed = False
         self._installed = False
         for each in self._gauges:
-            each.set(0)  # a dead process may have had our number, and left its own
-        _Shared.of_process = self
+            each.set(0)  # a dead process with our process ID may have left values
+        _SharedNumbers.of_process = self
 
-    def changed(self) -> None:
-        """Have the numbers written soon."""
+    def mark_changed(self) -> None:
+        """Have the numbers written before Trio waits next."""
         self._changed = True
         if not self._installed:
             try:
                 trio.lowlevel.add_instrument(self)
                 self._installed = True
-            except RuntimeError:  # Trio does not run
+            except RuntimeError:  # Trio is not running
                 self.write()
 
     def before_io_wait(self, timeout: float) -> None:
         if self._changed:
-            self._installed = False  # if it fails, Trio removes us
+            self._installed = False  # if write() raises, Trio removes this instrument
             self.write()
             self._installed = True
 
@@ -292,7 +294,7 @@ class _Shared(trio.abc.Instrument):
         self.write()
 
     def write(self) -> None:
-        """Write what has changed: each takes a microsecond."""
+        """Write the numbers that have changed. Each takes a microsecond."""
         self._changed = False
         numbers = self._numbers
         for state, entered in enumerate(self._entered):
@@ -307,7 +309,7 @@ class _Shared(trio.abc.Instrument):
 
 
 def _shared_directory() -> Path | None:
-    """Where the processes share their numbers, in multiprocess mode."""
+    """Return the directory of the multiprocess mode; None outside of it."""
     name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if (name is None) != (ValueClass is MutexValue):
         raise RuntimeError(
@@ -316,10 +318,10 @@ def _shared_directory() -> Path | None:
         )
     if name is None:
         return None
-    if not LOCKS:
+    if not HAS_FILE_LOCKS:
         raise RuntimeError(
-            "this system does not have the file locks (fcntl) by which workers share their "
-            "numbers: unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
+            "multiprocess mode needs file locks (fcntl), which this system does not have: "
+            "unset PROMETHEUS_MULTIPROC_DIR, and start one worker"
         )
     directory = Path(name)
     if not name or not directory.is_dir():
@@ -339,21 +341,21 @@ def _hold_lock(path: Path) -> BinaryIO:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except (BlockingIOError, FileNotFoundError):
-            pass  # another process takes it for a dead one's, and away
+            pass  # another process checks whether we are dead, or removes the file of a dead one
         file.close()
         time.sleep(0.01)
     raise RuntimeError(
-        f"{path} is locked by another process with this one's number, perhaps in another "
+        f"{path} is locked by another process with the same process ID, perhaps in another "
         "container: give each container a PROMETHEUS_MULTIPROC_DIR of its own"
     )
 
 
-def _forget_dead_workers(directory: Path) -> None:
-    for path in directory.glob(f"{LOCK}*"):
-        # Another worker may be at the same.
+def _remove_dead_workers(directory: Path) -> None:
+    for path in directory.glob(f"{LOCK_PREFIX}*"):
+        # BlockingIOError: the worker runs. FileNotFoundError: another worker was faster.
         with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             mark_process_dead(  # type: ignore[no-untyped-call]
-                path.name.removeprefix(LOCK), str(directory)
+                path.name.removeprefix(LOCK_PREFIX), str(directory)
             )
             path.unlink()

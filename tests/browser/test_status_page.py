@@ -77,7 +77,7 @@ def test_the_values_change_while_connections_come_and_go(page: Page, running: Se
 
 
 def test_a_stuck_request_is_found_at_a_glance(workers: Server, context: BrowserContext) -> None:
-    """The oldest in flight comes first, though its connection is busy with others."""
+    """The oldest request in flight comes first, although its connection is busy with others."""
     workers.connect("/try")
     workers.connect("/slow", wait=False)
     client = workers.http2()
@@ -104,7 +104,7 @@ def test_a_stuck_request_is_found_at_a_glance(workers: Server, context: BrowserC
 
 
 def test_a_script_in_a_path_stays_text(page: Page, running: Server) -> None:
-    """In the page as it was loaded and in what came later, and what is invisible is spelled out."""
+    """In the page and in its updates; and invisible characters are escaped."""
     script = "/%3Cscript%3Ealert(1)%3C/script%3E%3Cimg%20src=x%20onerror=alert(2)%3E%E2%80%AE"
     text = "/<script>alert(1)</script><img src=x onerror=alert(2)>\\u202e"
     running.connect(script)
@@ -116,7 +116,7 @@ def test_a_script_in_a_path_stays_text(page: Page, running: Server) -> None:
 
 
 def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Server) -> None:
-    """Even if somebody got markup into it: the browser enforces the policy."""
+    """Even if markup were injected: the browser enforces the policy."""
     page = browser.new_page()
     page.goto(running.url)
     for broken in (
@@ -142,11 +142,11 @@ def test_nothing_runs_that_is_not_the_pages_own(browser: Browser, running: Serve
 def test_nothing_is_loaded_from_elsewhere(browser: Browser, running: Server) -> None:
     """The page, and its events, from where it came from; no favicon either."""
     page = browser.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(running.url)
     expect(page.locator("#live")).to_have_text("live")
-    assert [url for url in asked if not url.startswith("data:")] == [running.url, running.url]
+    assert [url for url in requested if not url.startswith("data:")] == [running.url, running.url]
     page.close()
 
 
@@ -215,7 +215,7 @@ def test_a_busy_client_is_found(page: Page, running: Server) -> None:
 
 
 def test_every_link_has_the_token(page: Page, running: Server) -> None:
-    """Who follows one sees the page and no refusal."""
+    """A viewer who follows one sees the page, and not a refusal."""
     for _ in range(110):
         running.connect()
     expect(page.get_by_role("link", name="Next page")).to_be_visible()
@@ -229,7 +229,7 @@ def test_every_link_has_the_token(page: Page, running: Server) -> None:
 
 
 def test_a_worker_that_does_not_respond_is_silent(workers: Server, context: BrowserContext) -> None:
-    """The other one says so, and for how long already; then it is back."""
+    """The other worker shows it, with the time of its silence; later it is back."""
     page = context.new_page()
     page.goto(workers.url)
     expect(page.locator("#workers tr")).to_have_count(2)
@@ -268,7 +268,7 @@ def test_the_keyboard_is_enough(page: Page, running: Server) -> None:
     expected = [
         *("Pause", "new", "active", "idle", "hijacked", "Filter or group", "State"),
         *("In state for", "Client", "Oldest request", "Path", "Protocol", "TLS", "Requests"),
-        *("Age", "No."),
+        *("Age", "ID"),
     ]
     reached = []
     for _ in expected:
@@ -305,7 +305,7 @@ def test_updates_can_be_paused(page: Page, running: Server) -> None:
     expect(page.locator("#live")).to_have_text("live")
 
 
-def test_it_says_when_the_server_is_gone(browser: Browser, running: Server) -> None:
+def test_the_page_shows_that_the_server_has_gone(browser: Browser, running: Server) -> None:
     """The numbers are old then, and look it."""
     page = browser.new_page()
     page.goto(running.url)
@@ -472,7 +472,7 @@ def test_columns_stay_where_they_are(page: Page, running: Server) -> None:
     assert [header.evaluate(where) for header in page.locator("thead th").all()] == before
 
 
-def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> None:
+def test_an_update_does_not_move_the_focus(page: Page, running: Server) -> None:
     """Also on a link that is behind something new."""
     for _ in range(110):
         running.connect()
@@ -485,7 +485,7 @@ def test_an_update_leaves_the_focus_where_it_is(page: Page, running: Server) -> 
     page.wait_for_url("**page=2*")
 
 
-def test_an_update_leaves_unfolded_what_is(workers: Server, context: BrowserContext) -> None:
+def test_an_update_keeps_requests_unfolded(workers: Server, context: BrowserContext) -> None:
     """Though its row changes, and gets another place."""
     other, client = workers.http2(), workers.http2()
     other.request(*["/try"] * 6, "/slow")
@@ -516,7 +516,7 @@ def test_connections_of_the_same_number_are_two_rows(page: Page) -> None:
         assert rows(page).all_text_contents() == names
 
 
-def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Server) -> None:
+def test_an_update_does_not_change_the_form(page: Page, running: Server) -> None:
     """What is typed, where the cursor is, and that it is unfolded."""
     unfold_the_filters(page)
     field = page.get_by_label("Path contains")
@@ -528,8 +528,8 @@ def test_an_update_leaves_the_form_to_who_fills_it_in(page: Page, running: Serve
     expect(field).to_have_value("/slolw")
 
 
-def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
-    """Somebody copies a client's address, and meanwhile the row before it goes."""
+def test_an_update_keeps_the_selection(page: Page, running: Server) -> None:
+    """A viewer copies a client's address while the row before it is removed."""
     running.connect("/try")
     before = running.connect()
     expect(rows(page, "idle")).to_have_count(1)
@@ -542,7 +542,7 @@ def test_an_update_leaves_what_is_selected(page: Page, running: Server) -> None:
     assert selected.startswith("127.0.0.1:")
 
 
-def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Server) -> None:
+def test_a_hidden_page_sends_no_requests(page: Page, running: Server) -> None:
     """A browser has six connections for a host, and each tab would take one."""
     other = page.context.new_page()
     other.goto(running.url)
@@ -556,18 +556,18 @@ def test_a_page_that_is_not_seen_asks_for_nothing(page: Page, running: Server) -
 
 
 def test_a_server_that_comes_back_is_found(browser: Browser, running: Server) -> None:
-    """Though an EventSource gives up where something else has answered in between."""
+    """Although an EventSource gives up after a response that is not an event stream."""
     page = browser.new_page()
     refused: list[Route] = []
 
-    def answer(route: Route) -> None:
+    def response(route: Route) -> None:
         if "event-stream" in route.request.headers["accept"] and not refused:
             refused.append(route)
             route.fulfill(status=503)
         else:
             route.continue_()
 
-    page.route("**/*", answer)
+    page.route("**/*", response)
     page.goto(running.url)
     expect(page.locator("#live")).to_have_text("not connected: the numbers are old")
     expect(page.locator("#live")).to_have_text("live")

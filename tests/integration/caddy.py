@@ -79,7 +79,7 @@ class Caddy:
                 await self._logged.park()
 
     async def handshakes(self) -> bool:
-        """Whether it has its certificate by now; its log says so a moment too early."""
+        """Return whether it has its certificate; its log says so a moment too early."""
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
                 context = ssl.create_default_context(cafile=self.root)

@@ -13,7 +13,7 @@ from .scenario import Observed, observe
 
 @pytest.fixture(scope="session")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Started when the servers are there; it answers when they have gone, too."""
+    """Started when the servers run; it responds after they have stopped, too."""
     with closing(Prometheus(tmp_path_factory.mktemp("prometheus"))) as server:
         yield server
 
@@ -22,5 +22,5 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 def observed(
     prometheus: Prometheus, tmp_path_factory: pytest.TempPathFactory, certificate: Path
 ) -> Observed:
-    """What there was to be seen: once for all tests, since Prometheus tells of any moment."""
+    """Observe once for all tests, because Prometheus can be queried for any moment."""
     return trio.run(observe, prometheus, tmp_path_factory.mktemp("servers"), certificate)

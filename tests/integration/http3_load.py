@@ -86,7 +86,7 @@ class Http3Load(Load):
     """Clients that request over HTTP/3, each on a connection of its own."""
 
     caddy: Caddy = field(kw_only=True)
-    answered_posts: set[str] = field(default_factory=set)
+    succeeded_posts: set[str] = field(default_factory=set)
     lost_posts: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     draining: trio.Event = field(default_factory=trio.Event)
@@ -102,7 +102,7 @@ class Http3Load(Load):
             raise ValueError(f"{response.status_code} {response.text!r}")
         if method == "POST":
             self.lost_posts.remove(path)
-            self.answered_posts.add(path)
+            self.succeeded_posts.add(path)
         return worker
 
     async def busy(self, method: Method, size: int, pause: float) -> None:
@@ -113,7 +113,7 @@ class Http3Load(Load):
                 await trio.sleep(random.uniform(0, pause))
                 return await self.request(client, method, b"x" * size)
 
-            await self.ask(method, request)
+            await self.repeat(method, request)
 
     async def late(self, method: Method, size: int) -> None:
         """One request before each reload, and one when the server closes what is idle."""
@@ -125,7 +125,7 @@ class Http3Load(Load):
                 await trio.sleep(IDLE + random.uniform(-0.003, 0.003))
                 return await self.request(client, method, b"x" * size)
 
-            await self.ask(method, request)
+            await self.repeat(method, request)
 
     async def run(self, reloads: int, *, late: bool = False) -> None:
         """All clients, and so many reloads."""
@@ -150,7 +150,7 @@ class Http3Load(Load):
             self.draining.set()
 
     async def watch(self) -> None:
-        """Wait until the worker drains, and say so."""
+        """Wait until the worker drains, and set the event."""
         async with await connect(self.server.url) as stream:
             await http1(stream, path="/draining")
         draining, self.draining = self.draining, trio.Event()
@@ -222,7 +222,7 @@ def main() -> None:
             )
             load = trio.run(run).load
         lost = ", ".join(f"{what} {count}" for what, count in sorted(load.lost.items()))
-        requests = load.answered.total() + load.lost.total()
+        requests = load.succeeded.total() + load.lost.total()
         rows.writerow(
             [
                 "tracked" if tracked else "plain",

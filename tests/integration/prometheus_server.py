@@ -1,4 +1,4 @@
-"""A real Prometheus, and what it answers."""
+"""A real Prometheus, and its responses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Prometheus:
             self._process.wait(timeout=SECONDS)
 
     async def query(self, promql: str, at: float | None = None) -> list[Series]:
-        """What it says now, or said at a moment."""
+        """Run a query for now, or for an earlier moment."""
         parameters: dict[str, Any] = {"query": promql} | ({} if at is None else {"time": at})
         async with httpx.AsyncClient(verify=False) as client:
             response = await client.get(f"{self._url}/api/v1/query", params=parameters)

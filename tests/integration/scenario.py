@@ -4,7 +4,7 @@ A scrape counts itself: it is a request, so no two scrapes of a server read the 
 and they can be compared exactly. The application notes its tracker's numbers at each scrape
 (:mod:`.tracked_app`); what Prometheus has must be what one of these notes says. Of the workers
 that share a directory one is scraped, since Prometheus keeps its connection alive; when the load
-is over the others' numbers stand still, and are asked before and afterwards.
+is over the others' numbers stand still, and are queried before and afterwards.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known without asking Prometheus."""
+    """What is known without a query of Prometheus."""
 
     shared: str  # the instance that has two workers, and is reloaded
     single: str  # the instance that is one process
@@ -57,10 +57,10 @@ class Observed:
 
 
 class MixedLoad(Load):
-    """Clients of each kind; some of them never say anything."""
+    """Clients of each kind; some of them send nothing."""
 
     async def websocket(self) -> None:
-        """Upgrade, one echo, and anew."""
+        """Upgrade, echo once, and repeat."""
         while not self.stopping:
             async with await connect(self.server.url) as stream, trio.open_nursery() as nursery:
                 try:
@@ -71,10 +71,10 @@ class MixedLoad(Load):
                 except ConnectionClosed as closed:
                     self.closed[closed.reason.code if closed.reason else 1006] += 1
                 else:
-                    self.answered["WebSocket"] += 1
+                    self.succeeded["WebSocket"] += 1
 
     async def silent(self) -> None:
-        """Say nothing for a while."""
+        """Send nothing for a while."""
         while not self.stopping:
             async with await connect(self.server.url) as stream:
                 with trio.move_on_after(0.3):
@@ -89,7 +89,7 @@ class MixedLoad(Load):
                 reset(stream)
 
     async def run(self) -> None:
-        """All of them until they are told to stop."""
+        """Run all clients until they are stopped."""
         async with trio.open_nursery() as nursery:
             for client in (self.httpx_http1, self.one_shot, self.http2, self.websocket):
                 nursery.start_soon(client)
@@ -101,7 +101,7 @@ class MixedLoad(Load):
 
 
 async def observe(prometheus: Prometheus, folder: Path, certificate: Path) -> Observed:
-    """Start, and end, the servers, and return what they said."""
+    """Start and stop the servers, and return what they reported."""
     directory = folder / "multiprocess"
     directory.mkdir()
     async with (

@@ -1,4 +1,4 @@
-"""A tracked ``hypercorn`` that is scraped, and what its own trackers say."""
+"""A tracked ``hypercorn`` that is scraped, and the numbers of its own trackers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LIVES = "httptrack_connection_duration_seconds"
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker says on its Unix socket."""
+    """What a worker reports on its Unix socket."""
 
     pid: int
     stats: Stats  # now
@@ -57,11 +57,11 @@ class Target:
         self._processes = max(workers, 1)
 
     async def workers(self) -> list[Worker]:
-        """Ask until all of them answer, past the tracked server."""
+        """Query until all workers respond, without the tracked server."""
         with trio.fail_after(SECONDS):
             while True:
                 sockets = self._folder.glob("*.sock")
-                found = [worker for path in sockets for worker in await ask(path)]
+                found = [worker for path in sockets for worker in await query(path)]
                 if len(found) == self._processes:
                     return found
                 await trio.sleep(0.02)
@@ -126,20 +126,20 @@ def configured(folder: Path) -> Path:
     return config
 
 
-async def ask(path: Path) -> list[Worker]:
+async def query(path: Path) -> list[Worker]:
     """The worker behind a Unix socket, if it is still there."""
     try:
         stream = await trio.open_unix_socket(path)
     except OSError:
         return []
     async with stream:
-        answer = json.loads(b"".join([bytes(chunk) async for chunk in stream]))
-    scrapes = [Stats(**stats) for stats in answer["scrapes"]]
-    return [Worker(answer["pid"], Stats(**answer["stats"]), scrapes)]
+        response = json.loads(b"".join([bytes(chunk) async for chunk in stream]))
+    scrapes = [Stats(**stats) for stats in response["scrapes"]]
+    return [Worker(response["pid"], Stats(**response["stats"]), scrapes)]
 
 
 async def scrape(stream: Any) -> Stats:
-    """What ``/metrics`` answers on a connection."""
+    """Return the response of ``/metrics`` on a connection."""
     status, body = await http1(stream, path="/metrics")
     assert status == 200
     numbers: dict[str, dict[str, float]] = {}

@@ -37,7 +37,7 @@ def test_every_panel_has_its_own_id_and_place() -> None:
         assert beside or below, (one, other)
 
 
-def test_every_panel_says_what_it_means() -> None:
+def test_every_panel_has_a_description_and_a_unit() -> None:
     """In its description, and its unit; both are the same where it is per instance."""
     assert len(SUMMED) == 5
     for title in SUMMED:
@@ -48,7 +48,7 @@ def test_every_panel_says_what_it_means() -> None:
         assert units[0] == units[1] != ""
 
 
-def test_everything_asks_the_source_that_is_chosen() -> None:
+def test_every_query_uses_the_chosen_data_source() -> None:
     """And of the jobs and instances that are chosen."""
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert list(variables) == ["datasource", "job", "instance"]
@@ -66,7 +66,7 @@ def test_everything_asks_the_source_that_is_chosen() -> None:
             assert all(each.endswith('job=~"$job",instance=~"$instance"') for each in selectors)
 
 
-async def ask(
+async def query_panel(
     prometheus: Prometheus, observed: Observed, title: str, ref: str, instances: list[str]
 ) -> list[Series]:
     """What a panel shows of the chosen instances, right after the load."""
@@ -92,8 +92,8 @@ async def test_each_query_agrees_with_itself_per_instance(
 ) -> None:
     """Numbers and rates are the instances' sums; shares and quantiles lie between them."""
     both = [observed.shared, observed.single]
-    summed = await ask(prometheus, observed, title, ref, both)
-    each = await ask(prometheus, observed, title + PER_INSTANCE, ref, both)
+    summed = await query_panel(prometheus, observed, title, ref, both)
+    each = await query_panel(prometheus, observed, title + PER_INSTANCE, ref, both)
     for series in summed:
         parts = [one.value for one in each if series.labels.items() <= one.labels.items()]
         assert len(parts) == 2
@@ -112,8 +112,8 @@ async def test_one_instance_can_be_chosen(
 ) -> None:
     """Then the sum is its own number."""
     chosen = [observed.single]
-    summed = await ask(prometheus, observed, title, ref, chosen)
-    each = await ask(prometheus, observed, title + PER_INSTANCE, ref, chosen)
+    summed = await query_panel(prometheus, observed, title, ref, chosen)
+    each = await query_panel(prometheus, observed, title + PER_INSTANCE, ref, chosen)
     assert {series.labels["instance"] for series in each} == set(chosen)
     assert sorted(series.value for series in summed) == sorted(series.value for series in each)
 

@@ -90,7 +90,7 @@ async def test_the_page_does_what_it_says(tmp_path: Path) -> None:
 
 
 async def test_a_client_cannot_forge_its_address(tmp_path: Path) -> None:
-    """Caddy replaces one of the headers that it may send, and nobody reads the other."""
+    """Caddy replaces one of the headers that a client may send, and the other is not used."""
     async with site(tmp_path) as (_, proxy):
         with closing(Http3Client(proxy)) as client:
             response = await client.request(
@@ -129,9 +129,9 @@ async def test_a_reload_behind_http1_loses_no_request(late: bool, tmp_path: Path
     reloaded = await reload_under_load(tmp_path, caddyfile(), reloads=10, late=late)
     load = reloaded.load
     assert not load.lost, (load.lost, reloaded.errors)
-    assert load.answered.keys() == {"GET", "POST"}
+    assert load.succeeded.keys() == {"GET", "POST"}
     assert len(load.seconds) == 10
-    assert reloaded.handled == dict.fromkeys(load.answered_posts, 1)
+    assert reloaded.handled == dict.fromkeys(load.succeeded_posts, 1)
     assert reloaded.versions == {"1.1"}
     assert reloaded.errors == []
     assert no_worker_failed(reloaded)
@@ -142,7 +142,7 @@ async def test_a_reload_behind_h2c_loses_no_get(tmp_path: Path) -> None:
     reloaded = await reload_under_load(tmp_path, caddyfile(upstream="h2c"), reloads=10)
     load = reloaded.load
     assert load.lost.total() == len(load.lost_posts), (load.lost, reloaded.errors)
-    assert reloaded.handled == dict.fromkeys(load.answered_posts, 1)
+    assert reloaded.handled == dict.fromkeys(load.succeeded_posts, 1)
     assert reloaded.versions == {"2"}
     assert all(error.startswith(GOAWAY) for error in reloaded.errors)
     assert no_worker_failed(reloaded)

@@ -1,4 +1,4 @@
-"""What Prometheus says of two servers, and what the servers' own trackers say."""
+"""The numbers of two servers in Prometheus and in the servers' own trackers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def quiet(request: pytest.FixtureRequest, observed: Observed) -> Quiet:
     return moment
 
 
-async def test_prometheus_says_what_the_trackers_say(
+async def test_prometheus_has_the_numbers_of_the_trackers(
     prometheus: Prometheus, observed: Observed, quiet: Quiet
 ) -> None:
     """Each number of each instance, and the sums over both; dead workers still count."""
@@ -44,7 +44,7 @@ async def test_the_gauges_are_what_clients_have_left_open(
 async def test_every_scrape_of_one_process_is_exact_under_load(
     prometheus: Prometheus, observed: Observed
 ) -> None:
-    """Its tracker said the same when the scrape was answered, each time and in this order."""
+    """Its tracker had the same numbers at each scrape, in the same order."""
     numbers: dict[float, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name in (GAUGES, COUNTERS):
         query = f'{name}{{instance="{observed.single}"}}[10m]'
@@ -87,11 +87,11 @@ async def test_no_gauge_is_ever_negative(prometheus: Prometheus, observed: Obser
     assert all(each.value >= 0 for each in lowest)
 
 
-def test_the_load_was_answered(observed: Observed) -> None:
+def test_the_load_got_its_responses(observed: Observed) -> None:
     """Or there would have been little to count."""
     for load in observed.loads:
         assert not load.lost
         assert all(
-            load.answered[client] > 50
+            load.succeeded[client] > 50
             for client in ("keep-alive", "one-shot", "httpx HTTP/2", "HTTP/2", "WebSocket")
         )

@@ -1,4 +1,4 @@
-"""What processes that share a directory answer to a scrape, whichever of them is asked."""
+"""What processes that share a directory serve to a scrape, whichever of them responds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..hypercorn_process import connect
 from .target import IDLE, scrape, serving, total
 
 
-async def test_each_of_four_workers_answers_for_all(tmp_path: Path, certificate: Path) -> None:
-    """The same total, but that the connection that asks is active."""
+async def test_each_of_four_workers_serves_the_total(tmp_path: Path, certificate: Path) -> None:
+    """The same total, except that the connection of the scrape is active."""
     directory = tmp_path / "multiprocess"
     directory.mkdir()
     async with (

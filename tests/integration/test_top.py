@@ -95,7 +95,7 @@ async def test_its_keys_and_the_screen_that_it_leaves(folder: Path) -> None:
         await terminal.type("f", "f")
         await terminal.shows("^Listed: 3 of 5, page 1 of 1; what may be stuck first; state active$")
         await terminal.type("/", "x", "BSpace", "e", "v")
-        await terminal.shows("^Path has in it: ev   Enter: filter")
+        await terminal.shows("^Path contains: ev   Enter: filter")
         await terminal.type("Enter")
         await terminal.shows("^Listed: 2 of 5, page 1 of 1; .* state active, ev in a path$")
         await terminal.type("c", "9")

@@ -1,8 +1,8 @@
-"""An application whose workers can be asked in two ways: by Prometheus, and past Prometheus.
+"""An application whose workers can be queried in two ways: by Prometheus and directly.
 
-``/metrics`` is where users mount it, on the tracked server, so each scrape is a request of a
-tracked connection, and what it reads counts it. The application notes what its tracker says
-then, and tells it on a Unix socket of the worker's own, where asking moves no number.
+``/metrics`` is mounted on the tracked server, as users do. So each scrape is a request of a tracked
+connection, and is counted in what it reads. The application records its tracker's numbers then, and
+reports them on a Unix socket of the worker, where a query changes no number.
 """
 
 import json
@@ -53,5 +53,5 @@ async def lifespan(receive: Any, send: Any) -> None:
 
 async def tell(stream: trio.SocketStream) -> None:
     async with stream:
-        answer = {"pid": os.getpid(), "stats": asdict(tracker.stats()), "scrapes": scrapes}
-        await stream.send_all(json.dumps(answer).encode())
+        response = {"pid": os.getpid(), "stats": asdict(tracker.stats()), "scrapes": scrapes}
+        await stream.send_all(json.dumps(response).encode())

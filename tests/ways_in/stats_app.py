@@ -1,4 +1,4 @@
-"""An application that answers with a tracker's numbers."""
+"""An application that responds with a tracker's numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application that sends the second part of its answer when it has all of the request."""
+"""An application that sends the second part of its response when it has the whole request."""
 
 import os
 from typing import Any

@@ -100,7 +100,7 @@ class Server(Protocol):
         """The state of the lifespan. Each request gets a copy."""
 
     @property
-    def late(self) -> bool:
+    def drain_deadline_reached(self) -> bool:
         """Whether the grace period of a drain is over."""
 
     deadline: float
@@ -131,7 +131,7 @@ class Server(Protocol):
     def abort(self) -> None:
         """Close every connection now."""
 
-    async def log_contained(self, error: BaseException, conn: Conn) -> None: ...
+    async def log_connection_error(self, error: BaseException, conn: Conn) -> None: ...
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None: ...
 
@@ -821,7 +821,9 @@ class Connection:
         if self.phase.discards:
             self.close()  # the response was sent
         else:
-            self.close("app_shutdown_timeout" if self._server.late else "aborted_by_app")
+            self.close(
+                "app_shutdown_timeout" if self._server.drain_deadline_reached else "aborted_by_app"
+            )
 
     def close(self, reason: str | None = None, *, orderly: bool = False) -> None:
         """Close the socket, wake the tasks that wait for it, and report CLOSED. Idempotent.
@@ -868,7 +870,7 @@ class Connection:
         propagating, contained = split(error, PROPAGATING)
         if contained is not None:
             self.close("internal_error")
-            await self._server.log_contained(contained, self.conn)
+            await self._server.log_connection_error(contained, self.conn)
         # With the transport closed, even a shielded write returns, so the nursery exits soon.
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()

@@ -39,7 +39,7 @@ class Server(Protocol):
     deadline: float
     report: ShutdownReport
 
-    async def wait_for_none(self) -> None:
+    async def wait_all_closed(self) -> None:
         """Wait until no connection is left."""
 
     def abort(self) -> None:
@@ -79,7 +79,7 @@ async def drain(
                 left = requests_in_flight(server.connections)
                 await log.info("Shutting down: %s", progress(server.connections))
                 with trio.move_on_after(1):
-                    await server.wait_for_none()
+                    await server.wait_all_closed()
         # Hypercorn cancels its own nursery at the same time, and may have been faster.
         left += requests_in_flight(server.connections)
     finally:

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
-from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_in
+from .._states import PATH_LENGTH, Conn, RequestInFlight, cancel_after
 from .errors import PROPAGATING, ClientDisconnected, UnexpectedMessage, split
 from .phases import Phase
 from .response_head import NO_CONTENT, validate
@@ -253,7 +253,7 @@ class Exchange:
             self._client_gone = True
             if self._cancel_scopes:
                 for cancel_scope, seconds in self._cancel_scopes.items():
-                    cancel_in(cancel_scope, seconds)
+                    cancel_after(cancel_scope, seconds)
 
     def cancel_on_disconnect(self, cancel_scope: trio.CancelScope, seconds: float) -> None:
         """Cancel a scope so many seconds after the client disconnects, or has disconnected."""
@@ -261,7 +261,7 @@ class Exchange:
             self._cancel_scopes = {}
         self._cancel_scopes[cancel_scope] = seconds
         if self._client_gone:
-            cancel_in(cancel_scope, seconds)
+            cancel_after(cancel_scope, seconds)
         elif self._peer_eof:
             self.note_eof()
 

@@ -1,7 +1,8 @@
-"""Everything that knows Hypercorn's internals. In the order of reading:
+"""Everything that uses Hypercorn's internals. In the order of reading:
 
-* ``hooks``, ``install``: how a tracker gets onto a Config, and a Config to ``worker``;
-* ``worker``: Hypercorn's own, with our names in it; ``accept``, ``apps``, ``lifespan``,
+* ``hooks``, ``conn_state``, ``install``, ``entry``: how a tracker gets into a Config, and how
+  Hypercorn calls ``worker`` with this Config;
+* ``worker``: Hypercorn's worker with our connections; ``accept``, ``apps``, ``lifespan``,
   ``settings``, ``setting_types``, ``response_headers`` and ``statsd`` belong to it;
-* ``check``: what a start would find.
+* ``check``: whether Hypercorn would start, without starting it.
 """

@@ -1,9 +1,9 @@
-"""How connections are accepted: by the shortest way from the kernel to a connection's task.
+"""Accept connections on the shortest way from the kernel to a connection's task.
 
-Trio makes of each accepted socket a socket object and a stream of its own, over TLS two, with a
-lock and a conflict detector in each; a connection of ours uses none of them. So what Hypercorn's
-``worker_serve`` looks up in ``trio`` in order to listen is replaced: the rest of its code, and of
-Trio, stays as it is.
+For each accepted socket, Trio makes a socket object and a stream (two with TLS), each with a lock
+and a conflict detector. Our connections need none of these. So this module replaces the names in
+``trio`` that Hypercorn's ``worker_serve`` uses to listen. The rest of its code, and of Trio, is
+unchanged.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import trio
 from .._connection.connection import Connection
 from .._connection.transport import Socket
 
-BATCH = 64  # connections that are accepted before other tasks have their turn
-PAUSE = 0.1  # seconds, where the system has no file descriptors or memory left
+ACCEPT_BATCH = 64  # connections to accept before other tasks run
+RETRY_DELAY = 0.1  # seconds, when the system has no file descriptors or memory left
 
-# As trio.serve_listeners and trio.SocketListener have them.
+# The same error numbers as in trio.serve_listeners and trio.SocketListener.
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-OF_THE_CONNECTION = {
+CONNECTION_ERRORS = {
     getattr(errno, name)
     for name in (
         *("EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET"),
@@ -42,7 +42,7 @@ Address = tuple[str, int]
 
 
 class Accepted(NamedTuple):
-    """What a connection is made of."""
+    """An accepted socket, and what a connection needs to know about it."""
 
     socket: Socket
     ssl_context: ssl.SSLContext | None
@@ -50,11 +50,11 @@ class Accepted(NamedTuple):
     server: Address | None
 
 
-Start = Callable[[Accepted], Connection]
+StartConnection = Callable[[Accepted], Connection]
 
 
 class Listener(Protocol):
-    async def accept(self, start: Start) -> None:
+    async def accept(self, start: StartConnection) -> None:
         """Accept connections, and start each, until cancelled."""
 
 
@@ -73,14 +73,14 @@ class SocketListener:
         sock.setblocking(False)
         self._inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         if self._inet:
-            # Accepted sockets inherit it. Trio also sets TCP_NOTSENT_LOWAT; with that a response
-            # of 1 MiB takes five writes and two waits instead of one write.
+            # Accepted sockets inherit TCP_NODELAY. Trio also sets TCP_NOTSENT_LOWAT. We do not:
+            # with it a response of 1 MiB takes five writes and two waits instead of one write.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             if keepalive is not None:
-                keep_alive(sock, keepalive)
+                set_keepalive(sock, keepalive)
 
     @trio.lowlevel.enable_ki_protection
-    async def accept(self, start: Start) -> None:
+    async def accept(self, start: StartConnection) -> None:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self.socket)
@@ -90,21 +90,21 @@ class SocketListener:
                     if error.errno not in OUT_OF_RESOURCES:
                         raise
                     logger.error(
-                        "accept: %s; next try in %s s", error.strerror, PAUSE, exc_info=True
+                        "accept: %s; next try in %s s", error.strerror, RETRY_DELAY, exc_info=True
                     )
-                    await trio.sleep(PAUSE)
+                    await trio.sleep(RETRY_DELAY)
         finally:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
 
-    def _accept_all(self, start: Start) -> None:
-        for _ in range(BATCH):
+    def _accept_all(self, start: StartConnection) -> None:
+        for _ in range(ACCEPT_BATCH):
             try:
                 accepted, client = self.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in OF_THE_CONNECTION:
+                if error.errno in CONNECTION_ERRORS:
                     continue
                 raise
             accepted.setblocking(False)
@@ -117,11 +117,11 @@ class SocketListener:
         return (address[0], address[1]) if self._inet else None
 
 
-def keep_alive(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel give up a peer of which it has heard nothing for so long.
+def set_keepalive(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel close a connection whose peer has sent nothing for that many seconds.
 
-    It asks after half of the time, and then about ten times in the other half, which counts in
-    seconds. A system that lets us say less does less.
+    The kernel sends its first probe after half of the time, and about ten more in the other half.
+    It counts whole seconds. Options that a system does not have are left out.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
     idle = max(1, round(seconds / 2))
@@ -129,7 +129,7 @@ def keep_alive(sock: socket.socket, seconds: float) -> None:
     interval = max(1, round(rest / 10))
     for name, value in (
         ("TCP_KEEPIDLE", idle),
-        ("TCP_KEEPALIVE", idle),  # which is macOS's name for it
+        ("TCP_KEEPALIVE", idle),  # macOS's name of TCP_KEEPIDLE
         ("TCP_KEEPINTVL", interval),
         ("TCP_KEEPCNT", round(rest / interval)),
     ):
@@ -143,11 +143,11 @@ async def serve_listeners(
     *,
     handler_nursery: trio.Nursery,
 ) -> None:
-    """Stands in for Trio's."""
+    """Replaces ``trio.serve_listeners``."""
 
     def start(accepted: Accepted) -> Connection:
         connection = make_connection(accepted)
-        if connection.phase.reads:  # else a tracker has closed it
+        if connection.phase.reads:  # otherwise a tracker has closed it at NEW
             handler_nursery.start_soon(connection.run, name="trio_httptrack connection")
         return connection
 
@@ -156,19 +156,24 @@ async def serve_listeners(
             nursery.start_soon(listener.accept, start)
 
 
-def accepting(instead: Listener | None, keepalive: float | None) -> SimpleNamespace:
-    """Trio, as far as Hypercorn's ``worker_serve`` uses it.
+def trio_with_our_listeners(
+    replacement: Listener | None, keepalive: float | None
+) -> SimpleNamespace:
+    """Return a stand-in for the module ``trio``, for Hypercorn's ``worker_serve``.
 
     Args:
-      instead: a listener that takes the place of all sockets.
-      keepalive: seconds after which a silent peer of a socket is given up, if it ever is.
+      replacement: a listener to use instead of all sockets.
+      keepalive: seconds after which the kernel closes a connection with a silent peer; None for
+        never.
     """
 
     def with_tls(listener: SocketListener, context: ssl.SSLContext, **_: object) -> SocketListener:
         return SocketListener(listener.socket, context, keepalive=keepalive)
 
     async def serve(handler: Any, listeners: list[Listener], **kwargs: Any) -> None:
-        await serve_listeners(handler, listeners if instead is None else [instead], **kwargs)
+        await serve_listeners(
+            handler, listeners if replacement is None else [replacement], **kwargs
+        )
 
     return SimpleNamespace(
         **{

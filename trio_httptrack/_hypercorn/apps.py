@@ -15,33 +15,38 @@ from .._connection.exchange import App
 
 
 def as_asgi(wrapper: AppWrapper) -> App:
-    """The application that Hypercorn has wrapped."""
+    """Return an ASGI application that calls the wrapped one."""
     if type(wrapper) is ASGIWrapper:
         app: Any = wrapper.app
-        return whole_bodies(app) if is_wsgi(app) else app
+        return require_complete_body(app) if is_wsgi(app) else app
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
         await wrapper(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
 
-    return whole_bodies(call)
+    return require_complete_body(call)
 
 
 def is_wsgi(app: Any) -> bool:
-    # Who has made one has imported it, and asyncio with it, which nobody else needs.
+    # Do not import it: it imports asyncio. If an app is one, the module is already imported.
     middleware = sys.modules.get("hypercorn.middleware")
     return middleware is not None and isinstance(app, middleware.TrioWSGIMiddleware)
 
 
-def whole_bodies(app: App) -> App:
-    """For WSGI, which Hypercorn calls with what has come of a body when its client leaves."""
+def require_complete_body(app: App) -> App:
+    """Stop a WSGI request whose client disconnects before its body is complete.
+
+    Hypercorn would call the application with the part of the body that has arrived.
+    """
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, undisturbed(scope, receive), send)
+        await app(scope, raising_on_disconnect(scope, receive), send)
 
     return call
 
 
-def undisturbed(scope: Any, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+def raising_on_disconnect(
+    scope: Any, receive: Callable[[], Awaitable[Any]]
+) -> Callable[[], Awaitable[Any]]:
     async def receive_or_leave() -> Any:
         event = await receive()
         if event["type"] == "http.disconnect":

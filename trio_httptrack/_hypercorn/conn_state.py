@@ -1,7 +1,7 @@
-"""What a Config's ``conn_state`` stands for.
+"""Find the trackers that a Config's ``conn_state`` names.
 
-It is a tracker, a :func:`hook`, or a hook's path as a plain string (as a TOML file has it). The
-tracker that a hook names is imported when the worker starts, before it accepts.
+``conn_state`` is a tracker, a :func:`hook`, or the path of a hook as a string (in a TOML file). The
+worker imports the tracker of a hook when it starts, before it accepts.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from .settings import SettingError
 
 
 class HookError(SettingError):
-    """A Config's ``conn_state`` does not lead to a tracker."""
+    """A Config's ``conn_state`` does not name a tracker."""
 
 
-class Named:
-    """A tracker named by its import path, or a function that makes it."""
+class NamedTracker:
+    """A tracker that is named by its import path, or by the path of a function that makes it."""
 
-    __slots__ = ("_made", "path")
+    __slots__ = ("_instance", "path")
 
     def __init__(self, path: str) -> None:
         module, colon, attribute = path.removesuffix("()").partition(":")
         if not all([*module.split("."), colon, *attribute.split(".")]):
             raise HookError(f"hook({path!r}): write it as 'package.module:attribute'")
         self.path: str = path
-        self._made: Tracker | None = None  # by the function, once
+        self._instance: Tracker | None = None  # what the function returned
 
     def track(self, conn: Conn, state: ConnState) -> None:
         self.resolve().track(conn, state)
 
     def resolve(self) -> Tracker:
         """Import the tracker. An error *inside* the imported module is not a HookError."""
-        if self._made is not None:
-            return self._made
+        if self._instance is not None:
+            return self._instance
         module_name, _, attribute = self.path.removesuffix("()").partition(":")
         try:
             found: Any = import_module(module_name)
@@ -60,7 +60,7 @@ class Named:
             raise HookError(f"{self!r}: {error}") from None
         tracker: Tracker = found
         if self.path.endswith("()"):
-            self._made = tracker
+            self._instance = tracker
         return tracker
 
     def __repr__(self) -> str:
@@ -68,16 +68,16 @@ class Named:
 
 
 def resolve(conn_state: Any) -> Composed:
-    """The trackers that a Config's ``conn_state`` stands for, imported."""
-    return compose(*_imported(named(conn_state)))
+    """Return the trackers of a Config's ``conn_state``, with each hook's tracker imported."""
+    return compose(*_imported(unresolved(conn_state)))
 
 
-def named(conn_state: Any) -> Composed:
-    """The trackers that a ``conn_state`` names, as it names them."""
+def unresolved(conn_state: Any) -> Composed:
+    """Return the trackers and hooks of a ``conn_state``. Nothing is imported."""
     if conn_state is None:
         return compose()
     try:
-        return compose(Named(conn_state) if isinstance(conn_state, str) else conn_state)
+        return compose(NamedTracker(conn_state) if isinstance(conn_state, str) else conn_state)
     except TypeError as error:
         raise HookError(f"conn_state: {error}") from None
 
@@ -86,7 +86,7 @@ def _imported(tracker: Tracker, *hooks: str) -> Iterator[Tracker]:
     if isinstance(tracker, Composed):
         for part in tracker.trackers:
             yield from _imported(part, *hooks)
-    elif isinstance(tracker, Named):
+    elif isinstance(tracker, NamedTracker):
         if tracker.path in hooks:
             raise HookError(f"{tracker!r} leads to itself: it must name a tracker")
         yield from _imported(tracker.resolve(), tracker.path, *hooks)

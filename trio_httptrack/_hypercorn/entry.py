@@ -1,9 +1,9 @@
-"""Where Hypercorn's workers are entered: the one monkeypatch.
+"""The one monkeypatch: how Hypercorn calls our worker.
 
-:func:`replace_workers` replaces the two names by which Hypercorn calls its trio worker with
-functions that look whether the Config has a ``conn_state``. Hypercorn's other workers, which are
-asyncio's, would serve it untracked. They are refused by what they call of the Config: to import
-them in order to replace them takes as long as to import all of ours.
+Hypercorn calls its trio worker by two names. :func:`replace_workers` replaces both with functions
+that check whether the Config has a ``conn_state``. Hypercorn's asyncio workers would serve such a
+Config untracked, so they are refused, in a method of the Config that they call. They are not
+replaced, because importing them takes as long as importing this whole package.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hypercorn.trio.run import worker_serve as hypercorn_serve
 from hypercorn.typing import AppWrapper
 
 from .._connection.errors import ungrouped
-from .._local import Exits
-from .conn_state import Named, named, resolve
+from .._local import OneLineExit
+from .conn_state import NamedTracker, resolve, unresolved
 from .settings import SettingError
 from .worker import check_seam, refuse_hypercorn, serve
 
@@ -31,10 +31,10 @@ Trigger = Callable[[], Awaitable[object]]
 
 
 def replace_workers() -> None:
-    """Do what :func:`install` says."""
+    """Replace Hypercorn's trio worker, as :func:`install` describes."""
     if installed():
         return
-    # ``hypercorn`` finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
+    # The command finds its worker in ``run``; ``hypercorn.trio.serve`` has its own reference.
     workers: list[tuple[Any, object, object]] = [
         (hypercorn.trio.run, hypercorn_serve, _serve_process),
         (hypercorn.trio, hypercorn_serve, _serve),
@@ -44,7 +44,7 @@ def replace_workers() -> None:
         refuse_hypercorn()
     for module, _, ours in workers:
         module.worker_serve = ours
-    asyncios = refusing_asyncio(Config.set_statsd_logger_class)
+    asyncios = refuse_asyncio_worker(Config.set_statsd_logger_class)
     Config.set_statsd_logger_class = asyncios  # type: ignore[assignment, method-assign]
 
 
@@ -54,7 +54,7 @@ def installed() -> bool:
 
 
 async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
-    """Stands in for ``worker_serve`` in ``hypercorn.trio``."""
+    """Replaces ``worker_serve`` in ``hypercorn.trio``."""
     conn_state = getattr(config, "conn_state", None)
     if conn_state is None:
         await hypercorn_serve(app, config, **kwargs)
@@ -65,11 +65,12 @@ async def _serve(app: AppWrapper, config: Config, **kwargs: Any) -> None:
 async def _serve_process(
     app: AppWrapper, config: Config, *, shutdown_trigger: Trigger | None = None, **kwargs: Any
 ) -> None:
-    """The same in ``hypercorn.trio.run``, in a process that has nothing else to do.
+    """Replaces ``worker_serve`` in ``hypercorn.trio.run``: the process does nothing else.
 
-    Hypercorn's asyncio worker drains on SIGTERM, its trio worker dies of it, and its parent
-    sends it as soon as the first of several workers has ended. A tracked worker drains, and
-    goes on draining when it is told again. Ctrl-C is the parent's business, if there is one.
+    The parent process sends SIGTERM as soon as the first of several workers has stopped.
+    Hypercorn's asyncio worker drains on SIGTERM, but SIGTERM kills its trio worker. A tracked
+    worker drains, and a second SIGTERM does not interrupt the drain. Ctrl-C is handled by the
+    parent, if there is one.
     """
     if getattr(config, "conn_state", None) is None:
         await _serve(app, config, shutdown_trigger=shutdown_trigger, **kwargs)
@@ -79,24 +80,24 @@ async def _serve_process(
     async def listen(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             task_status.started()
-            async for _ in signals:  # all of them: one that is left over would kill us later
+            async for _ in signals:  # receive all of them: a pending one would kill us later
                 terminated.set()
 
     with exit_in_one_line(), ungrouped(nurseries=1):
-        if shutdown_trigger is not None:  # a process of Hypercorn's, that ends when this ends
+        if shutdown_trigger is not None:  # a worker process, which exits when this returns
             refuse_copies(config)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from when nobody listens any more
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for after listen() has stopped
         async with trio.open_nursery() as nursery:
             await nursery.start(listen)
-            trigger = partial(_first_of, terminated.wait, shutdown_trigger or _ctrl_c)
+            trigger = partial(_wait_for_first, terminated.wait, shutdown_trigger or _ctrl_c)
             await _serve(app, config, shutdown_trigger=trigger, **kwargs)
             nursery.cancel_scope.cancel()
 
 
 def refuse_copies(config: Any) -> None:
-    """In a process that was sent its Config, all but a hook is a copy that nobody reads."""
-    for part in named(config.conn_state).trackers:
-        if not isinstance(part, Named):
+    """Refuse any tracker but a hook: in a worker process it is a copy that nobody reads."""
+    for part in unresolved(config.conn_state).trackers:
+        if not isinstance(part, NamedTracker):
             raise SettingError(
                 f"conn_state: {part!r} is a copy of the application's tracker: "
                 "name that by its import path, conn_state = hook('myapp:tracker')"
@@ -104,12 +105,12 @@ def refuse_copies(config: Any) -> None:
 
 
 async def _ctrl_c() -> None:
-    """Wait for the first. The second is a KeyboardInterrupt, which does not wait for anybody."""
+    """Wait for the first Ctrl-C. The second is a KeyboardInterrupt, which stops without a drain."""
     with trio.open_signal_receiver(signal.SIGINT) as interrupted:
         await interrupted.__anext__()
 
 
-async def _first_of(*triggers: Trigger) -> None:
+async def _wait_for_first(*triggers: Trigger) -> None:
     async with trio.open_nursery() as nursery:
 
         async def wait(trigger: Trigger) -> None:
@@ -120,17 +121,22 @@ async def _first_of(*triggers: Trigger) -> None:
             nursery.start_soon(wait, trigger)
 
 
-class AsyncioWorker(Exits, SettingError):
+class AsyncioWorkerError(OneLineExit, SettingError):
     """Hypercorn's asyncio worker was about to serve a Config that has a ``conn_state``."""
 
 
-def refusing_asyncio(set_class: Callable[[Config, type], None]) -> Callable[[Config, type], None]:
-    """Around the Config's method that a worker calls first, with a class of its own."""
+def refuse_asyncio_worker(
+    set_class: Callable[[Config, type], None],
+) -> Callable[[Config, type], None]:
+    """Wrap the Config's method that each worker calls first, to refuse the asyncio worker.
+
+    The worker is recognized by the class that it passes.
+    """
 
     def set_statsd_logger_class(config: Config, statsd_logger: type) -> None:
         ours = getattr(config, "conn_state", None) is not None
         if ours and statsd_logger.__module__.startswith("hypercorn.asyncio."):
-            raise AsyncioWorker(
+            raise AsyncioWorkerError(
                 "only Hypercorn's trio worker is tracked, and this is the asyncio worker: "
                 "start it with -k trio, or remove conn_state from its config"
             )
@@ -141,9 +147,9 @@ def refusing_asyncio(set_class: Callable[[Config, type], None]) -> Callable[[Con
 
 @contextmanager
 def exit_in_one_line() -> Iterator[None]:
-    """Turn a SettingError into the end of the process."""
+    """Exit the process with the message of a SettingError."""
     try:
         yield
     except SettingError as error:
-        # On stderr, with status 1 and no traceback; a repr may have several lines.
+        # On stderr, with status 1, without a traceback. A repr may have several lines: join them.
         sys.exit(f"trio_httptrack: {' '.join(str(error).split())}")

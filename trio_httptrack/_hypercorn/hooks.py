@@ -1,7 +1,7 @@
-"""How a tracker gets onto a Config.
+"""hook() and wrap(): how a tracker gets into a Config.
 
-Hypercorn's command starts each worker process afresh and pickles the Config into it, so only a hook
-travels: its unpickling calls :func:`install` there.
+Hypercorn's command pickles the Config into each new worker process. A hook can be pickled, and a
+tracker cannot. When the hook is unpickled in the worker, it calls :func:`install` there.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Callable
 
 from hypercorn.config import Config
 
-from .._local import Exits
+from .._local import OneLineExit
 from .._trackers import Tracker, compose
-from .conn_state import HookError, Named, named
+from .conn_state import HookError, NamedTracker, unresolved
 from .install import install
 from .settings import check_config
 
 
-class NoPath(Exits, TypeError):
-    """Something else than an import path, in a config file."""
+class NotAPathError(OneLineExit, TypeError):
+    """A config file passes something other than an import path to hook()."""
 
 
-class WrongPath(Exits, HookError):
-    """An import path of another form, in a config file."""
+class MalformedPathError(OneLineExit, HookError):
+    """A config file passes an import path of the wrong form to hook()."""
 
 
-class Hook(Named):
+class Hook(NamedTracker):
     """What :func:`hook` returns."""
 
     __slots__ = ()
@@ -37,9 +37,9 @@ class Hook(Named):
 def hook(path: str) -> Hook:
     """Name a tracker by its import path, for a Hypercorn config file.
 
-    It can be pickled, as everything in a Config must be that ``hypercorn`` sends to
-    its workers; the tracker is the one that the application imports in the same worker.
-    Put it wherever a tracker goes::
+    A hook can be pickled, as everything in a Config must be that ``hypercorn`` sends to
+    its workers. Each worker imports the tracker, so it is the one that the application
+    imports, too. Use a hook wherever a tracker goes::
 
         # hypercorn_conf.py, for: hypercorn -k trio -c file:hypercorn_conf.py myapp:app
         from trio_httptrack import hook
@@ -47,44 +47,44 @@ def hook(path: str) -> Hook:
         conn_state = hook("myapp:tracker")
 
     Args:
-      path: ``"package.module:attribute"``; the attribute may have dots. With ``()`` behind it, it
-        is a function that is called once in each worker, and returns the tracker.
+      path: ``"package.module:attribute"``; the attribute may have dots. If ``()`` follows, it is a
+        function that each worker calls once, and that returns the tracker.
 
     Raises:
-      TypeError: ``path`` is something else, such as the tracker itself.
-      ValueError: the path is of another form. If it leads nowhere, or not to a tracker,
-        the worker says so in one line and ends as it starts.
+      TypeError: ``path`` is not a string; it may be the tracker itself.
+      ValueError: the path has another form. (If nothing has this path, or it is not a tracker,
+        the worker says so in one line at its start, and exits.)
       RuntimeError: this version of Hypercorn is not supported.
 
     >>> hook("myapp:tracker")
     hook('myapp:tracker')
     """
     if not isinstance(path, str):
-        raise NoPath(
+        raise NotAPathError(
             f"hook() takes a tracker's import path, such as 'myapp:tracker', not {path!r}; "
             "wrap() takes a tracker"
         )
     try:
         found = Hook(path)
     except HookError as error:
-        raise WrongPath(str(error)) from None
+        raise MalformedPathError(str(error)) from None
     install()
     return found
 
 
 def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
-    """Put a tracker on a Config, behind the one that is already there.
+    """Add a tracker to a Config, after the trackers that it has.
 
-    What was there is kept and runs first, except that every :class:`ConnTracker` runs
-    last. Then serve as always: ``await hypercorn.trio.serve(app, config)``.
+    The existing trackers are kept and run first. (But every :class:`ConnTracker` runs last.)
+    Then serve as usual: ``await hypercorn.trio.serve(app, config)``.
 
     Returns:
-      What ``config.conn_state`` was before, None if nothing.
+      The previous ``config.conn_state``; None if there was none.
 
     Raises:
-      TypeError: ``tracker`` is not a tracker, or ``config`` not a Config, which is unchanged.
-      ValueError: what is there is not one; likewise.
-      RuntimeError: this version of Hypercorn is not supported; likewise.
+      TypeError: ``tracker`` is not a tracker, or ``config`` is not a Config; it is unchanged.
+      ValueError: the existing ``conn_state`` does not name a tracker; ``config`` is unchanged.
+      RuntimeError: this version of Hypercorn is not supported; ``config`` is unchanged.
 
     >>> from hypercorn.config import Config
     >>> config, log = Config(), LogTracker()
@@ -95,8 +95,8 @@ def wrap(config: Config, tracker: Tracker) -> Tracker | str | None:
     """
     check_config(config)
     previous: Tracker | str | None = getattr(config, "conn_state", None)
-    there = hook(previous) if isinstance(previous, str) else previous
-    composed = compose(named(there), tracker)
+    existing = hook(previous) if isinstance(previous, str) else previous
+    composed = compose(unresolved(existing), tracker)
     install()
     config.conn_state = composed  # type: ignore[attr-defined]
     return previous

@@ -1,4 +1,4 @@
-"""The function that makes Hypercorn track."""
+"""install(): make Hypercorn track."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from __future__ import annotations
 def install() -> None:
     """Make Hypercorn's trio worker honour ``config.conn_state``.
 
-    :func:`wrap` and :func:`hook` call it. Call it yourself, anywhere in the module of your
-    application, if the config is a TOML file, which cannot call functions. A Config without
-    ``conn_state`` is served exactly as without it. May be called again.
+    :func:`wrap` and :func:`hook` call it. A TOML config file cannot call functions: if you have
+    one, call ``install()`` yourself, anywhere in the module of your application. Nothing changes
+    for a Config without ``conn_state``. A second call does nothing.
 
     Raises:
       RuntimeError: this version of Hypercorn is not supported; nothing was changed.
 
     >>> install()
     """
-    # Who uses the trackers alone does not pay for importing a server.
+    # Slow to import, and not needed for the trackers alone.
     from .entry import replace_workers
 
     replace_workers()

@@ -1,4 +1,4 @@
-"""Hypercorn's lifespan, for applications whose lifespan does not end as it expects."""
+"""Hypercorn's lifespan, for applications that fail at startup or shutdown, or have no lifespan."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from hypercorn.utils import LifespanFailureError
 
 
 class Lifespan(HypercornLifespan):
-    """Ends the server where the application's has failed, and serves one that has none.
+    """Stops the server if the application's lifespan fails, and serves one that has none.
 
-    After a failed startup Hypercorn goes on to bind, and to accept, until the failure has
-    found its way to it; of a failed shutdown it never learns, because it is done sooner. And
-    its trio worker dies of an application that just returns when it is asked for its
-    lifespan.
+    After a failed startup, Hypercorn binds and accepts until the failure is raised. It never
+    notices a failed shutdown, because it returns earlier. And its trio worker crashes if an
+    application just returns when it is called with the lifespan scope.
     """
 
     failure: LifespanFailureError | None = None
 
     def __init__(self, app: AppWrapper, config: Config, state: LifespanState) -> None:
         super().__init__(app, config, state)
-        self._over = trio.Event()
+        self._finished = trio.Event()
 
     async def handle_lifespan(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         await super().handle_lifespan(task_status=task_status)
-        self._over.set()
+        self._finished.set()
 
     async def asgi_send(self, message: Any) -> None:
         try:
@@ -40,7 +39,7 @@ class Lifespan(HypercornLifespan):
             raise
 
     async def wait_for_startup(self) -> None:
-        if not self.startup.is_set():  # else it has returned, and nobody would read
+        if not self.startup.is_set():  # otherwise the application has returned: it has no lifespan
             await super().wait_for_startup()
         await self._raise_failure()
 
@@ -51,5 +50,6 @@ class Lifespan(HypercornLifespan):
 
     async def _raise_failure(self) -> None:
         if self.failure is not None:
-            await self._over.wait()  # usually the application raises it itself, which cancels us
-            raise self.failure  # here it has swallowed it
+            # Usually the application raises the error itself, which cancels us here.
+            await self._finished.wait()
+            raise self.failure  # the application has swallowed it

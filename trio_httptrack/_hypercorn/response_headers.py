@@ -1,4 +1,4 @@
-"""The server's own response headers, such as the date, made once a second."""
+"""The server's own response headers, such as Date, made once a second."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from hypercorn.config import Config
 
 
 def with_cached_headers(config: Config) -> Config:
-    """The same settings, but the server's own response headers are kept for a second.
+    """Return a Config with the same settings that caches its response headers for a second.
 
     Formatting the date for each response takes as long as parsing a request's first line.
     The result shares its attributes with ``config``: a later change to one shows in both.
     """
-    kind = type(config)
-    if kind.response_headers is not Config.response_headers:
-        return config  # whose headers may be others for each response
+    config_class = type(config)
+    if config_class.response_headers is not Config.response_headers:
+        return config  # a subclass may have other headers for each response
     second = 0
-    made: dict[str, list[tuple[bytes, bytes]]] = {}
+    cached: dict[str, list[tuple[bytes, bytes]]] = {}
 
-    class OncePerSecond(kind):  # type: ignore[misc, valid-type]
+    class OncePerSecond(config_class):  # type: ignore[misc, valid-type]
         def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
             nonlocal second
             now = int(time())
             if now != second:
                 second = now
-                made.clear()
-            if protocol not in made:
-                made[protocol] = super().response_headers(protocol)
-            return made[protocol]
+                cached.clear()
+            if protocol not in cached:
+                cached[protocol] = super().response_headers(protocol)
+            return cached[protocol]
 
-    same = object.__new__(OncePerSecond)
-    same.__dict__ = config.__dict__
-    return same
+    result = object.__new__(OncePerSecond)
+    result.__dict__ = config.__dict__
+    return result

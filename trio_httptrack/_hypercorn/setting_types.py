@@ -1,8 +1,8 @@
-"""What each of Hypercorn's own settings may be.
+"""The types that each of Hypercorn's own settings may have.
 
-Hypercorn checks none of them: a ``keep_alive_timeout`` that is a string fails in some connection,
-long after the start. Its Config says what it takes, by an annotation or else by the default.
-That is the rule here, and ``WIDER`` has the exceptions, because what works must not be refused.
+Hypercorn does not check them: a ``keep_alive_timeout`` that is a string fails in some connection,
+long after the start. The type of a setting is that of its annotation in Config, or else of its
+default. ``OVERRIDES`` has the exceptions, because a value that works must not be refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hypercorn.config import Config
 
-# For each kind of value: what a message calls it, and whether a value is of it. A bool is an int to
-# Python, but whoever writes keep_alive_timeout = true has mistaken the setting for another.
+# For each type: its name in a message, and a check of a value. A bool is an int in Python, but
+# keep_alive_timeout = true must be a mistake.
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     None: ("None", lambda value: value is None),
     False: ("False", lambda value: value is False),
@@ -35,41 +35,41 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
         "a list of strings",
         lambda value: (
             isinstance(value, Collection)
-            and not isinstance(value, str)  # whose items are strings, too
+            and not isinstance(value, str)  # the items of a string are strings, too
             and all(isinstance(item, str) for item in value)
         ),
     ),
     callable: ("a function", callable),
     logging.Logger: ("a Logger", lambda value: isinstance(value, logging.Logger)),
-    object: ("anything", lambda value: True),  # of what a later Hypercorn may bring
+    object: ("anything", lambda value: True),  # for types that a later Hypercorn may add
 }
-# What works though Hypercorn's annotations and defaults do not say so.
-WIDER: dict[str, tuple[Any, ...]] = {
-    # Fractions, 1e6 and inf, where a number is only compared with others.
+# Types that work, although Hypercorn's annotations and defaults do not have them.
+OVERRIDES: dict[str, tuple[Any, ...]] = {
+    # Numbers that Hypercorn only compares: fractions, 1e6 and inf work.
     "keep_alive_max_requests": (float,),
     "max_app_queue_size": (float,),
     "max_requests": (float, None),
     "read_timeout": (float, None),
     "websocket_max_message_size": (float,),
     "wsgi_max_body_size": (float,),
-    # What can be opened, where a file is.
+    # Files: anything that open() takes.
     "accesslog": (logging.Logger, str, PathLike, False, None),
     "errorlog": (logging.Logger, str, PathLike, False, None),
     "ca_certs": (str, bytes, PathLike, None),
     "certfile": (str, bytes, PathLike, None),
     "keyfile": (str, bytes, PathLike, None),
     "pid_path": (str, bytes, PathLike, None),
-    # What makes a password, or a Logger.
+    # Functions that return a password, or a Logger.
     "keyfile_password": (str, bytes, callable, None),
     "logger_class": (callable,),
 }
 
 
-def wrong_type(name: str, value: object) -> str | None:
-    """What is wrong with a value for one of Hypercorn's settings, if its type is."""
+def type_complaint(name: str, value: object) -> str | None:
+    """Return an error message if a value of one of Hypercorn's settings has the wrong type."""
     kinds = _kinds(name)
-    # A bare object() is what Hypercorn's command has for "not given", and leaves as
-    # max_requests_jitter where that was given and max_requests was not.
+    # Hypercorn's command uses a bare object() for "not given". It leaves one in
+    # max_requests_jitter if that was given and max_requests was not.
     if type(value) is object or any(KINDS[kind][1](value) for kind in kinds):
         return None
     *others, last = [KINDS[kind][0] for kind in kinds]
@@ -79,8 +79,8 @@ def wrong_type(name: str, value: object) -> str | None:
 
 @cache
 def _kinds(name: str) -> tuple[Any, ...]:
-    if name in WIDER:
-        return WIDER[name]
+    if name in OVERRIDES:
+        return OVERRIDES[name]
     default = getattr(Config, name, None)
     if isinstance(default, property):
         hint = get_type_hints(default.fset)["value"]
@@ -95,5 +95,5 @@ def _kind(hint: Any) -> Any:
     if kind is type(None):
         return None
     if kind is not bool and isinstance(kind, type) and issubclass(kind, int):
-        return int  # a member of an enumeration, which a file has as its number
+        return int  # an enumeration: in a config file its member is a number
     return kind if kind in KINDS else object

@@ -1,4 +1,4 @@
-"""A Hypercorn Config, turned once into the settings that connections read."""
+"""Make the settings of connections from a Hypercorn Config, and validate them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypercorn.config import Config
 
 from .._connection.pace import Rate
 from .._connection.settings import Settings
-from .setting_types import wrong_type
+from .setting_types import type_complaint
 
-# Ours, beside Hypercorn's. New connections have as long as in Go's http.Server.Shutdown, the grace
-# period is Kestrel's, the jitter gRPC's, and the timeout for a pong that of uvicorn.
+# The settings that we add to Hypercorn's. drain_new_timeout is that of Go's http.Server.Shutdown,
+# min_rate_grace_period that of Kestrel, max_connection_age_jitter that of gRPC, and
+# websocket_ping_timeout that of uvicorn.
 DEFAULTS: dict[str, float | bool | str | None] = {
     "cancel_on_disconnect": None,
     "drain_idle_timeout": 0.5,
@@ -32,7 +33,8 @@ DEFAULTS: dict[str, float | bool | str | None] = {
     "websocket_ping_timeout": 20.0,
 }
 JITTER_STEPS = 16
-ALIKE = 0.88  # of 1: grace_timeout is meant to be graceful_timeout, drain_timeout may be one's own
+# grace_timeout is taken for a misspelt graceful_timeout. drain_timeout may be the user's own name.
+MIN_SIMILARITY = 0.88
 WEBSOCKET_CODES = (1012, 1001)  # Service Restart, Going Away (RFC 6455, 7.4.1, and IANA's list)
 
 
@@ -41,7 +43,7 @@ class SettingError(ValueError):
 
 
 def settings_of(config: Config) -> Settings:
-    """What a Config says to connections.
+    """Return the settings of connections, from a Config.
 
     Raises:
       SettingError: a setting cannot be used.
@@ -59,8 +61,8 @@ def settings_of(config: Config) -> Settings:
         raise SettingError(f"h2_max_overhead must be bytes, 0 or more, not {overhead!r}")
     if config.quic_bind:
         raise SettingError(
-            "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it ends its "
-            "worker; remove it, and let a proxy such as Caddy speak HTTP/3 with clients"
+            "quic_bind: Hypercorn's HTTP/3 is not tracked, and one bad request over it terminates "
+            "its worker; remove quic_bind, and let a proxy such as Caddy serve HTTP/3"
         )
     return Settings(
         keep_alive_timeout=config.keep_alive_timeout,
@@ -98,10 +100,10 @@ def settings_of(config: Config) -> Settings:
 
 
 def runtime_dir_of(config: Config) -> str | None:
-    """Where workers find each other, if the Config says where.
+    """Return the directory where workers find each other; None if the Config has none.
 
     Raises:
-      SettingError: it is no path.
+      SettingError: it is not a path.
     """
     path: Any = _setting(config, "runtime_dir")
     if path is None or (isinstance(path, str) and path):
@@ -114,16 +116,16 @@ def _setting(config: Config, name: str) -> Any:
 
 
 def _ages(config: Config) -> list[float]:
-    """The ages at which connections drain, of which each has one; none without a limit.
+    """Return the ages at which connections drain; none without a limit. Each connection has one.
 
-    Steps instead of any number: connections of the same age are due in the order in which they
-    came, and cost no timer each.
+    The jitter has a few steps, one timer each. Connections with the same age limit reach it in the
+    order of their accept, so they share that timer.
     """
     age = _limit(config, "max_connection_age", "seconds, more than 0")
     jitter = _setting(config, "max_connection_age_jitter")
     if not _is_number(jitter) or not 0 <= jitter < 1:
         raise SettingError(
-            "max_connection_age_jitter must be a share of the age, from 0 to below 1, "
+            "max_connection_age_jitter must be a fraction of the age, from 0 to below 1, "
             f"not {jitter!r}"
         )
     if age is None:
@@ -162,14 +164,14 @@ def _is_number(value: object) -> bool:
 
 
 def _refuse_misspelt(config: Config) -> None:
-    """A name that nobody knows is nothing to Hypercorn: a config file may have any others."""
+    """Refuse a name that is almost that of a setting. Hypercorn ignores unknown names."""
     known = list(filter(is_setting, {*dir(Config), *Config.__annotations__, *DEFAULTS}))
     for name, value in vars(config).items():
         if name.startswith("_") or callable(value) or is_setting(name):
             continue
-        from difflib import get_close_matches  # which a Config without mistakes does not need
+        from difflib import get_close_matches  # rarely needed: only for an unknown name
 
-        for meant in get_close_matches(name, known, n=1, cutoff=ALIKE):
+        for meant in get_close_matches(name, known, n=1, cutoff=MIN_SIMILARITY):
             if meant not in vars(config):
                 raise SettingError(
                     f"{name}: there is no such setting; did you mean {meant}? "
@@ -178,9 +180,9 @@ def _refuse_misspelt(config: Config) -> None:
 
 
 def _refuse_wrong_types(config: Config) -> None:
-    for name in filter(is_hypercorns, {*dir(Config), *Config.__annotations__}):
-        if hasattr(config, name):  # cert_reqs can only be set; application_path may not be
-            complaint = wrong_type(name, getattr(config, name))
+    for name in filter(is_hypercorn_setting, {*dir(Config), *Config.__annotations__}):
+        if hasattr(config, name):  # cert_reqs cannot be read; application_path may not be set
+            complaint = type_complaint(name, getattr(config, name))
             if complaint is not None:
                 raise SettingError(complaint)
 
@@ -193,14 +195,14 @@ def check_config(config: object) -> None:
 
 
 def is_setting(name: str) -> bool:
-    """Whether Hypercorn's Config, or we, know a setting of this name."""
+    """Return whether this is a setting of Hypercorn's Config, or one of ours."""
     if name == "conn_state" or name in DEFAULTS:
         return True
-    return is_hypercorns(name)
+    return is_hypercorn_setting(name)
 
 
-def is_hypercorns(name: str) -> bool:
-    """Whether Hypercorn's Config knows a setting of this name."""
+def is_hypercorn_setting(name: str) -> bool:
+    """Return whether this is a setting of Hypercorn's Config."""
     if name.startswith("_") or name not in {*dir(Config), *Config.__annotations__}:
         return False
     attribute = getattr(Config, name, None)

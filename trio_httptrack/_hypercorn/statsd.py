@@ -1,13 +1,13 @@
-"""The gauges and counters to StatsD, where Hypercorn's ``statsd_host`` is set.
+"""Send the gauges and counters to StatsD, if Hypercorn's ``statsd_host`` is set.
 
-They go through Hypercorn's own StatsD logger, with its prefix and tags, each as often as
-StatsD itself reports (every ten seconds by default), and once more at the worker's end::
+Hypercorn's StatsD logger sends them, with its prefix and tags. They are sent every ten seconds,
+which is StatsD's own default interval, and once more when the worker stops::
 
     httptrack.connections.new|active|idle                               gauge
     httptrack.connection.transitions.new|active|idle|hijacked|closed    counter
 
-StatsD adds up the counters of several workers, but of a gauge it knows only who spoke last. So
-each of several workers has gauges of its own, whose names end with its process's number.
+StatsD adds up the counters of several workers. Of a gauge it keeps only the last value. So with
+several workers each has gauges of its own, whose names end with its process ID.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.statsd import StatsdLogger as AnyStatsdLogger
+from hypercorn.statsd import StatsdLogger as BaseStatsdLogger
 from hypercorn.trio.statsd import StatsdLogger as HypercornStatsdLogger
 
 from .._states import ConnState
@@ -30,10 +30,10 @@ RESOLVE_TIMEOUT = 5.0  # seconds
 
 
 class StatsdLogger(HypercornStatsdLogger):
-    """Hypercorn's, but a host that cannot be reached harms nobody.
+    """Hypercorn's StatsD logger, but an unreachable host neither delays nor fails a request.
 
-    Each request, and each error that is logged, is counted in StatsD, too. Who does so must
-    neither fail by that nor wait for a name server: what cannot be sent at once is dropped.
+    The logger sends a counter for each request and each logged error. That must neither fail nor
+    wait for a name server. So a message that cannot be sent at once is dropped.
     """
 
     _users = 0
@@ -41,7 +41,7 @@ class StatsdLogger(HypercornStatsdLogger):
     _failed = False
 
     async def resolve(self) -> None:
-        """Look the host up, which :meth:`_socket_send` does not."""
+        """Look up the host, so that :meth:`_socket_send` never waits for a name server."""
         host, port = self.address
         family, kind = trio.socket.AF_INET, trio.socket.SOCK_DGRAM
         try:
@@ -73,14 +73,14 @@ class StatsdLogger(HypercornStatsdLogger):
             self._failed = False
 
     def fail(self, error: Exception) -> None:
-        """Say so, once."""
+        """Log a failure, once until a message is sent again."""
         if not self._failed and self.error_logger is not None:
             self.error_logger.warning("StatsD at %s: %r", ":".join(self.address), error)
         self._failed = True
 
 
 class Statsd:
-    """One worker's share of the numbers, counted by its own ``tracker``."""
+    """Sends one worker's numbers, which its own ``tracker`` counts."""
 
     def __init__(self, config: Config) -> None:
         check(config)
@@ -88,12 +88,12 @@ class Statsd:
         self.tracker = StatsTracker()
         self._log = config.log
         self._sent = dict.fromkeys(ConnState, 0)
-        self._whose = f".{os.getpid()}" if config.workers > 1 else ""
+        self._suffix = f".{os.getpid()}" if config.workers > 1 else ""
 
     async def run(self) -> None:
         log = self._log
         if not isinstance(log, StatsdLogger):
-            while isinstance(log, AnyStatsdLogger):  # of the user's own
+            while isinstance(log, BaseStatsdLogger):  # a logger class of the user
                 await self.send()
                 await trio.sleep(INTERVAL)
             return
@@ -107,18 +107,18 @@ class Statsd:
             log.close()
 
     async def send(self) -> None:
-        """Send all of them, zeros too."""
-        if not isinstance(self._log, AnyStatsdLogger):
+        """Send all numbers, even zeros."""
+        if not isinstance(self._log, BaseStatsdLogger):
             await trio.lowlevel.checkpoint()
             return
         stats = self.tracker.stats()
-        with suppress(OSError):  # of a logger of the user's own
+        with suppress(OSError):  # from a logger class of the user
             for state, number in stats.gauges.items():
-                await self._log.gauge(f"httptrack.connections.{state}{self._whose}", number)
+                await self._log.gauge(f"httptrack.connections.{state}{self._suffix}", number)
             for state, number in stats.counters.items():
-                more = number - self._sent[state]
+                increase = number - self._sent[state]
                 self._sent[state] = number
-                await self._log.increment(f"httptrack.connection.transitions.{state}", more)
+                await self._log.increment(f"httptrack.connection.transitions.{state}", increase)
 
 
 def check(config: Config) -> None:

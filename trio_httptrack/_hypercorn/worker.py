@@ -1,9 +1,9 @@
-"""A tracked server: Hypercorn's own worker, with every connection ours.
+"""A tracked server: Hypercorn's own worker, with our connections.
 
 Hypercorn's ``worker_serve`` looks up ``TCPServer``, ``WorkerContext``, ``Lifespan`` and ``trio``
-as globals of its module. :meth:`Worker.serve` runs the very same code with these names bound to
-its own, for this one call: nothing global changes, and several servers in one process,
-tracked or not, do not meet.
+as globals of its module. :meth:`Worker.serve` runs the same code object with other globals, in
+which these names are ours. Nothing global changes, so several servers in one process, tracked or
+not, do not affect each other.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from .._connection.response_head import ResponseHeads
 from .._connection.shutdown_report import ShutdownReport
 from .._connection.timeouts import Timeout
 from .._connection.websocket import WebSocket
-from .._monitor.directory import DirectoryError, NoDirectory
+from .._monitor.directory import DirectoryError, NoDirectoryError
 from .._monitor.monitor import MONITOR, Monitor
 from .._monitor.serving import serve as serve_monitor
 from .._states import PATH_LENGTH, Conn, ConnState, RequestInFlight
 from .._stats import StatsTracker
 from .._trackers import Composed, Tracker, TrackerFunc, compose
-from .accept import Accepted, Listener, accepting
+from .accept import Accepted, Listener, trio_with_our_listeners
 from .apps import as_asgi
-from .conn_state import Named, named
+from .conn_state import NamedTracker, unresolved
 from .lifespan import Lifespan
 from .response_headers import with_cached_headers
 from .settings import SettingError, runtime_dir_of, settings_of
@@ -68,7 +68,7 @@ ADVICE = "Set runtime_dir to a directory of its own"
 
 
 def check_seam() -> None:
-    """Raise a RuntimeError if we could not put our names into Hypercorn's worker."""
+    """Raise a RuntimeError if Hypercorn's worker does not use the names that we replace."""
     names = {"TCPServer", "WorkerContext", "Lifespan", "trio", "serve_listeners"}
     code = getattr(hypercorn_serve, "__code__", None)
     arguments = ["app", "config", "context", "state", "stream"]
@@ -88,27 +88,27 @@ def refuse_hypercorn() -> NoReturn:
 
 
 class Service(Protocol):
-    """What runs beside the connections."""
+    """A task that runs as long as the worker."""
 
     async def run(self) -> None: ...
 
 
 class Worker:
-    """One run of a tracked server: its tracker, and its connections until they end."""
+    """One run of a tracked server: its tracker and its connections."""
 
-    # Several of these are read for each request: slots are the fastest.
+    # Each request reads several of these attributes, and slots are the fastest.
     __slots__ = (
         "_ages",
-        "_described",
+        "_all_closed",
+        "_description",
         "_drained",
         "_hypercorn_context",
         "_logged",
-        "_none_left",
         "_nursery",
+        "_pending_transitions",
         "_runtime_dir",
         "_tracker",
         "_tracking",
-        "_untold",
         "app",
         "config",
         "conn_ids",
@@ -135,10 +135,10 @@ class Worker:
     )
 
     report: ShutdownReport
-    """Of the drain, when it is over."""
+    """The report of the drain; not set before the drain is over."""
 
     deadline: float
-    """When the drain ends by force; infinity before it begins."""
+    """When the drain closes the remaining connections by force; infinity before it begins."""
 
     def __init__(
         self, config: Config, tracker: Composed, kernel: Kernel, nursery: trio.Nursery
@@ -162,7 +162,7 @@ class Worker:
         self.request_timeout: Timeout[Exchange] | None = (
             None if seconds is None else Timeout(seconds, methodcaller("time_out"))
         )
-        self._described = described(self.config, tracker)  # before we add what nobody asked for
+        self._description = describe(self.config, tracker)  # before we add trackers of our own
         trackers = [part for part in tracker.trackers if isinstance(part, StatsTracker)]
         self.stats_tracker = trackers[0] if trackers else StatsTracker()
         if not trackers:
@@ -179,9 +179,9 @@ class Worker:
         self._nursery = nursery
         self.deadline = math.inf
         self._tracking = False
-        self._untold: deque[tuple[Conn, ConnState]] = deque()  # what trackers have caused
+        self._pending_transitions: deque[tuple[Conn, ConnState]] = deque()
         self._logged: set[object] = set()
-        self._none_left = trio.lowlevel.ParkingLot()
+        self._all_closed = trio.lowlevel.ParkingLot()
         services: tuple[Service | None, ...] = (
             kernel,
             self.handshake_timeout,
@@ -202,26 +202,26 @@ class Worker:
         return Timeout(seconds, Connection.expire)
 
     def age_timeout(self) -> Timeout[Connection] | None:
-        """That for a new connection's age, if there is one: any of those that the jitter allows."""
+        """Return the age limit of a new connection, chosen at random; None without a limit."""
         return random.choice(self._ages) if self._ages else None
 
     async def serve(
         self, app: AppWrapper, *, listener: Listener | None = None, **kwargs: Any
     ) -> None:
-        """Run Hypercorn's ``worker_serve``, on its sockets or on a listener in their place."""
+        """Run Hypercorn's ``worker_serve``, on the Config's sockets or on another listener."""
         check_seam()
         self.app = as_asgi(app)
         names: dict[str, object] = {
             "TCPServer": self.make_connection,
             "WorkerContext": self._make_context,
             "Lifespan": self.make_lifespan,
-            "trio": accepting(listener, self.settings.tcp_keepalive),
+            "trio": trio_with_our_listeners(listener, self.settings.tcp_keepalive),
         }
         if listener is not None:
             kwargs["sockets"] = Sockets([], [], [])
         else:
-            await self.config.log.info("Tracking%s", self._described)
-            await self._be_seen()
+            await self.config.log.info("Tracking%s", self._description)
+            await self._publish()
         serve = FunctionType(hypercorn_serve.__code__, {**hypercorn_serve.__globals__, **names})
         serve.__kwdefaults__ = hypercorn_serve.__kwdefaults__
         await serve(app, self.config, **kwargs)
@@ -229,8 +229,8 @@ class Worker:
         if self.statsd is not None:
             await self.statsd.send()
 
-    async def _be_seen(self) -> None:
-        """Let others on this machine ask what this worker is doing."""
+    async def _publish(self) -> None:
+        """Open the Unix socket on which other processes of this machine query this worker."""
         self._nursery.start_soon(self.monitor.run)
         try:
             await self._nursery.start(serve_monitor, self.monitor, self._runtime_dir)
@@ -240,7 +240,7 @@ class Worker:
             await self.config.log.info(
                 "Neither other workers nor httptrack top can see this worker: %s%s",
                 error,
-                "" if isinstance(error, NoDirectory) else f". {ADVICE}",
+                "" if isinstance(error, NoDirectoryError) else f". {ADVICE}",
             )
 
     def make_connection(
@@ -258,32 +258,32 @@ class Worker:
         self._drained = trio.Event()
         self._hypercorn_context = WorkerContext(max_requests)
         log = self.config.log
-        silent = type(log) is Logger and log.access_logger is None
-        self.log_access: Any = None if silent else log.access
+        no_access_log = type(log) is Logger and log.access_logger is None
+        self.log_access: Any = None if no_access_log else log.access
         self._nursery.start_soon(self._drain, self._hypercorn_context)
         return self._hypercorn_context
 
     def mark_request(self) -> None:
-        """Count a request of any connection."""
+        """Count a request, for ``max_requests`` and the statistics."""
         self.requests += 1
         if self._hypercorn_context.max_requests is not None:
             self._nursery.start_soon(self._hypercorn_context.mark_request)
 
     def track(self, conn: Conn, state: ConnState) -> None:
-        """Change a state, and report it. What a tracker raises is logged.
+        """Change a connection's state, and call the trackers. An error that one raises is logged.
 
-        A tracker may close connections. Were that reported at once, the trackers behind it would
-        be told of an end before the beginning, and one that closes many of them for each that
-        closes would call itself without end.
+        A tracker may itself close connections. Those transitions are queued until all trackers
+        have seen the current one. Otherwise the trackers after it would see CLOSED before NEW. And
+        a tracker that closes other connections whenever one is closed would recurse without limit.
         """
         if self._tracking:
-            self._untold.append((conn, state))
+            self._pending_transitions.append((conn, state))
             return
         self._tracking = True
         try:
             self._track(conn, state)
-            while self._untold:
-                self._track(*self._untold.popleft())
+            while self._pending_transitions:
+                self._track(*self._pending_transitions.popleft())
         finally:
             self._tracking = False
 
@@ -297,12 +297,12 @@ class Worker:
 
     @property
     def responses(self) -> list[int]:
-        """How many responses there were, by the first digit of their status codes."""
+        """The number of responses, by the first digit of the status code."""
         return list(map(add, self.response_heads.sent, self.header_writer.sent))
 
     @property
     def monitored(self) -> list[Conn]:
-        """All connections that have a socket or a handler."""
+        """All connections that still have a socket or a handler."""
         return [connection.conn for connection in self.connections]
 
     @property
@@ -314,43 +314,43 @@ class Worker:
         self._drained.set()
 
     @property
-    def late(self) -> bool:
-        """Whether it is the end of the drain.
+    def drain_deadline_reached(self) -> bool:
+        """Whether the drain's deadline has come, or is about to.
 
-        Hypercorn ends its own nursery then, maybe before our drain has run for the first time.
+        Hypercorn cancels its own nursery at the same time, maybe before our drain has even started.
         """
         now = trio.current_time()
-        grace = self.config.graceful_timeout
-        deadline = min(self.deadline, now + grace) - min(0.1, grace / 2)
+        grace_period = self.config.graceful_timeout
+        deadline = min(self.deadline, now + grace_period) - min(0.1, grace_period / 2)
         return self._hypercorn_context.terminated.is_set() and now >= deadline
 
     def make_lifespan(self, app: AppWrapper, config: Config, state: LifespanState) -> Lifespan:
         async def call(scope: Any, *args: Any) -> None:
-            known: Any = {**scope, "extensions": {MONITOR: self.monitor}}
-            await app(known, *args)
+            extended: Any = {**scope, "extensions": {MONITOR: self.monitor}}
+            await app(extended, *args)
 
         return Lifespan(cast(AppWrapper, call), config, state)
 
     def forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
         if not self.connections:
-            self._none_left.unpark_all()
+            self._all_closed.unpark_all()
 
-    async def wait_for_none(self) -> None:
-        """Wait until no connection is left."""
+    async def wait_all_closed(self) -> None:
+        """Wait until no connection has a socket or a handler any more."""
         while self.connections:
-            await self._none_left.park()
+            await self._all_closed.park()
 
     def abort(self) -> None:
-        """End every connection now."""
+        """Close every connection now."""
         for connection in tuple(self.connections):
             connection.abort()
 
-    async def log_contained(self, error: BaseException, conn: Conn) -> None:
-        """Log an error that ended its connection.
+    async def log_connection_error(self, error: BaseException, conn: Conn) -> None:
+        """Log an error that closed its connection.
 
-        Only the first of its kind has a traceback: a client that finds one must not be able
-        to fill the log with them.
+        Only the first error of its kind has a traceback. Otherwise a client that can cause one
+        could fill the log with tracebacks.
         """
         cause = error
         while isinstance(cause, BaseExceptionGroup):
@@ -369,14 +369,16 @@ class Worker:
         )
 
     async def log_application_error(self, error: BaseException, conn: Conn, path: str) -> None:
-        """Log what a handler raised; its client is answered with a 500."""
+        """Log what a handler raised. The response is a 500."""
         await self.config.log.error(
             "Error in ASGI Framework (%s, %r)", conn, path[:PATH_LENGTH], exc_info=error
         )
 
     async def log_flood(self, what: str, conn: Conn) -> None:
-        """Log that a client has asked for more than its share. Once for each connection."""
-        await self.config.log.warning("A connection is closed for a flood (%s): %s", conn, what)
+        """Log that a client floods the server. Called once for a connection."""
+        await self.config.log.warning(
+            "A connection is closed because of a flood (%s): %s", conn, what
+        )
 
     async def log_timeout(self, request: RequestInFlight, conn: Conn) -> None:
         """Log that a handler took too long."""
@@ -389,10 +391,10 @@ class Worker:
         )
 
     async def log_blocked(self, seconds: float) -> None:
-        """Log that nothing was served for a while."""
+        """Log that the event loop was blocked."""
         await self.config.log.warning(
-            "The event loop was blocked for %.1f s, in which nothing was served: the process was "
-            "stopped, or a handler has called what blocks (use trio.to_thread.run_sync() for that)",
+            "The event loop was blocked for %.1f s, and nothing was served: the process was "
+            "stopped, or a handler made a blocking call (use trio.to_thread.run_sync() for that)",
             seconds,
         )
 
@@ -400,15 +402,15 @@ class Worker:
         await self.config.log.info("%s", message)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
-        """Log an error from where nothing can be awaited."""
+        """Log an error from synchronous code."""
         self._nursery.start_soon(partial(self.config.log.error, message, *args, exc_info=error))
 
 
 async def run(
     make_worker: Callable[[trio.Nursery], Worker], app: AppWrapper, **kwargs: Any
 ) -> ShutdownReport:
-    """Make a worker and let it serve until it has ended."""
-    # The nurseries are ours, and the three of Hypercorn's worker_serve.
+    """Make a worker, and serve until it has stopped."""
+    # The four nurseries are ours, and the three of Hypercorn's worker_serve.
     with ungrouped(nurseries=4):
         async with trio.open_nursery() as nursery:
             worker = make_worker(nursery)
@@ -418,9 +420,9 @@ async def run(
 
 
 def system_kernel() -> EpollKernel | PortableKernel:
-    """Return the fastest way to the sockets that this system has."""
+    """Return the fastest kernel interface that this system has."""
     if hasattr(select, "epoll"):
-        from .._connection.epoll import EpollKernel  # which cannot be imported elsewhere
+        from .._connection.epoll import EpollKernel  # cannot be imported without epoll
 
         return EpollKernel()
     return PortableKernel()
@@ -431,7 +433,7 @@ async def serve(
 ) -> ShutdownReport:
     """Hypercorn's ``worker_serve``, with every connection reported to ``tracker``.
 
-    When the server has ended, its totals are logged, if there is a :class:`StatsTracker`.
+    When the server has stopped, the totals are logged, if there is a :class:`StatsTracker`.
     """
     with closing(system_kernel()) as kernel:
         report = await run(partial(Worker, config, tracker, kernel), app, **kwargs)
@@ -441,18 +443,18 @@ async def serve(
     return report
 
 
-def described(config: Config, tracker: Composed) -> str:
-    """What a server tracks, and how: its hooks, its trackers, its protocols and its drain."""
-    given = named(getattr(config, "conn_state", None)).trackers
-    hooks = [part.path for part in given if isinstance(part, Named)]
+def describe(config: Config, tracker: Composed) -> str:
+    """Return the log line of the start: the hooks, the trackers, the protocols and the drain."""
+    parts = unresolved(getattr(config, "conn_state", None)).trackers
+    hooks = [part.path for part in parts if isinstance(part, NamedTracker)]
     source = f" with {', '.join(hooks)}" if hooks else ""
-    trackers = ", ".join(map(name_of, tracker.trackers))
+    trackers = ", ".join(map(tracker_name, tracker.trackers))
     protocols = ", ".join(config.alpn_protocols) if config.ssl_enabled else "HTTP/1.1, h2"
     return f"{source}: {trackers}; {protocols}; drain {config.graceful_timeout:.1f} s"
 
 
-def name_of(tracker: Tracker) -> str:
-    """A tracker's class, or its function's name."""
+def tracker_name(tracker: Tracker) -> str:
+    """Return the name of a tracker's class, or of its function."""
     if type(tracker) is TrackerFunc:
         return getattr(tracker.track, "__qualname__", repr(tracker.track))
     return type(tracker).__name__

@@ -1,14 +1,15 @@
 """Where the workers of one server find each other: a directory that is private to its user.
 
-Each worker listens on a Unix socket in it, ``PID-random.sock``. Unless ``runtime_dir`` says
-otherwise, a server has a directory of its own below ``$XDG_RUNTIME_DIR/trio-httptrack``, or, where
-that is not there, below ``/tmp/trio-httptrack-UID``. Its name is the ID of the process that the
-workers have in common.
+Each worker listens on a Unix socket in it, ``PID-random.sock``. Without the setting
+``runtime_dir``, each server has a directory of its own below ``$XDG_RUNTIME_DIR/trio-httptrack``,
+or below ``/tmp/trio-httptrack-UID`` if there is no ``XDG_RUNTIME_DIR``. The name of the directory
+is the ID of the workers' parent process.
 
-Others may write to ``/tmp``. So a directory counts only if it is ours, and closed to them: with
-that, nobody else can put a socket or a link into it, or take its place. Root may look at
-everybody's, and that may be hostile. So who looks from outside removes nothing, and sends nothing
-but a question, to nobody but the directory's own user.
+Other users may write to ``/tmp``. So a directory is used only if it belongs to us and other users
+cannot enter it. Then they cannot put a socket or a link into it, or replace it. Root may look at
+the directories of all users, and one of them may be hostile. So a viewer outside of the server
+removes nothing, sends nothing but a request, and sends it only to a process of the directory's
+owner.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 SUFFIX = ".sock"
-RUN_USER = Path("/run/user")  # where systemd has each user's XDG_RUNTIME_DIR
-LONGEST = 107  # bytes: the path of a Unix socket, on Linux
+RUN_USER = Path("/run/user")  # where systemd puts each user's XDG_RUNTIME_DIR
+MAX_PATH_LENGTH = 107  # bytes: the longest path of a Unix socket on Linux
 
 
 class DirectoryError(ValueError):
-    """A directory that cannot be used to find workers in."""
+    """A directory cannot be used for the workers' sockets."""
 
 
-class NoDirectory(DirectoryError):
-    """No directory can be used: the system has no Unix sockets, as Python on Windows."""
+class NoDirectoryError(DirectoryError):
+    """No directory can be used: Python has no Unix sockets on this system, such as Windows."""
 
 
-def need_unix_sockets() -> None:
+def require_unix_sockets() -> None:
     if not hasattr(socket, "AF_UNIX"):
-        raise NoDirectory("Python has no Unix sockets on this system")
+        raise NoDirectoryError("Python has no Unix sockets on this system")
 
 
 def default_base() -> Path:
-    """Return where the directories of all servers of this user are.
+    """Return the parent of the directories of this user's servers.
 
     Raises:
-      NoDirectory: nowhere.
+      NoDirectoryError: the system has no Unix sockets.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime):
         return Path(runtime, "trio-httptrack")
@@ -54,25 +55,25 @@ def default_base() -> Path:
 
 
 def default_directory() -> Path:
-    """That of this process's server."""
+    """Return the default directory of this process's server."""
     parent = parent_process()
     return default_base() / str(os.getpid() if parent is None or parent.pid is None else parent.pid)
 
 
-def prepared(runtime_dir: str | None) -> Path:
-    """The directory for this process's server, which is made if it is not there.
+def prepare_directory(runtime_dir: str | None) -> Path:
+    """Return the directory of this process's server. Make it if it does not exist.
 
     Raises:
-      DirectoryError: it is somebody else's, or open to others, or no directory.
+      DirectoryError: it belongs to another user, is open to others, or is not a directory.
       OSError: it cannot be made.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     if runtime_dir is not None:
         directory = Path(runtime_dir).absolute()
     else:
         directory = default_directory()
         make_private(directory.parent)
-        remove_dead(directory.parent, directory)
+        remove_dead_sockets(directory.parent, directory)
     make_private(directory)
     return directory
 
@@ -83,11 +84,11 @@ def make_private(path: Path) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Raise a DirectoryError unless it is a directory that nobody but its user can enter.
+    """Raise a DirectoryError unless it is a directory that only its owner can enter.
 
-    Its user is ours; root may look at everybody's.
+    The owner must be our user. Root may use the directories of all users.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise DirectoryError(f"{path} is not a directory")
@@ -100,10 +101,10 @@ def check_private(path: Path) -> None:
 
 
 def socket_path(directory: Path, name: str) -> Path:
-    """That of a worker's socket.
+    """Return the path of a worker's socket.
 
     Raises:
-      DirectoryError: it would be too long.
+      DirectoryError: the path would be too long.
     """
     path = directory / f"{name}{SUFFIX}"
     check_length(path)
@@ -111,32 +112,32 @@ def socket_path(directory: Path, name: str) -> Path:
 
 
 def check_length(path: Path) -> None:
-    """Raise a DirectoryError if it is too long for a Unix socket."""
-    if len(os.fsencode(path)) > LONGEST:
+    """Raise a DirectoryError if the path is too long for a Unix socket."""
+    if len(os.fsencode(path)) > MAX_PATH_LENGTH:
         raise DirectoryError(
             f"{path.parent} is too long for a Unix socket's path: choose a shorter one"
         )
 
 
 def sockets(directory: Path) -> list[Path]:
-    """The sockets of its workers; some may be dead."""
+    """Return the sockets in a directory. Those of dead workers may be among them."""
     with suppress(FileNotFoundError):
         return sorted(directory.glob(f"*{SUFFIX}"))
     return []
 
 
-def is_there(path: Path) -> bool:
+def socket_exists(path: Path) -> bool:
     return path.exists()
 
 
-def forget(path: Path) -> None:
-    """Remove a socket on which nobody listens any more, or will soon."""
-    with suppress(OSError):  # somebody else was faster
+def remove_socket(path: Path) -> None:
+    """Remove a socket that no worker listens on any more."""
+    with suppress(OSError):  # another process was faster
         path.unlink()
 
 
 def is_dead(path: Path) -> bool:
-    """Whether nobody listens on a socket any more."""
+    """Return whether no worker listens on a socket any more."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.setblocking(False)
         try:
@@ -146,43 +147,43 @@ def is_dead(path: Path) -> bool:
     return False
 
 
-def remove_dead(base: Path, own: Path) -> None:
-    """Remove what servers have left behind that were killed."""
+def remove_dead_sockets(base: Path, own: Path) -> None:
+    """Remove the sockets and directories of servers that were killed."""
     for directory in base.iterdir():
-        if directory != own:  # which another worker may just have made
+        if directory != own:  # another worker of our server may just have made it
             for path in filter(is_dead, sockets(directory)):
-                forget(path)
-            leave(directory)
+                remove_socket(path)
+            remove_if_empty(directory)
 
 
-def leave(directory: Path) -> None:
+def remove_if_empty(directory: Path) -> None:
     """Remove a directory, if it is empty."""
     with suppress(OSError):
         directory.rmdir()
 
 
 def pid_of(path: Path) -> int:
-    """The process that has made a socket; 0 if its name is not one of ours."""
+    """Return the ID of the process that made a socket; 0 if the name has another form."""
     number = path.name.partition("-")[0]
     return int(number) if number.isdecimal() else 0
 
 
-def servers() -> list[Path]:
-    """The directories of all servers that run now and that we may look at: root everybody's.
+def server_directories() -> list[Path]:
+    """Return the directories of all running servers of this user; for root, of all users.
 
-    A server that was started in another session of the same user may be in the other of the places.
+    Another session of the same user may have no ``XDG_RUNTIME_DIR``, so all places are searched.
 
     Raises:
-      NoDirectory: none can be looked at.
+      NoDirectoryError: the system has no Unix sockets.
     """
-    need_unix_sockets()
+    require_unix_sockets()
     user = "*" if os.geteuid() == 0 else str(os.geteuid())
     bases = {
         default_base(),
         *Path(tempfile.gettempdir()).glob(f"trio-httptrack-{user}"),
         *RUN_USER.glob(f"{user}/trio-httptrack"),
     }
-    # A server that was killed has left its sockets.
+    # A server that was killed leaves its sockets: skip it.
     return sorted(
         path
         for base in bases
@@ -192,7 +193,7 @@ def servers() -> list[Path]:
 
 
 def private_directories(base: Path) -> Iterator[Path]:
-    """Those in a directory of servers. What is not private, or a link, is nobody's."""
+    """Yield the servers' directories in a base directory. Skip links and what is not private."""
     with suppress(OSError, DirectoryError):
         check_private(base)
         for path in base.iterdir():

@@ -1,4 +1,4 @@
-"""What a viewer wants to see of the connections: which ones, in which order, how grouped."""
+"""What a viewer wants to see: which connections, in which order, and how they are grouped."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from urllib.parse import parse_qsl, urlencode
 
 from .._states import HIJACKED, IDLE, NEW, Conn, ConnState, RequestInFlight
 
-ROWS = 100  # on a page
-LAST_PAGE = 10
-"""Nobody reads ten thousand rows, and to make, send and sort them takes a worker seconds. Who looks
-for something filters, or sorts otherwise."""
+ROWS_PER_PAGE = 100  # on a page
+MAX_PAGES = 10
+"""Nobody reads ten thousand rows, and a worker needs seconds to make, sort and send them. To find a
+connection, a viewer filters or sorts."""
 
-LONGEST_FILTER = 200  # characters
+MAX_FILTER_LENGTH = 200  # characters
 
 Key = tuple[Any, ...]
 
 
 def is_websocket(conn: Conn, request: RequestInFlight) -> bool:
-    """Whether it is an open one, which may stay for days."""
+    """Return whether a request is an open WebSocket, which may stay open for days."""
     if conn.protocol == "h2":
         return request.method == "CONNECT" and request.response_begun
     return conn.state is HIJACKED
 
 
 def in_flight(conn: Conn) -> Iterable[RequestInFlight]:
-    """The requests whose clients, or whose handlers, still wait for something."""
-    # Nothing is asked of the others: there may be tens of thousands of them.
+    """Return a connection's requests in flight."""
+    # Without a call for new and idle connections: there may be tens of thousands of them.
     return () if conn.state is NEW or conn.state is IDLE else conn.exchanges
 
 
 def stuck(conn: Conn, now: float) -> Key:
-    """What may be stuck is greater: the oldest request in flight, then what is new for long."""
+    """Return a sort key. It is greatest for the connection that is most likely to be stuck.
+
+    First come connections with a request in flight, by the age of the oldest one. Then come new
+    connections, by their age. WebSockets do not count.
+    """
     begun = [each.started_at for each in in_flight(conn) if not is_websocket(conn, each)]
     if begun:
         return 2, now - min(begun)
@@ -41,13 +45,13 @@ def stuck(conn: Conn, now: float) -> Key:
 
 
 def path_of(conn: Conn) -> str:
-    """That of its oldest request in flight, or of its last request."""
+    """Return the path of the oldest request in flight, or else of the last request."""
     for request in in_flight(conn):
         return request.path
     return conn.path or ""
 
 
-# How connections are compared. Ages, not times: each process has a clock of its own.
+# The sort keys. They have ages, not times, because each process has a clock of its own.
 ORDERS: Mapping[str, Callable[[Conn, float], Key]] = {
     "stuck": stuck,
     "id": lambda conn, now: (conn.id,),
@@ -62,7 +66,7 @@ ORDERS: Mapping[str, Callable[[Conn, float], Key]] = {
 }
 
 
-# What is large is what one looks for, so who sorts by these wants to see it first.
+# Orders whose greatest values are the interesting ones. The views sort them descending at first.
 LARGEST_FIRST = frozenset({"stuck", "in_state", "age", "requests"})
 
 
@@ -80,7 +84,7 @@ requests, path, or that with a -
     """
 
     sort: str = "-stuck"
-    """The name of an order; a minus puts the greatest first."""
+    """The name of an order. A minus sorts descending."""
 
     page: int = 1
 
@@ -91,10 +95,10 @@ requests, path, or that with a -
     """Only clients whose address begins with this."""
 
     path: str = ""
-    """Only connections with a request whose path has this in it: one in flight, or their last."""
+    """Only connections with a request whose path contains this: one in flight, or the last."""
 
     group: str = ""
-    """``"client"`` for client addresses instead of connections."""
+    """``"client"`` to list client addresses instead of connections."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.sort, str) or self.order not in ORDERS:
@@ -107,22 +111,22 @@ requests, path, or that with a -
         if self.group not in ("", "client"):
             raise ValueError("group must be client")
         for text in (self.client, self.path):
-            if not isinstance(text, str) or len(text) > LONGEST_FILTER:
-                raise ValueError(f"client and path have at most {LONGEST_FILTER} characters")
+            if not isinstance(text, str) or len(text) > MAX_FILTER_LENGTH:
+                raise ValueError(f"client and path have at most {MAX_FILTER_LENGTH} characters")
 
     @classmethod
     def parse(cls, query_string: bytes) -> Query:
-        """Read a URL's query; what is not ours is let pass.
+        """Parse the query of a URL. Unknown parameters are ignored.
 
         Raises:
-          ValueError: something in it cannot be used.
+          ValueError: a parameter has an invalid value.
         """
         found: dict[str, Any] = {}
         for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True):
             if name == "page":
                 number = value.isascii() and value.isdecimal() and len(value) < 10
                 found["page"] = int(value) if number else 0
-            elif name in NAMES:
+            elif name in PARAMETERS:
                 found[name] = value
         return cls(**found)
 
@@ -136,11 +140,11 @@ requests, path, or that with a -
 
     @property
     def filters(self) -> bool:
-        """Whether it leaves connections out."""
+        """Whether this query has filters."""
         return bool(self.state or self.client or self.path)
 
     def matches(self, conn: Conn) -> bool:
-        """Whether a connection passes the filters."""
+        """Return whether a connection passes the filters."""
         if self.state and str(conn.state) != self.state:
             return False
         if self.client and not (conn._peer or "").startswith(self.client):
@@ -153,11 +157,11 @@ requests, path, or that with a -
         return ORDERS[self.order](conn, now)
 
     def link(self, **changes: Any) -> str:
-        """A URL's query for the same with some changes; what is as by default is left out."""
+        """Return the query of a URL, with some changes. Defaults are left out."""
         changed = asdict(replace(self, **changes))
         given = {name: value for name, value in changed.items() if value != DEFAULTS[name]}
         return f"?{urlencode(given)}"
 
 
 DEFAULTS = asdict(Query())
-NAMES = [field.name for field in fields(Query)]
+PARAMETERS = [field.name for field in fields(Query)]

@@ -1,4 +1,4 @@
-"""What one worker says of itself. It is JSON: it travels to other workers as it is.
+"""The report of one worker, which is sent to other workers as JSON.
 
 Times are ages in seconds, because each process has a clock of its own.
 """
@@ -10,11 +10,11 @@ from typing import Any, Literal, TypedDict
 from .._states import Conn, ConnState, RequestInFlight
 from .sockets import traffic
 
-LISTED = 20  # requests in flight of one connection
+MAX_LISTED = 20  # requests in flight that are listed for one connection
 
 GAUGES = ("new", "active", "idle", "hijacked")
-CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
-COUNTERS = (*map(str, ConnState), "requests", *CLASSES)
+STATUS_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+COUNTERS = (*map(str, ConnState), "requests", *STATUS_CLASSES)
 
 
 class Request(TypedDict):
@@ -24,10 +24,11 @@ class Request(TypedDict):
     path: str
     age: float
     stream: int | None
-    """The number of its HTTP/2 stream."""
+    """The ID of its HTTP/2 stream; None over HTTP/1.1."""
 
     phase: Literal["waiting", "streaming", "complete"]
-    """``waiting`` for the response to begin; ``complete`` where only the handler goes on."""
+    """``waiting``: the response has not begun. ``streaming``: it has begun. ``complete``: it is
+    complete, and only the handler still runs."""
 
 
 class Row(TypedDict):
@@ -45,14 +46,15 @@ class Row(TypedDict):
     age: float
     requests: int
     path: str | None
-    """That of the last request."""
+    """The path of the last request."""
 
     received: int | None
     sent: int | None
-    """Bytes, as the kernel counts them: TLS and headers included. None if it does not say."""
+    """Bytes, as the kernel counts them, with TLS and headers; None if the kernel does not."""
 
     in_flight: list[Request]
-    """The oldest first, 20 at most; but first those that have the path of the query."""
+    """At most 20 requests in flight: those that match the path of the query come first, then the
+    oldest."""
 
     in_flight_count: int
 
@@ -61,7 +63,7 @@ class Group(TypedDict):
     """The connections of one client address."""
 
     client: str
-    """Empty for clients without an address, such as those of Unix sockets."""
+    """The address; empty for clients without one, such as those of Unix sockets."""
 
     connections: int
     states: dict[str, int]
@@ -74,16 +76,16 @@ class Worker(TypedDict):
 
     pid: int
     name: str
-    """Tells two servers of the same process apart."""
+    """The name of its socket. It differs for two servers in the same process."""
 
     uptime: float | None
     connections: int | None
     lag: float | None
-    """By how much its event loop was late, at worst, in the last ten seconds."""
+    """The greatest lag of its event loop in the last ten seconds."""
 
     draining: bool
     silent: float | None
-    """For how long it has not responded to the question; then nothing else is known of it."""
+    """For how long it has not responded. If that is not None, nothing else is known."""
 
 
 class Report(TypedDict):
@@ -91,29 +93,29 @@ class Report(TypedDict):
 
     worker: Worker
     gauges: dict[str, int]
-    """How many connections are in each state of ``GAUGES``."""
+    """The number of connections in each state of ``GAUGES``."""
 
     websockets: int
-    """Open ones, over HTTP/1.1 and HTTP/2."""
+    """The number of open WebSockets, over HTTP/1.1 and HTTP/2."""
 
     counters: dict[str, int]
-    """How often each of ``COUNTERS`` has happened since the start."""
+    """The values of ``COUNTERS`` since the start."""
 
     rates: dict[str, float] | None
-    """The same per second, lately; None if that is not known yet."""
+    """The counters per second over the last ten seconds; None if not known yet."""
 
     history: dict[str, list[int | None]]
-    """The gauges in the last minutes, one a second, the last one now; None is not known."""
+    """The gauges of the last minutes, one value a second; the last value is now. None: unknown."""
 
     matching: int
     """How many connections pass the query's filters."""
 
     rows: list[Row]
     keys: list[list[Any]]
-    """By which the rows are in order."""
+    """The sort keys of the rows, by which the rows of several workers are merged."""
 
     groups: list[Group]
-    """The thousand busiest clients, where the query groups."""
+    """The thousand busiest clients, if the query groups."""
 
 
 def phase_of(request: RequestInFlight) -> Literal["waiting", "streaming", "complete"]:
@@ -123,10 +125,10 @@ def phase_of(request: RequestInFlight) -> Literal["waiting", "streaming", "compl
 
 
 def row_of(conn: Conn, worker: int, now: float, path: str = "") -> Row:
-    """A connection now; ``path`` is what was looked for."""
+    """Return a connection's row. Requests that match ``path`` are listed first."""
     requests = [] if conn.state is ConnState.NEW else list(conn.exchanges)
     if path:
-        requests.sort(key=lambda request: path not in request.path)  # which is stable
+        requests.sort(key=lambda request: path not in request.path)  # sort() is stable
     received, sent = traffic(conn._socket)
     return Row(
         worker=worker,
@@ -141,7 +143,7 @@ def row_of(conn: Conn, worker: int, now: float, path: str = "") -> Row:
         path=conn.path,
         received=received,
         sent=sent,
-        in_flight=[request_of(each, now) for each in requests[:LISTED]],
+        in_flight=[request_of(each, now) for each in requests[:MAX_LISTED]],
         in_flight_count=len(requests),
     )
 

@@ -1,11 +1,11 @@
-"""A worker's Unix socket, on which other workers, and ``httptrack top``, ask what it is doing.
+"""A worker's Unix socket, on which other workers and ``httptrack top`` query it.
 
-A question is a line of JSON, and so is what it gets: ``{"query": {...}, "max_age": 0.9}``, and a
-``Report``, whose first byte comes at once. Without a query the report lists no connections. A
-client may ask as often as it likes, one question at a time.
+A request is a line of JSON: ``{"query": {...}, "max_age": 0.9}``. The response is a ``Report``,
+also a line of JSON. Its first byte is sent at once. Without a query the report lists no
+connections. A client may send any number of requests, one after the other.
 
-The socket is in a directory that nobody else can enter. And where the kernel tells who is at the
-other end, it must be the same user or root.
+The socket is in a directory that other users cannot enter. Besides, the peer must be the same user
+or root, if the kernel reports the peer's user.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ from pathlib import Path
 
 import trio
 
-from .directory import DirectoryError, forget, is_there, leave, prepared, socket_path
+from .directory import (
+    DirectoryError,
+    prepare_directory,
+    remove_if_empty,
+    remove_socket,
+    socket_exists,
+    socket_path,
+)
 from .monitor import Monitor
 from .query import Query
 from .sockets import is_own, peer_uid
 
-LONGEST_QUESTION = 2**14  # bytes
+MAX_REQUEST_SIZE = 2**14  # bytes
 BACKLOG = 64
 ATTEMPTS = 5
-LOOK_EVERY = 10  # seconds, to see whether our socket is still there
+CHECK_INTERVAL = 10  # seconds between two checks whether our socket still exists
 
 
 def listen(directory: Path, name: str) -> socket.socket:
-    """A socket that listens in the directory.
+    """Return a socket that listens in the directory.
 
     Raises:
       DirectoryError: its path would be too long.
@@ -40,8 +47,8 @@ def listen(directory: Path, name: str) -> socket.socket:
     path = socket_path(directory, name)
     sock = socket.socket(socket.AF_UNIX)
     try:
-        # Who finds a socket on which nobody listens takes it for a dead worker's, and removes it.
-        # So it gets its name when it listens.
+        # Other workers remove a socket that nobody listens on, because its worker must be dead.
+        # So the socket gets its final name only when it listens.
         unfinished = path.with_suffix("")
         sock.bind(os.fspath(unfinished))
         unfinished.chmod(0o600)
@@ -54,14 +61,14 @@ def listen(directory: Path, name: str) -> socket.socket:
 
 
 def prepare(runtime_dir: str | None, name: str) -> tuple[Path, socket.socket]:
-    """The directory and the socket of a worker.
+    """Return the directory and the socket of a worker.
 
     Raises:
-      DirectoryError, OSError: as ``prepared`` and ``listen``.
+      DirectoryError, OSError: as ``prepare_directory`` and ``listen``.
     """
     for _ in range(ATTEMPTS):
-        directory = prepared(runtime_dir)
-        with suppress(FileNotFoundError):  # another has just left the directory, and removed it
+        directory = prepare_directory(runtime_dir)
+        with suppress(FileNotFoundError):  # another worker has just removed the empty directory
             return directory, listen(directory, name)
     return directory, listen(directory, name)
 
@@ -72,10 +79,10 @@ async def serve(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Respond to questions until cancelled; then the socket goes, and the directory, if empty.
+    """Respond to requests until cancelled. Then remove the socket, and the directory if empty.
 
-    Where somebody removes the directory, as a log-out does with ``$XDG_RUNTIME_DIR``, it is made
-    again as soon as that can be.
+    If something else removes the directory, as a logout does with ``$XDG_RUNTIME_DIR``, it is made
+    again as soon as possible.
 
     Raises:
       DirectoryError, OSError: as ``prepare``, at the start.
@@ -89,54 +96,56 @@ async def serve(
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, partial(respond, monitor), [listener])
-                while is_there(path):  # noqa: ASYNC110  # a file has no Event
-                    await trio.sleep(LOOK_EVERY)
+                while socket_exists(path):  # noqa: ASYNC110  # a file has no Event
+                    await trio.sleep(CHECK_INTERVAL)
                 nursery.cancel_scope.cancel()
         finally:
             sock.close()
-            forget(path)
-            leave(directory)
+            remove_socket(path)
+            remove_if_empty(directory)
         again = None
         while again is None:
             with suppress(OSError, DirectoryError):
                 again = prepare(runtime_dir, monitor.name)
-            await trio.sleep(LOOK_EVERY if again is None else 0)
+            await trio.sleep(CHECK_INTERVAL if again is None else 0)
         directory, sock = again
 
 
 async def respond(monitor: Monitor, stream: trio.SocketStream) -> None:
-    """Respond to one client's questions."""
-    unread = b""
+    """Respond to the requests of one client."""
+    buffer = b""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         async with stream:
             uid = peer_uid(stream.socket)
             if uid is not None and not is_own(uid):
                 return
-            while len(unread) < LONGEST_QUESTION:
-                question, end, rest = unread.partition(b"\n")
+            while len(buffer) < MAX_REQUEST_SIZE:
+                request, end, rest = buffer.partition(b"\n")
                 if not end:
                     received = await stream.receive_some()
                     if not received:
                         return
-                    unread += received
+                    buffer += received
                     continue
-                unread = rest
-                await stream.send_all(b" ")  # JSON that begins: the loop runs, whatever is in turn
+                buffer = rest
+                # A first byte of JSON at once, even if the report has to wait: it shows that the
+                # event loop runs.
+                await stream.send_all(b" ")
                 try:
-                    query, max_age = understood(question)
+                    query, max_age = parsed(request)
                     report = await monitor.report(query, max_age=max_age)
                     with monitor.charged():
                         response = json.dumps(report, ensure_ascii=False).encode()
-                except Exception as error:  # it must end neither the worker nor its server
+                except Exception as error:  # it must not stop the worker
                     response = json.dumps({"error": repr(error)}).encode()
                 await stream.send_all(response + b"\n")
 
 
-def understood(question: bytes) -> tuple[Query | None, float]:
+def parsed(request: bytes) -> tuple[Query | None, float]:
     """
-    >>> understood(b'{"query": {"sort": "-age"}, "max_age": 0}')[0].sort
+    >>> parsed(b'{"query": {"sort": "-age"}, "max_age": 0}')[0].sort
     '-age'
     """
-    asked = json.loads(question)
-    query = asked["query"]
-    return None if query is None else Query(**query), float(asked["max_age"])
+    fields = json.loads(request)
+    query = fields["query"]
+    return None if query is None else Query(**query), float(fields["max_age"])

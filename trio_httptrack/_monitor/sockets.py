@@ -1,4 +1,4 @@
-"""What the kernel knows of a socket, which costs nothing until somebody asks."""
+"""What the kernel knows about a socket. It costs nothing until it is queried."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import sys
 import trio
 
 # In Linux's struct tcp_info, since 4.1: tcpi_bytes_acked and tcpi_bytes_received.
-MOVED = struct.Struct("QQ")
-MOVED_AT = 120
+BYTE_COUNTERS = struct.Struct("QQ")
+BYTE_COUNTERS_OFFSET = 120
 
 
 def traffic(sock: object) -> tuple[int | None, int | None]:
-    """How many bytes of a TCP connection's data were received, and sent and acknowledged.
+    """Return how many bytes a TCP connection has received, and sent and had acknowledged.
 
-    TLS and headers are among them. None where the system does not say.
+    TLS and headers are included. None if the system does not count them.
     """
-    if sys.platform == "linux" and isinstance(sock, socket.socket):  # else it is in memory
+    if sys.platform == "linux" and isinstance(sock, socket.socket):  # otherwise it is in memory
         try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MOVED_AT + MOVED.size)
-            sent, received = MOVED.unpack_from(info, MOVED_AT)
+            info = sock.getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, BYTE_COUNTERS_OFFSET + BYTE_COUNTERS.size
+            )
+            sent, received = BYTE_COUNTERS.unpack_from(info, BYTE_COUNTERS_OFFSET)
             return received, sent
-        except (OSError, struct.error):  # it is closed, or a Unix socket, or the kernel is old
+        except (OSError, struct.error):  # closed, or a Unix socket, or an old kernel
             pass
     return None, None
 
 
 def is_own(uid: int) -> bool:
-    """Whether it is the user that runs this process, or root."""
+    """Return whether a user is the one that runs this process, or root."""
     return uid in (0, os.geteuid())
 
 
 def peer_uid(sock: object) -> int | None:
-    """The user at the other end of a Unix socket; None if it is none, or nobody can tell."""
+    """Return the user ID of a Unix socket's peer; None for another socket, or if unknown."""
     if (
         not hasattr(socket, "SO_PEERCRED")
         or not isinstance(sock, (socket.socket, trio.socket.SocketType))
@@ -44,7 +46,7 @@ def peer_uid(sock: object) -> int | None:
         return None
     try:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    except OSError:  # it is closed
+    except OSError:  # the socket is closed
         return None
     _, uid, _ = struct.unpack("3i", credentials)
     return int(uid)

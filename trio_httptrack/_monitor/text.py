@@ -1,10 +1,10 @@
 """A view as plain text, for a terminal or a log.
 
-It is made of lines, and each line of spans that say what they are, such as ``"trouble"``. As plain
-text that is left out; ``httptrack top`` gives each a colour. So both show the same.
+A view becomes lines, and each line consists of spans with a style, such as ``"trouble"``. Plain
+text leaves the styles out, and ``httptrack top`` gives each a colour. So both show the same.
 
-Whatever goes into a span was made visible before: processes of other users may have said it, and
-it may be root who looks.
+Text in a span contains no control characters. It may come from clients or from processes of other
+users, and the viewer may be root: an escape sequence could attack the terminal.
 """
 
 from __future__ import annotations
@@ -14,11 +14,21 @@ from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 from .._states import ConnState
-from .monitor import BLOCKED
+from .formatting import (
+    NOTHING,
+    SLOW,
+    display_width,
+    duration,
+    lateness,
+    rounded,
+    size,
+    truncate,
+    visible,
+)
+from .monitor import BLOCKED_AFTER
 from .query import DEFAULTS, Query
-from .report import CLASSES, GAUGES, LISTED, Group, Request, Row, Worker
-from .view import View, whose
-from .words import NOTHING, SLOW, cells, cut, duration, lateness, rounded, size, visible
+from .report import GAUGES, MAX_LISTED, STATUS_CLASSES, Group, Request, Row, Worker
+from .view import View, responding_share
 
 WIDTH = 80  # columns
 
@@ -26,7 +36,7 @@ Style = Literal["", "strong", "weak", "trouble", "heading"]
 
 
 class Span(NamedTuple):
-    """Text of one style within a line. It has nothing in it that cannot be seen."""
+    """Text of one style within a line. It has no control characters."""
 
     text: str
     style: Style = ""
@@ -38,13 +48,13 @@ STATES: dict[str, Style] = {"active": "strong", "idle": "weak", "closed": "weak"
 
 
 def as_text(view: View, width: int = WIDTH) -> str:
-    """Everything in a view, in lines of so many columns at most."""
+    """Return everything in a view, in lines of at most ``width`` columns."""
     headings, rows = table(view, width)
     parts: list[list[Line]] = [
         [title(view)],
         workers(view),
         [numbers(view), *rates(view)],
-        [chosen(view)],
+        [selection(view)],
         [headings, *rows] if rows else [],
     ]
     paragraphs = ["\n".join(plain(line, width) for line in part) for part in parts if part]
@@ -52,16 +62,16 @@ def as_text(view: View, width: int = WIDTH) -> str:
 
 
 def plain(line: Line, width: int) -> str:
-    return "".join(span.text for span in fitting(line, width)).rstrip()
+    return "".join(span.text for span in cut_to_width(line, width)).rstrip()
 
 
-def fitting(line: Line, width: int) -> Line:
-    """The same line, cut where there is no more room for it."""
+def cut_to_width(line: Line, width: int) -> Line:
+    """Return a line without what exceeds the width."""
     fits: Line = []
     for span in line:
-        text = cut(span.text, width)
+        text = truncate(span.text, width)
         fits.append(span._replace(text=text))
-        width -= cells(text)
+        width -= display_width(text)
         if text != span.text:
             break
     return fits
@@ -73,7 +83,7 @@ def title(view: View) -> Line:
 
 
 def workers(view: View) -> list[Line]:
-    """A line for each, below their headings."""
+    """Return the table of workers, with its headings."""
     lines = columns(
         [
             [Span(each, "weak") for each in ("Worker", "Uptime", "Connections", "Loop lag")],
@@ -89,13 +99,13 @@ def workers(view: View) -> list[Line]:
     return lines
 
 
-def headed(*titles: str) -> list[Span]:
+def heading_cells(*titles: str) -> list[Span]:
     return [Span(title, "heading") for title in titles]
 
 
 def _worker(worker: Worker) -> list[Span]:
     pid, uptime, lag = Span(safe(worker["pid"])), worker["uptime"], worker["lag"]
-    if uptime is None or lag is None:  # it is silent
+    if uptime is None or lag is None:  # it does not respond
         return [pid]
     return [
         pid,
@@ -103,32 +113,32 @@ def _worker(worker: Worker) -> list[Span]:
         Span(f"{worker['connections']:,}"),
         Span(
             lateness(lag),
-            "trouble" if lag >= BLOCKED else "",
+            "trouble" if lag >= BLOCKED_AFTER else "",
         ),
     ]
 
 
 def numbers(view: View) -> Line:
-    """How many connections are in which state, as far as their workers respond."""
+    """Return how many connections are in each state, of the workers that respond."""
     states = (f"{view['connections'][state]:,} {state}" for state in GAUGES)
     numbers = f"{', '.join(states)}; {view['websockets']:,} WebSockets"
-    return [Span(f"Connections{whose(view)}: {numbers}")]
+    return [Span(f"Connections{responding_share(view)}: {numbers}")]
 
 
 def rates(view: View) -> list[Line]:
-    """What happens in a second, if that is known yet."""
+    """Return the rates per second; no line if they are not known yet."""
     found = view["per_second"]
     if found is None:
         return []
     line = [Span(f"Per second: {rounded(found['requests'])} requests; responses:")]
-    for each in CLASSES:
+    for each in STATUS_CLASSES:
         if found[each]:
             line.append(Span(f" {each} {rounded(found[each])}", "trouble" if each == "5xx" else ""))
     return [line if len(line) > 1 else [*line, Span(" none")]]
 
 
-def chosen(view: View) -> Line:
-    """Which connections are listed, and in which order."""
+def selection(view: View) -> Line:
+    """Return which connections are listed, and in which order."""
     query = Query(**view["query"])
     matching = view["matching"]
     total = sum(view["connections"].values())
@@ -156,46 +166,47 @@ def order(query: Query) -> str:
     return f"by {query.order}, {'greatest' if query.descending else 'least'} first"
 
 
-def table(view: View, width: int, listed: int = LISTED) -> tuple[Line, list[Line]]:
-    """Headings, and below them the connections with their requests in flight, or the clients.
+def table(view: View, width: int, listed: int = MAX_LISTED) -> tuple[Line, list[Line]]:
+    """Return the headings and the lines of the table: connections with their requests, or clients.
 
     Args:
       view: what to show.
-      width: of the terminal. What has no room is left out, from the right, and at last cut.
+      width: the columns of the terminal. If it is too narrow, table columns are left out from the
+        right. Then the client is cut.
       listed: how many requests are listed of each connection at most.
     """
     if view["query"]["group"]:
         headings, *lines = columns([GROUP, *map(_group, view["groups"])], range(1, len(GROUP)))
         return headings, lines
     rows = view["rows"]
-    headings, *lines = columns(narrowed([ROW, *map(_row, rows)], width), RIGHT, gap=" ")
-    below: list[Line] = []
+    headings, *lines = columns(fit_columns([ROW, *map(_row, rows)], width), RIGHT_ALIGNED, gap=" ")
+    lines_out: list[Line] = []
     for row, line in zip(rows, lines, strict=True):
-        below += [line, *requests(row, width, listed)]
-    return headings, below
+        lines_out += [line, *requests(row, width, listed)]
+    return headings, lines_out
 
 
-def narrowed(rows: list[list[Span]], width: int) -> list[list[Span]]:
-    """Rows of cells that have room in so many columns of the terminal, with a blank between two."""
-    widths = widths_of(rows)
-    while len(widths) > ESSENTIAL and sum(widths) + len(widths) - 1 > width:
+def fit_columns(rows: list[list[Span]], width: int) -> list[list[Span]]:
+    """Return rows of cells that fit into a terminal, with a blank between two cells."""
+    widths = column_widths(rows)
+    while len(widths) > MIN_COLUMNS and sum(widths) + len(widths) - 1 > width:
         widths.pop()
-    room = width - (sum(widths) - widths[CLIENT]) - (len(widths) - 1)
-    room = max(room, NARROWEST)
+    client_width = width - (sum(widths) - widths[CLIENT]) - (len(widths) - 1)
+    client_width = max(client_width, MIN_CLIENT_WIDTH)
     return [
         [
-            Span(cut(cell.text, room), cell.style) if number == CLIENT else cell
+            Span(truncate(cell.text, client_width), cell.style) if number == CLIENT else cell
             for number, cell in enumerate(row[: len(widths)])
         ]
         for row in rows
     ]
 
 
-ROW = headed("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
-CLIENT = 2  # is cut where there is no room
-NARROWEST = 12  # and keeps so many of the terminal's columns
-ESSENTIAL = 5  # are never left out
-RIGHT = {1, 3, 4, 5, 6, 8, 9}
+ROW = heading_cells("State", "For", "Client", "Worker", "ID", "Age", "Reqs", "HTTP", "In", "Out")
+CLIENT = 2  # the index of the column that is cut to fit
+MIN_CLIENT_WIDTH = 12  # the least width of that column
+MIN_COLUMNS = 5  # the number of columns that are never left out
+RIGHT_ALIGNED = {1, 3, 4, 5, 6, 8, 9}
 
 
 def _row(row: Row) -> list[Span]:
@@ -218,7 +229,7 @@ def _row(row: Row) -> list[Span]:
 
 
 def requests(row: Row, width: int, listed: int) -> list[Line]:
-    """A connection's requests in flight, the oldest first."""
+    """Return the lines of a connection's requests in flight, the oldest first."""
     shown = row["in_flight"][:listed]
     lines = [_request(request, width) for request in shown]
     count = row["in_flight_count"]
@@ -231,14 +242,14 @@ def _request(request: Request, width: int) -> Line:
     stream = request["stream"]
     phase = safe(request["phase"])
     slow = phase == "waiting" and request["age"] >= SLOW
-    before = f"{brief(request['age']):>10} {phase:<9} "
-    behind = "" if stream is None else f"  stream {safe(stream)}"
+    prefix = f"{brief(request['age']):>10} {phase:<9} "
+    suffix = "" if stream is None else f"  stream {safe(stream)}"
     what = f"{safe(request['method'])} {safe(request['path'])}"
-    what = cut(what, width - cells(before) - cells(behind))
-    return [Span(f"{before}{what}", "trouble" if slow else ""), Span(behind, "weak")]
+    what = truncate(what, width - display_width(prefix) - display_width(suffix))
+    return [Span(f"{prefix}{what}", "trouble" if slow else ""), Span(suffix, "weak")]
 
 
-GROUP = headed("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
+GROUP = heading_cells("Client", "Connections", *(str(s).title() for s in ConnState), "Oldest")
 
 
 def _group(group: Group) -> list[Span]:
@@ -251,28 +262,30 @@ def _group(group: Group) -> list[Span]:
 
 
 def columns(rows: Sequence[list[Span]], right: Container[int], gap: str = "  ") -> list[Line]:
-    """Rows of cells as lines; the cells of some columns are at the right of theirs."""
-    widths = widths_of(rows)
+    """Return rows of cells as lines. The columns in ``right`` are right-aligned."""
+    widths = column_widths(rows)
     return [
         [
-            Span(f"{gap if number else ''}{padded(cell.text, width, number in right)}", cell.style)
+            Span(f"{gap if number else ''}{pad(cell.text, width, number in right)}", cell.style)
             for number, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         for row in rows
     ]
 
 
-def widths_of(rows: Sequence[list[Span]]) -> list[int]:
-    """Of each column; a row may lack the last ones."""
-    return [max(map(cells, column)) for column in zip_longest(*map(texts, rows), fillvalue="")]
+def column_widths(rows: Sequence[list[Span]]) -> list[int]:
+    """Return the width of each column. A row may lack the last columns."""
+    return [
+        max(map(display_width, column)) for column in zip_longest(*map(texts, rows), fillvalue="")
+    ]
 
 
 def texts(row: list[Span]) -> list[str]:
     return [cell.text for cell in row]
 
 
-def padded(text: str, width: int, right: bool) -> str:
-    blanks = " " * (width - cells(text))
+def pad(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - display_width(text))
     return f"{blanks}{text}" if right else f"{text}{blanks}"
 
 
@@ -293,5 +306,5 @@ def brief_size(number: int | None) -> str:
 
 
 def safe(value: Any) -> str:
-    """What another process or a peer has said, of whatever type that is."""
+    """Return a value of another process or a client as a string without control characters."""
     return visible(str(value))

@@ -1,6 +1,6 @@
-"""What all workers are doing, as one viewer wants to see it: several reports as one.
+"""A view: the reports of all workers, merged for one viewer.
 
-It is JSON, too: the status page responds with it, and ``httptrack top`` reads it there.
+It can be sent as JSON: the status page serves it, and ``httptrack top`` reads it there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from itertools import zip_longest
 from typing import Any, TypedDict
 
-from .query import LAST_PAGE, ROWS, Query
+from .query import MAX_PAGES, ROWS_PER_PAGE, Query
 from .report import COUNTERS, GAUGES, Group, Report, Row, Worker
 
 
@@ -22,48 +22,48 @@ class View(TypedDict):
 
     host: str
     time: str
-    """UTC, as in ISO 8601."""
+    """The time in UTC, in the format of ISO 8601."""
 
     workers: list[Worker]
     connections: dict[str, int]
-    """How many are in each state."""
+    """The number of connections in each state."""
 
     websockets: int
     totals: dict[str, int]
-    """Since the workers' starts: how often each state was entered, requests, and responses by
-    status class."""
+    """Counts since the workers' starts: how often each state was entered, requests, and responses
+    by status class."""
 
     per_second: dict[str, float] | None
-    """The same, over the last ten seconds."""
+    """The rates of these counts over the last ten seconds; None if not known yet."""
 
     history: dict[str, list[int | None]]
-    """How many connections were in each state in the last minutes, one number a second."""
+    """The number of connections in each state in the last minutes, one value a second."""
 
     query: dict[str, Any]
     matching: int
     """How many connections pass the filters."""
 
     pages: int
-    """Ten at most; a page has a hundred rows, or groups."""
+    """The number of pages, at most ten. A page has a hundred rows, or groups."""
 
     rows: list[Row]
     groups: list[Group]
 
 
 def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) -> View:
-    """Put together what the workers say.
+    """Merge the reports of workers.
 
     Args:
-      query: what was asked.
-      reports: what was answered.
-      silent: the workers that have not.
+      query: what the viewer wants to see.
+      reports: the workers' reports for this query.
+      silent: the workers that did not respond.
     """
     groups = merged_groups(report["groups"] for report in reports)
     matching = sum(report["matching"] for report in reports)
     found = len(groups) if query.group else matching
-    pages = min(max(1, -(-found // ROWS)), LAST_PAGE)
+    pages = min(max(1, -(-found // ROWS_PER_PAGE)), MAX_PAGES)
     page = min(query.page, pages)
-    shown = slice((page - 1) * ROWS, page * ROWS)
+    shown = slice((page - 1) * ROWS_PER_PAGE, page * ROWS_PER_PAGE)
     keyed = [pair for each in reports for pair in zip(each["keys"], each["rows"], strict=True)]
     keyed.sort(key=lambda pair: pair[0], reverse=query.descending)
     known = [report["rates"] for report in reports]
@@ -88,8 +88,8 @@ def view_of(query: Query, reports: list[Report], silent: Iterable[Worker] = ()) 
     )
 
 
-def whose(view: View) -> str:
-    """Of how many workers the view is, where that is not all of them."""
+def responding_share(view: View) -> str:
+    """Return how many workers have responded, as text; empty if all have."""
     known = sum(worker["silent"] is None for worker in view["workers"])
     number = len(view["workers"])
     return "" if known == number else f" of {known:,} of {number:,} workers"
@@ -103,7 +103,7 @@ def total(names: Iterable[str], numbers: Iterable[dict[str, Any]]) -> dict[str, 
 
 
 def summed(lines: list[list[int | None]]) -> list[int | None]:
-    """Second by second, from now backwards: some workers are younger than others."""
+    """Add up histories, aligned at their ends: some workers are younger than others."""
     backwards = zip_longest(*(reversed(line) for line in lines))
     sums = [
         None if all(each is None for each in second) else sum(filter(None, second))
@@ -113,7 +113,7 @@ def summed(lines: list[list[int | None]]) -> list[int | None]:
 
 
 def merged_groups(groups: Iterable[list[Group]]) -> list[Group]:
-    """The same clients' connections of all workers, the busiest first."""
+    """Merge the workers' groups by client, the client with the most connections first."""
     merged: dict[str, Group] = {}
     for group in (group for each in groups for group in each):
         client = group["client"]

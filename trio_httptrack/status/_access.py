@@ -1,9 +1,9 @@
-"""Who may see the page. It shows the addresses of clients and the paths that they request.
+"""Access control of the page, which shows the addresses of clients and the paths that they request.
 
-An address does not prove who somebody is: behind a proxy on the same machine everybody has the
-proxy's, and nothing in a request says for certain that there is none. So the page opens by a
-token, which is in the server's log; who can read that may see the page, from wherever it is
-looked at. With ``allow`` the address at the other end of the socket is all that counts.
+An address does not identify a viewer. Behind a proxy on the same machine all viewers have the
+proxy's address, and a request does not show for certain whether there is a proxy. So the page needs
+a token, which is in the server's log. A viewer who can read the log may see the page, from any
+address. With ``allow`` only the peer address of the socket counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNIX = "unix"
 
 
 class Access:
-    """``allow`` are networks and addresses as strings, and ``"unix"``; None is for the token."""
+    """The rule of access. ``allow`` has networks as strings, and ``"unix"``; None: by token."""
 
     def __init__(self, allow: Iterable[str] | None) -> None:
         if isinstance(allow, str):
@@ -47,20 +47,20 @@ class Access:
 
     @cached_property
     def token(self) -> str:
-        """The same in all workers of a server, also of those after a reload, and in no other.
+        """The token. It is the same in all workers of one server, even after a reload.
 
-        Workers have the secret of the process that has started them: multiprocessing's.
+        It is made from multiprocessing's secret key, which workers inherit from their parent.
         """
         secret = bytes(current_process().authkey)
         return hmac.new(secret, b"trio_httptrack.status", "sha256").hexdigest()[:32]
 
     def refusal(self, scope: Any) -> str | None:
-        """Why the request is refused, if it is."""
+        """Return why the request is refused; None if it is allowed."""
         if self.by_token:
-            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if hmac.compare_digest(given.encode(), self.token.encode()):
+            sent = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if hmac.compare_digest(sent.encode(), self.token.encode()):
                 return None
-            return "This page opens by its token, as in ?token=...: the server's log has it."
+            return "This page needs its token, as in ?token=...: the server's log has it."
         conn = conn_of(scope)
         uid = None if conn is None or not self._unix else peer_uid(conn._socket)
         if uid is not None and is_own(uid):
@@ -68,7 +68,7 @@ class Access:
         peer = _peer(scope)
         if peer is not None and any(peer in network for network in self._networks):
             return None
-        return f"You may not look at this page from {peer or 'an unknown address'}."
+        return f"You may not view this page from {peer or 'an unknown address'}."
 
 
 def _network(name: object) -> IPv4Network | IPv6Network:
@@ -79,7 +79,7 @@ def _network(name: object) -> IPv4Network | IPv6Network:
 
 def _peer(scope: Any) -> IPv4Address | IPv6Address | None:
     conn = conn_of(scope)
-    # Middleware may put into the scope what it reads in a header.
+    # Not scope["client"] of a tracked server: middleware may have set it from a header.
     client: Any = scope.get("client") if conn is None else conn.client
     try:
         peer = ip_address(client[0])

@@ -9,8 +9,8 @@ from typing import Any
 
 import trio
 
-from .._asgi import conn_of, live, monitor_of, refuse_websocket
-from .._monitor.monitor import INTERVAL, Monitor, young
+from .._asgi import conn_of, monitor_of, refuse_websocket, run_lifespan
+from .._monitor.monitor import SAMPLE_INTERVAL, Monitor, still_fresh
 from .._monitor.query import Query
 from .._monitor.text import as_text
 from .._monitor.view import View
@@ -19,33 +19,34 @@ from ._page import POLICY, page, update
 
 HTML, JSON, EVENTS, TEXT = "text/html", "application/json", "text/event-stream", "text/plain"
 UNTRACKED = (
-    "This server is not tracked, so there is nothing to show: has its config a conn_state, "
-    "and is it started with -k trio?"
+    "This server is not tracked, so there is nothing to show: does its config have a conn_state, "
+    "and was it started with -k trio?"
 )
-MAX_AGE = INTERVAL - 0.1  # seconds: who looks each second may see what another viewer was shown
+MAX_AGE = SAMPLE_INTERVAL - 0.1  # seconds: viewers that refresh every second share reports
 
 
 class StatusApp:
     """An ASGI application that shows what the connections of all workers are doing.
 
-    Mount it anywhere. It responds to every path below its mount with the same page, by what the
-    client accepts: HTML; ``application/json``; ``text/plain``, for a terminal; or
-    ``text/event-stream``, by which the page keeps itself up to date. The query chooses which of
-    the open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A
-    page has a hundred, by default those first that may be stuck: the oldest requests in flight.
+    Mount it anywhere. Every path below its mount serves the same page. The ``Accept`` header
+    chooses the format: HTML; ``application/json``; ``text/plain``, for a terminal; or
+    ``text/event-stream``, with which the page updates itself. The query of the URL chooses which
+    open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A page has
+    a hundred connections. By default those that may be stuck come first: the ones with the oldest
+    requests in flight.
 
     It is read-only, loads nothing from other hosts, and is not cached. It shows addresses and
     paths, but no queries and no headers.
 
     Args:
-      allow: who may look, as a list of networks, such as ``["10.1.0.0/16", "::1"]``, and
-        ``"unix"`` for the server's own user and root on a Unix socket. A peer's address is that
-        of its socket; headers such as ``X-Forwarded-For`` do not change it. By default the page
-        opens by its :attr:`token`, from wherever it is looked at. Everybody else gets a 403.
+      allow: the networks that may view the page, such as ``["10.1.0.0/16", "::1"]``, and
+        ``"unix"`` for the server's own user and root on a Unix socket. The address of the socket
+        counts. Headers such as ``X-Forwarded-For`` do not change it. By default the page needs its
+        :attr:`token`, from any address. Other viewers get a 403.
 
     Raises:
-      TypeError: ``allow`` is a single string, or something in it is no string.
-      ValueError: something in ``allow`` is not a network.
+      TypeError: ``allow`` is a single string, or an item of it is not a string.
+      ValueError: an item of ``allow`` is not a network.
 
     >>> status = StatusApp()
     >>> async def app(scope, receive, send):
@@ -56,31 +57,31 @@ class StatusApp:
     def __init__(self, *, allow: Iterable[str] | None = None) -> None:
         self._access = Access(allow)
         self._announced = False
-        # What the viewers of this second are sent: those who want to see the same share it.
+        # The updates of this second. Viewers with the same query share them.
         self._updates: dict[tuple[str, Query], tuple[float, bytes]] = {}
-        self._turn = trio.Lock()
+        self._lock = trio.Lock()
 
     @property
     def token(self) -> str:
-        """What opens the page, as in ``?token=...``, unless ``allow`` is given.
+        """The token that a viewer needs, as in ``?token=...``, unless ``allow`` is given.
 
-        All workers of a server have the same, until its parent process ends. The log has it, too:
-        at the start, if the application passes on the lifespan's events, and else when somebody
-        looks who has no token.
+        All workers of a server have the same token, until its parent process exits. It is also in
+        the log: at the start, if the application passes lifespan events to this one, or else at the
+        first request without a token.
         """
         return self._access.token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await self._announce(scope)
-            await live(receive, send)
+            await run_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         else:
             await self._respond(scope, receive, send)
 
     async def _announce(self, scope: Any) -> None:
-        """Log how the page is opened, once in each process."""
+        """Log the token, once in each process."""
         monitor = monitor_of(scope)
         if self._access.by_token and not self._announced and monitor is not None:
             self._announced = True
@@ -102,34 +103,34 @@ class StatusApp:
             except ValueError as error:
                 await respond(send, 400, f"{error}.")
                 return
-            with monitor.looking(conn_of(scope)):
-                await self._show(monitor, query, scope, receive, send)
+            with monitor.viewing(conn_of(scope)):
+                await self._send_view(monitor, query, scope, receive, send)
 
-    async def _show(
+    async def _send_view(
         self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
     ) -> None:
-        kind = accepted(scope["headers"])
-        if kind == EVENTS:
+        media_type = media_type_for(scope["headers"])
+        if media_type == EVENTS:
             await self._stream(monitor, query, scope, receive, send)
             return
         view = await monitor.view(query)
         with monitor.charged():
-            body = self._rendered(view, kind)
-        await respond(send, 200, body, kind)
+            body = self._rendered(view, media_type)
+        await respond(send, 200, body, media_type)
 
-    def _rendered(self, view: View, kind: str) -> str:
-        if kind == JSON:
+    def _rendered(self, view: View, media_type: str) -> str:
+        if media_type == JSON:
             return json.dumps(view)
-        self._updates.clear()  # what this viewer will be sent next must not be older
-        return as_text(view) if kind == TEXT else page(view, self._link_token)
+        self._updates.clear()  # the next update for this viewer must not be older than this page
+        return as_text(view) if media_type == TEXT else page(view, self._link_token)
 
     @property
     def _link_token(self) -> str | None:
-        """What the page's own links need."""
+        """The token for the page's own links; None if they need none."""
         return self.token if self._access.by_token else None
 
     async def _update(self, monitor: Monitor, query: Query) -> bytes:
-        async with self._turn:
+        async with self._lock:
             shared = monitor.name, query
             updated, body = self._updates.get(shared, (-math.inf, b""))
             if trio.current_time() - updated > MAX_AGE:
@@ -137,21 +138,21 @@ class StatusApp:
                 with monitor.charged():
                     body = f"data: {update(view, self._link_token)}\n\n".encode()
                 now = trio.current_time()
-                self._updates = {**young(self._updates, now), shared: (now, body)}
+                self._updates = {**still_fresh(self._updates, now), shared: (now, body)}
             return body
 
     async def _stream(
         self, monitor: Monitor, query: Query, scope: Any, receive: Any, send: Any
     ) -> None:
-        """Send what changes each second, until the viewer or the server goes."""
-        await send(head(200, EVENTS))
+        """Send an update each second, until the viewer disconnects or the connection drains."""
+        await send(response_start(200, EVENTS))
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body"})
             return
         conn = conn_of(scope)
         async with trio.open_nursery() as nursery:
 
-            async def end_with(wait: Callable[[], Awaitable[object]]) -> None:
+            async def stop_after(wait: Callable[[], Awaitable[object]]) -> None:
                 await wait()
                 nursery.cancel_scope.cancel()
 
@@ -159,27 +160,29 @@ class StatusApp:
                 while (await receive())["type"] != "http.disconnect":
                     pass
 
-            nursery.start_soon(end_with, disconnect)
+            nursery.start_soon(stop_after, disconnect)
             if conn is not None:
-                nursery.start_soon(end_with, conn.draining.wait)
+                nursery.start_soon(stop_after, conn.draining.wait)
             while True:
                 body = await self._update(monitor, query)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-                await trio.sleep(INTERVAL)
+                await trio.sleep(SAMPLE_INTERVAL)
         await send({"type": "http.response.body"})
 
 
-def accepted(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The kind of response that the client names first; HTML if it names none of them."""
+def media_type_for(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the first of our media types in the Accept header; HTML if it has none."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
-    return next((kind for kind in kinds if kind in (HTML, JSON, EVENTS, TEXT)), HTML)
+    return next(
+        (media_type for media_type in kinds if media_type in (HTML, JSON, EVENTS, TEXT)), HTML
+    )
 
 
-def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
-    """A response's first event. What it says is for this viewer, at this moment, on this page."""
+def response_start(status: int, media_type: str, **headers: str) -> dict[str, Any]:
+    """Return a response's first event. Its headers forbid caching, framing and foreign content."""
     fields = {
-        "content-type": kind if kind == JSON else f"{kind}; charset=utf-8",
+        "content-type": media_type if media_type == JSON else f"{media_type}; charset=utf-8",
         "cache-control": "no-store",
         "content-security-policy": POLICY,
         "cross-origin-resource-policy": "same-origin",
@@ -195,8 +198,10 @@ def head(status: int, kind: str, **headers: str) -> dict[str, Any]:
     }
 
 
-async def respond(send: Any, status: int, text: str, kind: str = TEXT, **headers: str) -> None:
+async def respond(
+    send: Any, status: int, text: str, media_type: str = TEXT, **headers: str
+) -> None:
     body = text.encode() if status == 200 else f"{text}\n".encode()
     headers["content-length"] = str(len(body))
-    await send(head(status, kind, **headers))
+    await send(response_start(status, media_type, **headers))
     await send({"type": "http.response.body", "body": body})

@@ -1,8 +1,8 @@
-"""The view as HTML: the whole page, and the parts of it that change while somebody looks.
+"""A view as HTML: the whole page, and the parts of it that are updated.
 
-Nothing is loaded from anywhere: the style and the script are in the page, and by their hashes the
-policy allows these two and nothing else. All that a peer has said is escaped, and what cannot be
-seen of it is spelled out.
+The page loads nothing: it contains its style and its script. The content security policy has the
+hashes of these two, and forbids everything else. Text from clients is escaped, and so are invisible
+characters in it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlencode
 
-from .._monitor.monitor import BLOCKED, LENGTH, RATES_OVER
-from .._monitor.query import LARGEST_FIRST, LONGEST_FILTER, Query
-from .._monitor.report import CLASSES, GAUGES, Group, Request, Row, Worker
-from .._monitor.view import View, whose
-from .._monitor.words import NOTHING, SLOW, duration, lateness, rounded, size, visible
+from .._monitor.formatting import NOTHING, SLOW, duration, lateness, rounded, size, visible
+from .._monitor.monitor import BLOCKED_AFTER, HISTORY_LENGTH, RATE_WINDOW
+from .._monitor.query import LARGEST_FIRST, MAX_FILTER_LENGTH, Query
+from .._monitor.report import GAUGES, STATUS_CLASSES, Group, Request, Row, Worker
+from .._monitor.view import View, responding_share
 from .._states import ConnState
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-OLDEST = 3  # requests of a connection that are always shown; the others can be unfolded
+ALWAYS_SHOWN = 3  # requests of a connection; the others can be unfolded
 
 MEANINGS = {
     "new": "no request yet",
@@ -49,10 +49,10 @@ RATES = {
     "new": "accepted",
     "closed": "closed",
     "requests": "requests",
-    **{kind: kind for kind in CLASSES[1:]},
+    **{kind: kind for kind in STATUS_CLASSES[1:]},
 }
 
-# The columns of the connections, each with the orders that its header has links for.
+# The columns of the connections, each with the sort orders that its heading links to.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "state": {"state": "State"},
     "in_state": {"in_state": "In state for"},
@@ -64,9 +64,9 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "sent": {"": "Sent"},
     "age": {"age": "Age"},
     "worker": {"": "Worker"},
-    "id": {"id": "No."},
+    "id": {"id": "ID"},
 }
-ORDERED = {
+ORDER_TITLES = {
     "-stuck": "the oldest request first",
     "stuck": "the oldest request last",
     **{
@@ -80,7 +80,7 @@ ORDERED = {
 
 
 def page(view: View, token: str | None) -> str:
-    """The whole page. With a token, each of its links and forms has it."""
+    """Return the whole page. Each link and form has the token, if there is one."""
     shown = Page(view, token)
     changing = shown.parts()
     host = escape(visible(view["host"]))
@@ -111,11 +111,11 @@ def page(view: View, token: str | None) -> str:
 </table>
 </section>
 <section class="states">
-<h2>States, over the last {LENGTH // 60} minutes</h2>
+<h2>States, over the last {HISTORY_LENGTH // 60} minutes</h2>
 <ul id="states">{changing["states"]}</ul>
 </section>
 <section class="rates">
-<h2>Rates over the last {RATES_OVER} seconds, and totals</h2>
+<h2>Rates over the last {RATE_WINDOW} seconds, and totals</h2>
 <dl id="rates">{changing["rates"]}</dl>
 </section>
 <section id="connections">
@@ -135,12 +135,12 @@ def page(view: View, token: str | None) -> str:
 
 
 def update(view: View, token: str | None) -> str:
-    """The changing parts, each by the id of its element."""
+    """Return the parts that change as JSON, by the ID of their elements."""
     return json.dumps(Page(view, token).parts(), ensure_ascii=False)
 
 
 class Page:
-    """A view, as it is shown to those who open the page with its query."""
+    """The HTML of one view."""
 
     def __init__(self, view: View, token: str | None) -> None:
         self.view = view
@@ -156,27 +156,29 @@ class Page:
             "states": "".join(map(self._state, GAUGES)),
             "rates": f"<div><dt>WebSockets</dt> <dd>{view['websockets']:,}</dd> "
             f'<dd class="total">open</dd></div>{"".join(map(self._rate, RATES))}',
-            "found": self._found(),
+            "found": self._summary_line(),
             "rows": "".join(rows),
         }
 
     def _link(self, text: str, attributes: str = "", **changes: object) -> str:
-        """A link to the same page with another query."""
+        """Return a link to the same page with another query."""
         query = self.query.link(**changes)
         if self._token is not None:
             query += f"{'&' if query != '?' else ''}{urlencode({'token': self._token})}"
         return f'<a href="{escape(query)}#connections"{attributes}>{text}</a>'
 
     def _state(self, state: str) -> str:
-        history = self.view["history"][state][-LENGTH:]
+        history = self.view["history"][state][-HISTORY_LENGTH:]
         numbers = [number for number in history if number is not None]
         least, peak = min(numbers, default=0), max(numbers, default=0)
         now = self.view["connections"][state]
-        label = f"{state}: between {least:,} and {peak:,} in the last {LENGTH // 60} minutes"
+        label = (
+            f"{state}: between {least:,} and {peak:,} in the last {HISTORY_LENGTH // 60} minutes"
+        )
         link = self._link(state, state=state, page=1)
         return (
             f'<li class="{state}"><h3>{link}</h3> <p class="number">{now:,}</p> '
-            f'<svg viewBox="0 0 {LENGTH} 100" preserveAspectRatio="none" role="img" '
+            f'<svg viewBox="0 0 {HISTORY_LENGTH} 100" preserveAspectRatio="none" role="img" '
             f'aria-label="{label}"><path d="{_chart(history, peak)}"/></svg> '
             f'<p class="about">{MEANINGS[state]}</p> <p class="peak">peak {peak:,}</p></li>'
         )
@@ -191,7 +193,7 @@ class Page:
         )
 
     def form(self) -> str:
-        """The filters. It is not part of the updates: somebody may be filling it in."""
+        """Return the form of filters. It is not updated, because a viewer may be filling it in."""
         query = self.query
         states = "".join(
             f"<option{' selected' if state == query.state else ''}>{state}</option>"
@@ -203,7 +205,7 @@ class Page:
             for name, value in kept.items()
             if value is not None
         )
-        text = f'autocapitalize="none" spellcheck="false" maxlength="{LONGEST_FILTER}"'
+        text = f'autocapitalize="none" spellcheck="false" maxlength="{MAX_FILTER_LENGTH}"'
         unfolded = " open" if query.filters or query.group else ""
         return f"""<details{unfolded}><summary>Filter or group</summary>
 <form action="#connections">{hidden}
@@ -216,11 +218,13 @@ class Page:
 </form>
 </details>"""
 
-    def _found(self) -> str:
-        """How many there are, by which filters and in which order, and the ways to the others."""
+    def _summary_line(self) -> str:
+        """Return the number of connections, the filters, the order, and links to other pages."""
         view, query = self.view, self.query
         opened = sum(view["connections"].values())
-        said = f"{view['matching']:,} of {opened:,}" if query.filters else f"{view['matching']:,}"
+        number = f"{view['matching']:,}"
+        if query.filters:
+            number += f" of {opened:,}"
         filters = {
             "state": query.state,
             "client begins with": query.client,
@@ -234,7 +238,7 @@ class Page:
                 "remove filters", ' data-key="none"', state="", client="", path="", page=1
             )
             only = f": {only} ({none})"
-        order = "the busiest client first" if query.group else ORDERED[query.sort]
+        order = "the busiest client first" if query.group else ORDER_TITLES[query.sort]
         pages = "".join(
             " " + self._link(f"{name} page", f' rel="{rel}" data-key="{rel}"', page=number)
             for name, rel, number in (
@@ -243,8 +247,9 @@ class Page:
             )
             if 1 <= number <= view["pages"]
         )
-        many = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
-        return f"<p>{said} connections{whose(view)}{only}. Sorted: {order}.</p> <p>{many}</p>"
+        found = f"{number} connections{responding_share(view)}{only}"
+        page = f"Page {query.page:,} of {view['pages']:,}{pages}" if view["pages"] > 1 else ""
+        return f"<p>{found}. Sorted: {order}.</p> <p>{page}</p>"
 
     def headings(self) -> str:
         if self.query.group:
@@ -261,7 +266,7 @@ class Page:
                 links.append(title)
                 continue
             current = ""
-            # A second click turns the order round.
+            # A second click reverses the order.
             descending = order in LARGEST_FIRST
             if order == query.order:
                 descending = not query.descending
@@ -273,7 +278,7 @@ class Page:
 
     def _group(self, group: Group) -> str:
         client = group["client"]
-        # With what follows it, or a client's connections are also those of 192.0.2.70.
+        # With the colon before the port: 192.0.2.7 is also the beginning of 192.0.2.70.
         begin = f"[{client}]:" if ":" in client else f"{client}:"
         name = escape(visible(client))
         cells = {
@@ -296,7 +301,7 @@ def _worker(worker: Worker) -> str:
         status, kind = f"no response for {duration(worker['silent'])}", ' class="bad"'
     else:
         status, kind = "draining" if worker["draining"] else "serving", ""
-    late = ' class="bad"' if lag is not None and lag >= BLOCKED else ""
+    late = ' class="bad"' if lag is not None and lag >= BLOCKED_AFTER else ""
     return (
         f'{begin}{kind}><th scope="row">{worker["pid"]}</th>'
         f"<td>{NOTHING if uptime is None else duration(uptime)}</td>"
@@ -307,10 +312,10 @@ def _worker(worker: Worker) -> str:
 
 
 def _chart(history: Iterable[int | None], peak: int) -> str:
-    """Areas in steps, one for each second; where nobody knows, there is none."""
+    """Return the path of a step chart, one step a second, with gaps where values are unknown."""
     history = list(history)
     scale = 96 / max(peak, 1)
-    at, known, path = LENGTH - len(history), False, ""
+    at, known, path = HISTORY_LENGTH - len(history), False, ""
     for number, same in groupby(history):
         if number is not None:
             path += "" if known else f"M{at} 100"
@@ -330,7 +335,7 @@ def _row(row: Row) -> str:
         "state": row["state"],
         "in_state": in_state,
         "client": f"{host}<small>{colon}{port}</small>" if colon else port,
-        "request": _requests(row) if row["in_flight"] else _last(row["path"], in_state),
+        "request": _requests(row) if row["in_flight"] else _last_request(row["path"], in_state),
         "protocol": f"{escape(row['protocol'] or NOTHING)}{' TLS' if row['tls'] else ''}",
         "requests": f"{row['requests']:,}",
         "received": size(row["received"]),
@@ -345,14 +350,14 @@ def _row(row: Row) -> str:
 
 
 def _requests(row: Row) -> str:
-    """The requests in flight, the oldest first."""
+    """Return the requests in flight, the oldest first."""
     requests = list(map(_request, row["in_flight"]))
-    oldest, others = "".join(requests[:OLDEST]), "".join(requests[OLDEST:])
+    oldest, others = "".join(requests[:ALWAYS_SHOWN]), "".join(requests[ALWAYS_SHOWN:])
     if not others:
         return oldest
     listed, count = len(requests), row["in_flight_count"]
     left_out = f", {listed:,} of {count:,}" if count > listed else ""
-    summary = f"{listed - OLDEST} more{left_out}"
+    summary = f"{listed - ALWAYS_SHOWN} more{left_out}"
     return f"{oldest}<details><summary>{summary}</summary>{others}</details>"
 
 
@@ -364,8 +369,8 @@ def _request(request: Request) -> str:
     return _line(f"{phase}{long}", duration(request["age"]), phase, what)
 
 
-def _last(path: str | None, in_state: str) -> str:
-    """What there is to say of a connection without requests."""
+def _last_request(path: str | None, in_state: str) -> str:
+    """Return the last request of a connection that has none in flight."""
     if path is None:
         return _line("last", in_state, "", NOTHING)
     return _line("last", in_state, "last", _path(path))

@@ -23,11 +23,11 @@ from hypercorn.utils import LifespanFailureError
 from .._connection.errors import split
 from .._connection.kernel import Kernel
 from .._connection.shutdown_report import ShutdownReport
-from .._extra import needed
-from .._hypercorn.accept import Accepted, Start
+from .._extra import require_extra
+from .._hypercorn.accept import Accepted, StartConnection
 from .._hypercorn.lifespan import Lifespan
-from .._hypercorn.setting_types import wrong_type
-from .._hypercorn.settings import check_config, is_hypercorns, is_setting
+from .._hypercorn.setting_types import type_complaint
+from .._hypercorn.settings import check_config, is_hypercorn_setting, is_setting
 from .._hypercorn.worker import Worker, run
 from .._server import App, TrackedServer, serving
 from .._states import Conn
@@ -142,7 +142,7 @@ class MemoryServer(TrackedServer):
         Raises:
           ModuleNotFoundError: the extra ``testing`` is missing.
         """
-        with needed("httpx_transport()", extra="testing"):
+        with require_extra("httpx_transport()", extra="testing"):
             from ._httpx import MemoryTransport
         return MemoryTransport(self, http1=http1, http2=http2)
 
@@ -154,7 +154,7 @@ class Listener:
         self._listener = listener
 
     @trio.lowlevel.enable_ki_protection
-    async def accept(self, start: Start) -> None:
+    async def accept(self, start: StartConnection) -> None:
         async with self._listener:
             while True:
                 side = await self._listener.accept()
@@ -220,9 +220,9 @@ class MemoryWorker(Worker):
             self._fail(error)  # such as pytest.fail's
         await super().log_application_error(error, conn, path)
 
-    async def log_contained(self, error: BaseException, conn: Conn) -> None:
+    async def log_connection_error(self, error: BaseException, conn: Conn) -> None:
         self._fail(error)
-        await super().log_contained(error, conn)
+        await super().log_connection_error(error, conn)
 
     def log_error(self, error: BaseException, message: str, *args: object) -> None:
         errors = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -341,7 +341,7 @@ def with_settings(config: Config | None, settings: Mapping[str, Any]) -> Config:
     for name, value in settings.items():
         if not is_setting(name):
             raise TypeError(f"memory_server(): Hypercorn's Config has no setting {name!r}")
-        complaint = wrong_type(name, value) if is_hypercorns(name) else None
+        complaint = type_complaint(name, value) if is_hypercorn_setting(name) else None
         if complaint is not None:
             raise TypeError(f"memory_server(): {complaint}")
         setattr(config, name, value)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from hypercorn.config import Config
 
-from .._extra import needed
+from .._extra import require_extra
 
 
 class Tls:
@@ -42,7 +42,7 @@ class Tls:
 
 @cache
 def _certificate() -> bytes:
-    with needed("TLS without a certfile in the config", extra="testing"):
+    with require_extra("TLS without a certfile in the config", extra="testing"):
         import trustme
     pem = trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem
     return pem.bytes()

@@ -1,6 +1,6 @@
 """``httptrack top``: what the connections of a server are doing now, in a terminal.
 
-What is live needs rich, the extra ``top``. ``--once`` and ``--json`` need nothing.
+The live view needs rich, the extra ``top``. ``--once`` and ``--json`` do not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import trio
 
 from .._monitor.text import WIDTH, as_text
-from ._sources import SourceError, opened
+from ._sources import SourceError, open_source
 
 __all__ = ["main"]
 
@@ -30,13 +30,13 @@ def main(program: str, arguments: list[str]) -> None:
         "target",
         nargs="?",
         metavar="URL-or-directory",
-        help="a status page, as https://host/status?token=..., or the directory that the server "
-        "has as runtime_dir; default: the only server of this user that runs",
+        help="a status page, such as https://host/status?token=..., or the runtime_dir of the "
+        "server; default: the only running server of this user",
     )
-    parser.add_argument("--once", action="store_true", help="print it once, as plain text")
-    parser.add_argument("--json", action="store_true", help="print it once, as JSON")
+    parser.add_argument("--once", action="store_true", help="print the view once, as plain text")
+    parser.add_argument("--json", action="store_true", help="print the view once, as JSON")
     options = parser.parse_args(arguments)
-    # Ctrl-C ends us, without a traceback. The live view has something to put back, and receives it.
+    # Ctrl-C exits without a traceback. The live view handles it, to restore the terminal.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if options.once or options.json:
@@ -48,7 +48,7 @@ def main(program: str, arguments: list[str]) -> None:
 
 
 async def once(target: str | None, as_json: bool) -> str:
-    async with opened(target) as source:
+    async with open_source(target) as source:
         view = await source.view(source.query)
     if as_json:
         return f"{json.dumps(view)}\n"
@@ -61,7 +61,7 @@ def write(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads it has had enough; and the interpreter flushes once more
+    except BrokenPipeError:  # the reader has exited; the interpreter must not flush to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -72,6 +72,6 @@ def show(target: str | None) -> None:
 
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:  # there is one, and it is not ours
+    except OSError:  # the process has no controlling terminal
         raise SourceError(NO_TERMINAL) from None
     trio.run(run, target)

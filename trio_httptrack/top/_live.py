@@ -1,4 +1,4 @@
-"""The live view: what is shown, and what the keys change of it."""
+"""The live view: what it shows, and what its keys change."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 import trio
 
-from .._monitor.monitor import INTERVAL
-from .._monitor.query import LARGEST_FIRST, LONGEST_FILTER, ORDERS, Query
+from .._monitor.formatting import display_width, duration, visible
+from .._monitor.monitor import SAMPLE_INTERVAL
+from .._monitor.query import LARGEST_FIRST, MAX_FILTER_LENGTH, ORDERS, Query
 from .._monitor.text import (
     Line,
     Span,
-    chosen,
-    fitting,
+    cut_to_width,
     numbers,
     rates,
+    selection,
     table,
     title,
     workers,
 )
 from .._monitor.view import View
-from .._monitor.words import cells, duration, visible
 from .._states import ConnState
-from ._sources import Source, SourceError, opened
+from ._sources import Source, SourceError, open_source
 from ._terminal import Terminal, terminal
 
-LISTED = 5  # requests of a connection: one client must not fill the screen
-END = 10**9  # a line behind the last one
+MAX_LISTED = 5  # requests of a connection: one client must not fill the screen
+LAST_LINE = 10**9  # greater than any line number
 STATES = ["", *map(str, ConnState)]
 
 FOOTER = "s sort  r reverse  f state  c client  / path  g group  spc pause  ? help  q quit"
@@ -38,65 +38,65 @@ HELP = """
 s          sort by the next of
            {orders}
 r          reverse the order
-f          show one state only: the next one, and at last all again
-c          show clients only whose address begins with what you type
-/          show requests only that have in their path what you type
-g          group by client address, and back
-space      pause, and go on
-PgUp PgDn  the lines before and after these; also up and down, for a single line
-?          this help, and back
+f          show only the next state; after the last state, show all
+c          show only clients whose address begins with what you type
+/          show only requests whose path contains what you type
+g          group by client address, or ungroup
+space      pause or resume
+PgUp PgDn  scroll by a page; up and down scroll by a line
+?          show or hide this help
 q Ctrl-C   quit
 
-A connection that may be stuck comes first: that of the oldest request.
+Connections that may be stuck come first: those with the oldest requests.
 """.format(orders=f"\n{'':11}".join(wrap(", ".join(ORDERS), 60)))
-ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-HANDLED = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
-PROMPTS = {"client": "Client address begins with", "path": "Path has in it"}
+QUIT_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+OTHER_SIGNALS = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
+PROMPTS = {"client": "Client address begins with", "path": "Path contains"}
 
 
 @dataclass
 class Prompt:
-    """A filter while it is typed."""
+    """A filter that is being typed."""
 
     field: str
     text: str
 
 
 class Live:
-    """What one person looks at."""
+    """The state of the view: the query, the last data, and the position."""
 
     def __init__(self, query: Query) -> None:
         self.query = query
         self.paused = False
-        self.ended = False
+        self.quitting = False
         self._view: View | None = None
         self._error = ""
         self._error_since = 0.0
         self._prompt: Prompt | None = None
         self._help = False
-        self._offset = 0  # the first line of the table that is shown; END for the last ones
-        self._first = 0  # and what that was in the last frame
-        self._room = 1  # for lines of the table, in the last frame
-        self._length = 0  # of the table, in the last frame
+        self._offset = 0  # the first line of the table to show; LAST_LINE for the last page
+        self._top = 0  # the first line that the last frame has shown
+        self._visible = 1  # how many lines the last frame had room for
+        self._total = 0  # how many lines the table had in the last frame
         self._changed = trio.Event()
-        self._asked = trio.Event()
+        self._refresh = trio.Event()
 
-    # What happens in the meantime
+    # Data
 
     async def watch(self, source: Source) -> None:
-        """Look at the source once a second, and at once when something else is to be seen."""
+        """Fetch a view once a second, and at once when the query changes."""
         while True:
-            self._asked = trio.Event()
-            due = trio.current_time() + INTERVAL
+            self._refresh = trio.Event()
+            due = trio.current_time() + SAMPLE_INTERVAL
             query = self.query
             try:
                 self.show(await source.view(query), query)
             except SourceError as error:
                 self.fail(str(error))
             with trio.move_on_at(due):
-                await self._asked.wait()
+                await self._refresh.wait()
             if self.paused:
-                await self._asked.wait()
+                await self._refresh.wait()
 
     def show(self, view: View, query: Query) -> None:
         self._view, self._error = view, ""
@@ -114,8 +114,9 @@ class Live:
         self._changed.set()
 
     async def changed(self) -> None:
-        """Wait until there is something new to paint, and a second at most: errors grow older."""
-        with trio.move_on_after(INTERVAL):
+        """Wait until there is something new to paint, but at most a second: an error shows its
+        age."""
+        with trio.move_on_after(SAMPLE_INTERVAL):
             await self._changed.wait()
         self._changed = trio.Event()
 
@@ -126,7 +127,7 @@ class Live:
         if self._prompt is not None:
             self._type(self._prompt, key)
         elif key == "q":
-            self.ended = True
+            self.quitting = True
         elif key == "?":
             self._help = not self._help
         elif self._help:
@@ -134,7 +135,7 @@ class Live:
         elif key == " ":
             self.paused = not self.paused
             if not self.paused:
-                self._asked.set()
+                self._refresh.set()
         elif key == "c":
             self._prompt = Prompt("client", self.query.client)
         elif key == "/":
@@ -142,83 +143,83 @@ class Live:
         elif key in ("up", "down", "page up", "page down"):
             self._scroll(key)
         else:
-            self._change(key)
+            self._press_view_key(key)
 
-    def _change(self, key: str) -> None:
+    def _press_view_key(self, key: str) -> None:
         query = self.query
         if key == "s":
             names = list(ORDERS)
             name = names[(names.index(query.order) + 1) % len(names)]
-            self._look_at(sort=f"-{name}" if name in LARGEST_FIRST else name)
+            self._change_query(sort=f"-{name}" if name in LARGEST_FIRST else name)
         elif key == "r":
-            self._look_at(sort=query.order if query.descending else f"-{query.order}")
+            self._change_query(sort=query.order if query.descending else f"-{query.order}")
         elif key == "f":
-            self._look_at(state=STATES[(STATES.index(query.state) + 1) % len(STATES)])
+            self._change_query(state=STATES[(STATES.index(query.state) + 1) % len(STATES)])
         elif key == "g":
-            self._look_at(group="" if query.group else "client")
+            self._change_query(group="" if query.group else "client")
 
     def _type(self, prompt: Prompt, key: str) -> None:
         if key == "escape":
             self._prompt = None
         elif key == "enter":
             self._prompt = None
-            self._look_at(**{prompt.field: prompt.text})
+            self._change_query(**{prompt.field: prompt.text})
         elif key == "backspace":
             prompt.text = prompt.text[:-1]
         elif len(key) == 1:
-            prompt.text = f"{prompt.text}{key}"[:LONGEST_FILTER]
+            prompt.text = f"{prompt.text}{key}"[:MAX_FILTER_LENGTH]
 
-    def _look_at(self, **changes: Any) -> None:
+    def _change_query(self, **changes: Any) -> None:
         self.query = replace(self.query, **{"page": 1, **changes})
         self._offset = 0
-        self._asked.set()
+        self._refresh.set()
 
     def _scroll(self, key: str) -> None:
-        """Go through the lines of a page, and then to the next page."""
-        step = 1 if key in ("up", "down") else max(1, self._room - 1)
+        """Scroll within a page. At its end, go to the next page."""
+        step = 1 if key in ("up", "down") else max(1, self._visible - 1)
         page = self.query.page
         if key in ("up", "page up"):
-            if self._first > 0:
-                self._first = self._offset = max(0, self._first - step)
+            if self._top > 0:
+                self._top = self._offset = max(0, self._top - step)
             elif page > 1:
-                self._look_at(page=page - 1)
-                self._offset = END
-        elif self._first + self._room < self._length:
-            self._first = self._offset = self._first + step
+                self._change_query(page=page - 1)
+                self._offset = LAST_LINE
+        elif self._top + self._visible < self._total:
+            self._top = self._offset = self._top + step
         elif self._view is not None and page < self._view["pages"]:
-            self._look_at(page=page + 1)
+            self._change_query(page=page + 1)
 
     # The screen
 
     def frame(self, width: int, height: int) -> list[Line]:
-        """What is to be seen now."""
+        """Return the lines of the screen."""
         above = [] if self._view is None else self._above(self._view, height)
         if self._error:
             silence = duration(trio.current_time() - self._error_since)
             wrapped = wrap(f"No data for {silence}: {self._error}", width)
             above[1:1] = [[Span(each, "trouble")] for each in wrapped]
         elif self._view is None:
-            above.append([Span("Looking ...")])
-        self._room = max(1, height - len(above) - 2)
+            above.append([Span("Loading ...")])
+        self._visible = max(1, height - len(above) - 2)
         if self._help:
             headings, lines = (
                 [Span("Keys", "heading")],
                 [[Span(each)] for each in HELP.splitlines()],
             )
         elif self._view is not None:
-            headings, lines = table(self._view, width, LISTED)
+            headings, lines = table(self._view, width, MAX_LISTED)
         else:
             headings, lines = [], []
-        self._length = len(lines)
-        self._first = max(0, min(self._offset, self._length - self._room))
-        shown = lines[self._first :][: self._room]
+        self._total = len(lines)
+        self._top = max(0, min(self._offset, self._total - self._visible))
+        shown = lines[self._top :][: self._visible]
         if len(shown) < len(lines):
-            last = self._first + len(shown)
+            last = self._top + len(shown)
             above[0] = [
                 *above[0],
-                Span(f"  lines {self._first + 1}-{last} of {len(lines)}", "weak"),
+                Span(f"  lines {self._top + 1}-{last} of {len(lines)}", "weak"),
             ]
-        shown += [[]] * (self._room - len(shown))
+        shown += [[]] * (self._visible - len(shown))
         return [*above, filled(headings, width), *shown, self._footer(width)]
 
     def _above(self, view: View, height: int) -> list[Line]:
@@ -230,12 +231,12 @@ class Live:
             *self._workers(view, max(2, height // 4)),
             numbers(view),
             *rates(view),
-            chosen(view),
+            selection(view),
         ]
 
     @staticmethod
     def _workers(view: View, at_most: int) -> list[Line]:
-        """As many as there is room for; those with which something is wrong are among them."""
+        """Return the lines of at most so many workers, those with problems first."""
         found = view["workers"]
         if len(found) <= at_most:
             return workers(view)
@@ -253,33 +254,33 @@ class Live:
             Span(f"{PROMPTS[self._prompt.field]}: ", "strong"),
             Span(typed),
             Span(" ", "heading"),
-            Span("  Enter: filter  Escape: back", "weak"),
+            Span("  Enter: filter  Escape: cancel", "weak"),
         ]
 
 
 def filled(line: Line, width: int) -> Line:
-    """A line whose last style goes on to the edge of the screen."""
-    line = fitting(line, width)
-    blanks = " " * (width - sum(cells(span.text) for span in line))
+    """Return a line that is filled with blanks in its last style, to the edge of the screen."""
+    line = cut_to_width(line, width)
+    blanks = " " * (width - sum(display_width(span.text) for span in line))
     return [*line, Span(blanks, line[-1].style)] if line else []
 
 
 async def run(target: str | None) -> None:
-    """Show a source until somebody quits.
+    """Show a source until the user quits.
 
     Raises:
-      SourceError: it cannot be looked at, now or later.
+      SourceError: it can never be shown.
     """
-    async with opened(target) as source:
-        # Before the terminal is touched: whatever ends us, it is given back.
-        with trio.open_signal_receiver(*ENDING, *HANDLED) as received:
+    async with open_source(target) as source:
+        # Before the terminal is changed, so that no signal can leave it changed.
+        with trio.open_signal_receiver(*QUIT_SIGNALS, *OTHER_SIGNALS) as received:
             async with terminal() as screen, trio.open_nursery() as nursery:
                 live = Live(source.query)
                 nursery.start_soon(live.watch, source)
                 nursery.start_soon(paint, live, screen)
                 nursery.start_soon(press, live, screen, nursery.cancel_scope)
                 async for number in received:
-                    if number in ENDING:
+                    if number in QUIT_SIGNALS:
                         break
                     if number == signal.SIGTSTP:
                         await screen.leave()
@@ -301,6 +302,6 @@ async def paint(live: Live, screen: Terminal) -> None:
 async def press(live: Live, screen: Terminal, cancel_scope: trio.CancelScope) -> None:
     async for key in screen.pressed():
         live.press(key)
-        if live.ended:
+        if live.quitting:
             break
     cancel_scope.cancel()

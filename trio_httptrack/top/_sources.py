@@ -1,7 +1,7 @@
-"""Where a view comes from: the sockets in a directory, or a status page.
+"""The sources of a view: the sockets in a directory, or a status page.
 
-A directory works where no HTTP port can be reached, and where no page is mounted. Its workers
-respond to the same user and to root.
+A directory works without an HTTP port and without a status page. Its workers respond to the same
+user and to root.
 """
 
 from __future__ import annotations
@@ -20,46 +20,52 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import h11
 import trio
 
-from .._monitor.asking import LONGEST_RESPONSE, Peers
-from .._monitor.directory import DirectoryError, NoDirectory, check_private, servers, sockets
-from .._monitor.query import NAMES, Query
+from .._monitor.directory import (
+    DirectoryError,
+    NoDirectoryError,
+    check_private,
+    server_directories,
+    sockets,
+)
+from .._monitor.formatting import visible
+from .._monitor.peers import MAX_RESPONSE_SIZE, Peers
+from .._monitor.query import PARAMETERS, Query
 from .._monitor.text import as_text
 from .._monitor.view import View, view_of
-from .._monitor.words import visible
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-PATIENCE = 10  # seconds for a page to respond, and longer than a page waits for its workers
-PATH = "/%:@!$&'()*+,;=~"  # what may be in a URL's path as it is
+RESPONSE_TIMEOUT = 10  # seconds: longer than a status page waits for its workers
+SAFE_IN_PATH = "/%:@!$&'()*+,;=~"  # characters that need no quoting in the path of a URL
 SCHEMES = {"http": 80, "https": 443}
 
 
 class SourceError(Exception):
-    """There is no view now. There may be one later."""
+    """A source has no view now. It may have one later."""
 
 
 class Source(Protocol):
-    """A server that can be looked at, again and again."""
+    """A server whose views can be fetched."""
 
     name: str
     query: Query
-    """What to show at first."""
+    """The query to begin with."""
 
     async def view(self, query: Query) -> View:
-        """What its connections are doing now.
+        """Fetch a view.
 
         Raises:
-          SourceError: it does not say.
+          SourceError: there is none.
         """
 
 
 @asynccontextmanager
-async def opened(target: str | None) -> AsyncIterator[Source]:
-    """The source that a person names; without a name, the only server that runs.
+async def open_source(target: str | None) -> AsyncIterator[Source]:
+    """Open the source that the user names; without a name, the only running server.
 
     Raises:
-      SourceError: this cannot be looked at, now or later.
+      SourceError: there is no such source.
     """
     if target is not None and target.startswith(("http:", "https:")):
         page = Page(target)
@@ -71,28 +77,28 @@ async def opened(target: str | None) -> AsyncIterator[Source]:
         directory = only_server() if target is None else Path(target)
         check(directory)
         peers = Peers(directory)
-        with peers.looking():
+        with peers.viewing():
             yield Directory(directory, peers)
 
 
 def only_server() -> Path:
     try:
-        found = servers()
-    except NoDirectory as error:
+        found = server_directories()
+    except NoDirectoryError as error:
         raise SourceError(f"{error}: name the page's URL") from None
     if len(found) == 1:
         return found[0]
     if not found:
         raise SourceError(
-            "no server runs that this user may look at: "
-            "name the page's URL, or the directory that the server has as runtime_dir"
+            "no running server is visible to this user: "
+            "name the status page's URL, or the server's runtime_dir"
         )
     names = ", ".join(visible(str(each)) for each in found)
-    raise SourceError(f"several servers run; name one of {names}")
+    raise SourceError(f"several servers are running: name one of {names}")
 
 
 def check(directory: Path) -> None:
-    """Raise a SourceError unless there are workers in it, and nobody else can be."""
+    """Raise a SourceError unless a directory has workers, and is private to its owner."""
     name = visible(str(directory))
     try:
         if not sockets(directory):
@@ -104,14 +110,14 @@ def check(directory: Path) -> None:
         raise SourceError(f"{name}: {error.strerror}") from None
 
 
-# What is raised where something is shown that has another shape than a view.
-MISSHAPEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+# What as_text() may raise for data that is not a view.
+MALFORMED = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 
-def shown(view: object) -> View:
-    """A view that somebody else has made, if it is one.
+def validated(view: object) -> View:
+    """Return a view that another process has made.
 
-    Raises one of ``MISSHAPEN`` if it cannot be shown.
+    Raises one of ``MALFORMED`` if the data is not a view.
     """
     found = cast(View, view)
     as_text(found)
@@ -129,18 +135,18 @@ class Directory:
         self._peers = peers
 
     async def view(self, query: Query) -> View:
-        check(self._directory)  # each time: it may have gone, and another be in its place
-        reports, silent = await self._peers.ask(query)
+        check(self._directory)  # each time: it may have been replaced
+        reports, silent = await self._peers.fetch_reports(query)
         if not reports and not silent:  # all of them were killed
             raise SourceError(f"no worker listens in {self.name}")
         try:
-            return shown(view_of(query, reports, silent))
-        except MISSHAPEN:
+            return validated(view_of(query, reports, silent))
+        except MALFORMED:
             raise SourceError(f"the workers in {self.name} are of another version") from None
 
 
 class Page:
-    """A status page, by one connection that is kept: what is looked at should not change by it."""
+    """A status page. It is fetched over one connection, so that viewing changes little."""
 
     def __init__(self, url: str) -> None:
         self._stream: trio.abc.Stream | None = None
@@ -148,9 +154,11 @@ class Page:
         try:
             self._url = urlsplit(url)
             given = parse_qsl(self._url.query, keep_blank_values=True)
-            self._others = [(name, value) for name, value in given if name not in NAMES]
+            self._other_parameters = [
+                (name, value) for name, value in given if name not in PARAMETERS
+            ]
             if not self._url.hostname:
-                raise ValueError("there is no host in it")
+                raise ValueError("it has no host")
             self._host, self._port = self._url.hostname, self._url.port or SCHEMES[self._url.scheme]
             self.query = Query.parse(self._url.query.encode())
         except ValueError as error:
@@ -158,18 +166,18 @@ class Page:
         self.name = visible(self._url._replace(query="", fragment="").geturl())  # without the token
 
     async def view(self, query: Query) -> View:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(RESPONSE_TIMEOUT):
             try:
                 return await self._view(query)
             except (
                 OSError,
-                UnicodeError,  # of a host's name
+                UnicodeError,  # from the encoding of the host name
                 trio.BrokenResourceError,
                 EOFError,
                 h11.ProtocolError,
             ) as error:
-                raise SourceError(f"{self.name}: {reason(error)}") from None
-        raise SourceError(f"{self.name}: no response within {PATIENCE} seconds")
+                raise SourceError(f"{self.name}: {described(error)}") from None
+        raise SourceError(f"{self.name}: no response within {RESPONSE_TIMEOUT} seconds")
 
     async def _view(self, query: Query) -> View:
         reused = self._stream is not None
@@ -178,30 +186,33 @@ class Page:
         except (trio.BrokenResourceError, EOFError):
             if not reused:
                 raise
-            # It was idle for too long: while we paused, or by the server's own timeout.
+            # The server has closed the idle connection: try a new one.
             status, location, body = await self._get(query)
         if status == 403:
             raise SourceError(self._refusal())
         if 300 <= status < 400:
             raise SourceError(f"{self.name} redirects to {visible(location)}: name the page itself")
         if status != 200:
-            raise SourceError(f"{self.name} responds with {status}: {first_line(body)}")
+            raise SourceError(f"{self.name} responded with {status}: {first_line(body)}")
         try:
-            return shown(json.loads(body))
-        except (*MISSHAPEN, RecursionError):
+            return validated(json.loads(body))
+        except (*MALFORMED, RecursionError):
             raise SourceError(
-                f"{self.name} is no status page of this version of trio-httptrack"
+                f"{self.name} is not a status page of this version of trio-httptrack"
             ) from None
 
     def _refusal(self) -> str:
-        has = any(name == "token" for name, _ in self._others)
+        has = any(name == "token" for name, _ in self._other_parameters)
         return (
             f"the token is {'wrong' if has else 'missing'}: "
             "the server's log has it, as ?token=... to add to the page's address"
         )
 
     async def _get(self, query: Query) -> tuple[int, str, bytes]:
-        """The status, Location and body of a response. If it fails, the connection is closed."""
+        """Send a request. Return the status code, Location and body of the response.
+
+        If this fails, the connection is closed.
+        """
         try:
             stream = await self._connected()
             await stream.send_all(self._request(query))
@@ -224,7 +235,7 @@ class Page:
         return self._stream
 
     def _request(self, query: Query) -> bytes:
-        others = f"&{urlencode(self._others)}" if self._others else ""
+        others = f"&{urlencode(self._other_parameters)}" if self._other_parameters else ""
         headers = {
             "host": self._url.netloc.rpartition("@")[2],
             "accept": "application/json",
@@ -232,7 +243,7 @@ class Page:
         }
         request = h11.Request(
             method="GET",
-            target=f"{quote(self._url.path or '/', safe=PATH)}{query.link()}{others}",
+            target=f"{quote(self._url.path or '/', safe=SAFE_IN_PATH)}{query.link()}{others}",
             headers=list(headers.items()),
         )
         head = self._http.send(request)
@@ -256,7 +267,7 @@ class Page:
                 location = fields.get(b"location", b"").decode("latin-1")
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > LONGEST_RESPONSE:
+                if len(body) > MAX_RESPONSE_SIZE:
                     raise EOFError("the response is too long")
             elif isinstance(event, h11.EndOfMessage):
                 if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -269,16 +280,17 @@ class Page:
             await trio.aclose_forcefully(stream)
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong with a connection: the first cause, in the system's words."""
+def described(error: BaseException) -> str:
+    """Return what went wrong with a connection: the first cause, in the system's words."""
     if isinstance(error, BaseExceptionGroup):
-        return reason(error.exceptions[0])
+        return described(error.exceptions[0])
     if error.__cause__ is not None:
-        return reason(error.__cause__)
+        return described(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
-        # What Trio says of a refused connection is longer, and says no more.
-        named = isinstance(error, socket.gaierror)  # its numbers are not the system's
-        return visible(error.strerror or str(error)) if named else os.strerror(error.errno)
+        # Trio's message for a refused connection is longer, and says no more.
+        if isinstance(error, socket.gaierror):  # its errno is not one of os.strerror()
+            return visible(error.strerror or str(error))
+        return os.strerror(error.errno)
     return visible(str(error) or type(error).__name__)
 
 

@@ -1,8 +1,8 @@
-"""The terminal: its alternate screen, its keys, and as few bytes as possible.
+"""The terminal: its alternate screen and its keys.
 
-A frame is written where it differs from the one before: of most lines the last digits of their
-ages. So a connection that is slow, such as SSH over a bad network, carries some hundred bytes a
-second instead of the whole screen.
+Only the parts of a frame that differ from the previous frame are written. In most lines these are
+the last digits of an age. So a slow connection, such as SSH over a bad network, carries a few
+hundred bytes a second instead of the whole screen.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from operator import itemgetter
 
 import trio
 
-from .._extra import needed
-from .._monitor.text import Line, Style, fitting
-from .._monitor.words import cells
+from .._extra import require_extra
+from .._monitor.formatting import display_width
+from .._monitor.text import Line, Style, cut_to_width
 
 try:
     import termios
@@ -30,20 +30,20 @@ except ModuleNotFoundError:
         "--once prints it as text"
     ) from None
 
-with needed("a live view", "top"):
+with require_extra("a live view", "top"):
     from rich.console import Console
     from rich.text import Text
 
-# The alternate screen, without a cursor. No line is continued on the next one: we may be wrong
-# about the width of a character, and the terminal is right.
+# Switch to the alternate screen, hide the cursor, and switch off line wrapping. (The terminal may
+# disagree with us about the width of a character: such a line must not wrap.)
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
-# CAN first: it ends an escape sequence of which a part was written.
+# CAN first: it cancels an escape sequence that was written in part.
 LEAVE = "\x18\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
-LEAVING = 1  # seconds: a terminal that is not read from must not keep us
+LEAVE_TIMEOUT = 1  # seconds: a terminal that does not read must not block the exit
 
-MOVING = 8  # bytes that move the cursor
+CURSOR_MOVE_SIZE = 8  # bytes of an escape sequence that moves the cursor
 
-# Bold, dim and red can be read on a light ground and on a dark one; yellow and blue cannot.
+# Bold, dim and red are legible on a light and on a dark background; yellow and blue are not.
 STYLES: dict[Style, str] = {
     "": "",
     "strong": "bold",
@@ -71,7 +71,7 @@ KEYS = {
 
 
 class Terminal:
-    """The terminal that the process was started from."""
+    """The process's controlling terminal."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -79,42 +79,42 @@ class Terminal:
         self._modes = termios.tcgetattr(fd)
         self._shown: list[Characters] = []
         self._size = os.terminal_size((80, 24))
-        self._taken = False
-        self._turn = trio.Lock()
+        self._entered = False
+        self._lock = trio.Lock()
         self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
 
     @property
     def size(self) -> os.terminal_size:
-        with suppress(OSError):  # it has gone
+        with suppress(OSError):  # the terminal has gone
             self._size = os.get_terminal_size(self._fd)
         return self._size
 
     async def enter(self) -> None:
-        """Take the screen. To be called again when something else may have written on it."""
-        async with self._turn:
-            tty.setcbreak(self._fd)  # Ctrl-C and Ctrl-Z stay what they are
-            self._taken = True
+        """Switch to our screen. Call it again if another process may have written to it."""
+        async with self._lock:
+            tty.setcbreak(self._fd)  # Ctrl-C and Ctrl-Z still send signals
+            self._entered = True
             self._shown = []
             await self._write(ENTER)
 
     async def leave(self) -> None:
-        """Give back the screen as it was before."""
-        self._taken = False
-        with suppress(termios.error):  # it has gone
+        """Restore the screen and the terminal's modes."""
+        self._entered = False
+        with suppress(termios.error):  # the terminal has gone
             termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
-        with trio.CancelScope(deadline=trio.current_time() + LEAVING, shield=True):
-            async with self._turn:
+        with trio.CancelScope(deadline=trio.current_time() + LEAVE_TIMEOUT, shield=True):
+            async with self._lock:
                 await self._write(LEAVE)
 
     async def paint(self, frame: list[Line]) -> None:
         """Show lines from the top of the screen."""
-        async with self._turn:
-            if self._taken:
+        async with self._lock:
+            if self._entered:
                 await self._paint(frame)
 
     async def _paint(self, frame: list[Line]) -> None:
         width, height = self.size
-        # It may have been resized since the frame was made.
+        # The terminal may have been resized since the frame was made.
         fitted = [*frame, *[[]] * height][:height]
         lines = [characters(line, width) for line in fitted]
         if len(self._shown) != height:
@@ -129,11 +129,11 @@ class Terminal:
             await self._write(written)
 
     def forget(self) -> None:
-        """Nobody knows what is on the screen now: it has another size."""
+        """Have the next frame painted in full, because the screen has been resized."""
         self._shown = []
 
     def _change(self, row: int, line: Characters, before: Characters) -> str:
-        """What makes one row of the screen from another."""
+        """Return what to write to change a row of the screen from ``before`` to ``line``."""
         if line == before:
             return ""
         if len(line) != len(before) or not (is_ascii(line) and is_ascii(before)):
@@ -152,14 +152,14 @@ class Terminal:
         return capture.get()
 
     async def _write(self, text: str) -> None:
-        with suppress(trio.BrokenResourceError):  # it has gone, which pressed() finds out, too
+        with suppress(trio.BrokenResourceError):  # the terminal has gone; pressed() notices, too
             await self._stream.send_all(text.encode("utf-8", "replace"))
 
     async def pressed(self) -> AsyncIterator[str]:
-        """Keys, until the terminal has gone: characters, and the names of others.
+        """Yield keys until the terminal has gone: characters, and the names of other keys.
 
-        An escape sequence may come in two parts, on a slow line. Its first part is then taken for
-        the Escape key: to wait for more would make that key slow for everybody.
+        An escape sequence may arrive in two parts on a slow line. Its first part is then taken for
+        the Escape key. To wait for a second part would delay that key for all users.
         """
         while received := await self._received():
             for key in keys_in(received.decode("utf-8", "replace")):
@@ -176,19 +176,22 @@ class Terminal:
 
 
 def characters(line: Line, width: int) -> Characters:
-    """A line's characters up to the edge of the screen, each with its style."""
-    line = fitting(line, width)
+    """Return a line's characters up to the edge of the screen, each with its style."""
+    line = cut_to_width(line, width)
     found: Characters = [(each, span.style) for span in line for each in span.text]
-    return found + [(" ", "")] * (width - sum(cells(span.text) for span in line))
+    return found + [(" ", "")] * (width - sum(display_width(span.text) for span in line))
 
 
 def is_ascii(line: Characters) -> bool:
-    """Whether each character is as wide as the next one, for every terminal."""
+    """Return whether each character takes one column in every terminal."""
     return all(character.isascii() for character, _ in line)
 
 
 def differences(line: Characters, before: Characters) -> list[tuple[int, int]]:
-    """Where two lines differ. What is in between is skipped if that is shorter.
+    """Return the ranges in which two lines differ.
+
+    Ranges are joined if writing the characters between them takes fewer bytes than moving the
+    cursor.
 
     >>> old, new = ([(each, "") for each in text] for text in ("1m09s" * 3, "1m10s" + "1m09s" * 2))
     >>> differences(new, old)
@@ -197,7 +200,7 @@ def differences(line: Characters, before: Characters) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for column, (now, then) in enumerate(zip(line, before, strict=True)):
         if now != then:
-            if found and column - found[-1][1] < MOVING:
+            if found and column - found[-1][1] < CURSOR_MOVE_SIZE:
                 start, _ = found.pop()
             else:
                 start = column
@@ -218,8 +221,8 @@ def keys_in(text: str) -> Iterator[str]:
 
 @asynccontextmanager
 async def terminal() -> AsyncIterator[Terminal]:
-    """The terminal, which is given back as it was, whatever happens."""
-    # Not the standard streams: the shell has them, too, and would get non-blocking ones back.
+    """Open the terminal, and restore it at the end, whatever happens."""
+    # Not the standard streams: the shell shares them, and Trio would make them non-blocking.
     fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     opened = Terminal(fd)
     try:

@@ -1,42 +1,42 @@
-"""Where plain Hypercorn answers correctly, a tracked server answers the same bytes.
+"""If plain Hypercorn responds correctly, a tracked server sends the same bytes.
 
-Each exchange below is held twice, with Hypercorn's own trio worker and with a tracked
-server, by the same client with the same application and the same settings. What the client
-received must be the same, and so must what the application was told: its scopes, and what
-``receive`` gave it. HTTP/1 and WebSockets over it are compared byte by byte. HTTP/2 frames
-too, but for WINDOW_UPDATE, for how header blocks are compressed, for an empty DATA frame
-that only ends a stream, and for the boundaries between a stream's DATA frames, which
-depend on when the server's tasks run. Where several streams are at work at once, each of
-them is compared for itself.
+Each exchange below is run twice, with Hypercorn's own trio worker and with a tracked server, by the
+same client, with the same application and the same settings. The client must receive the same, and
+so must the application: its scopes, and the events from ``receive``. HTTP/1, and WebSockets over
+it, are compared byte by byte. So are HTTP/2 frames, except for WINDOW_UPDATE, for the compression
+of header blocks, for an empty DATA frame that only ends a stream, and for the boundaries between a
+stream's DATA frames, which depend on when the server's tasks run. If several streams are open, each
+of them is compared separately.
 
 These are the differences, all of them intended:
 
-* Once the peer has gone, ``send`` raises an OSError, as ASGI asks for, and ``receive``
-  repeats the disconnect. In plain Hypercorn the one does nothing and the other never returns.
-* A connection on which Hypercorn itself has refused an HTTP/1 request is closed behind the
-  answer. Plain Hypercorn keeps it, deaf and with no deadline, until the client leaves.
-* An idle HTTP/1 connection is closed as soon as its client has ended its side. Plain
+* Once the peer has gone, ``send`` raises an OSError, as ASGI requires, and ``receive`` repeats the
+  disconnect. In plain Hypercorn ``send`` does nothing, and ``receive`` never returns.
+* A connection on which Hypercorn itself has refused an HTTP/1 request is closed after the
+  response. Plain Hypercorn keeps it, without reading and without a deadline, until the client
+  closes.
+* An idle HTTP/1 connection is closed as soon as its client has closed its side. Plain
   Hypercorn keeps it for the whole of ``keep_alive_timeout``.
-* What an HTTP/1 client sends behind its last request is ignored. In plain Hypercorn it is
-  an error, which can cost the answer.
-* A response's head waits for the first event of its body, as ASGI asks for. Where that never
-  comes, because the handler fails or returns, the answer is a 500. Plain Hypercorn has sent the
-  head, and closes the HTTP/1 connection behind it.
+* What an HTTP/1 client sends after its last request is ignored. In plain Hypercorn it is
+  an error, which can cost the response.
+* The headers of a response wait for the first event of its body, as ASGI requires. If that never
+  comes, because the handler fails or returns, the response is a 500. Plain Hypercorn has sent the
+  headers, and closes the HTTP/1 connection after them.
 * An HTTP/2 stream whose handler fails after its body has begun is reset. In plain
   Hypercorn the client waits for the rest.
 * A WebSocket over HTTP/2 that was closed ends its stream (RFC 8441, 5). In plain
-  Hypercorn only the one that the application closed does.
-* Over HTTP/2, as over HTTP/1, the connection ends behind ``keep_alive_max_requests`` answers.
-  Plain Hypercorn ends it one request later, and answers neither that one nor what is in flight.
-  (``test_drain.py`` has this, and what else a shutdown does otherwise.)
+  Hypercorn only one that the application has closed does.
+* Over HTTP/2, as over HTTP/1, the connection closes after ``keep_alive_max_requests`` responses.
+  Plain Hypercorn closes it one request later, and responds neither to that one nor to those in
+  flight. (``test_drain.py`` has this, and the other differences of a shutdown.)
 * A scope has the connection in its extensions, as ``httptrack``.
-* What RFC 9112 and RFC 9110 demand of a server and plain Hypercorn does otherwise is done as they
-  have it; ``test_rfc9112.py`` has all of it. Of that, the requests below differ that a client
-  may send in good faith: an empty line before a request is ignored, the target of a request may
-  be absolute, CONNECT is refused where an application cannot serve it, and a Date or Server
-  header of the application's replaces the server's own.
-* A response that does not wait for the whole request says ``Connection: close``, as does one that
-  refuses a WebSocket. Plain Hypercorn just closes.
+* Where plain Hypercorn deviates from RFC 9112 and RFC 9110, a tracked server follows them;
+  ``test_rfc9112.py`` has all of it. Of these, the requests below differ that a client may send in
+  good faith: an empty line before a request is ignored, the target of a request may be absolute,
+  CONNECT is refused if an application cannot serve it, and a Date or Server header of the
+  application replaces the server's own.
+* A response that does not wait for the whole request has ``Connection: close``, and so has one
+  that refuses a WebSocket. Plain Hypercorn just closes.
 * A WebSocket's disconnect has the code and the reason of the client's close frame. Plain
   Hypercorn's is always 1006, or 1000 if the application was the first to close.
 * A message that came before a WebSocket's protocol error is delivered, and can be replied to.
@@ -48,8 +48,8 @@ These are the differences, all of them intended:
 * HTTP/2 priorities are ignored, as RFC 9113 (5.3) allows.
 * HTTP/2 flow-control windows are returned earlier, but a stream's only when its handler has
   read, so that streams do not wait for each other (``test_http2.py`` has this).
-* An application that just returns when it is asked for its lifespan is served, as any WSGI
-  application does. Plain Hypercorn's trio worker ends.
+* An application that just returns when it is called with the lifespan scope, as any WSGI
+  application does, is served. Plain Hypercorn's trio worker exits.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ MEGABYTE = 2**20
 
 
 class Application:
-    """Answers as the first part of the path says, and keeps what it was told."""
+    """Responds as the first part of the path says, and records what it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, list[Any]]] = []
@@ -470,7 +470,7 @@ class Exchange:
     application: type[Application] = Application
 
     async def hold(self, serve: Serve, certificate: Path, **settings: Any) -> Any:
-        """What the client received, and what the application was told."""
+        """What the client received, and what the application received."""
         app = self.application()
         config = configured(certificate, **self.settings, **settings)
         with trio.fail_after(10):
@@ -927,7 +927,7 @@ async def prior_knowledge(network: Network, *alpn: str) -> Http2:
 
 
 async def upgrade(network: Network) -> Http2:
-    """The request that upgrades is answered on stream 1 before the client goes on."""
+    """The request that upgrades gets its response on stream 1 before the client goes on."""
     client = Http2(await network.connect())
     await client.stream.send_all(request_upgrade(client))
     await receive_upgrade(client)
@@ -968,7 +968,7 @@ def http2(
     only: tuple[str, ...] = tuple(HTTP2),
     **settings: Any,
 ) -> Callable[[Http2Client], Http2Client]:
-    """Decorates a client, which ends when the server has nothing more to say."""
+    """Decorates a client that ends when the server sends nothing more."""
 
     def decorate(converse: Http2Client) -> Http2Client:
         def exchange(transport: str) -> Callable[[Network], Awaitable[object]]:
@@ -1543,7 +1543,7 @@ WebSocketClient = Callable[[WebSocket], Awaitable[None]]
 def websocket(
     name: str, path: str = "/echo", status: int = 200, only: str = "tcp tls h2 h2c", **how: Any
 ) -> Callable[[WebSocketClient], WebSocketClient]:
-    """Decorates what the client does once it has the answer to its handshake."""
+    """Decorates what the client does after the response to its handshake."""
     settings = {key: how.pop(key) for key in list(how) if key in vars(Config)}
 
     def decorate(converse: WebSocketClient) -> WebSocketClient:
@@ -1586,7 +1586,7 @@ async def echo(client: WebSocket) -> None:
 
 
 async def no_more(client: WebSocket) -> None:
-    """The server has said it all."""
+    """The server sends nothing more."""
 
 
 websocket("goodbye-by-the-client")(say_goodbye)
@@ -1733,17 +1733,17 @@ http1(
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-async def test_a_tracked_server_answers_as_plain_hypercorn_does(
+async def test_a_tracked_server_responds_as_plain_hypercorn_does(
     name: str, certificate: Path
 ) -> None:
-    """The client receives the same, and the application is told the same."""
+    """The client receives the same, and so does the application."""
     if OLD_HYPERCORN and re.search("wsgi|upgrade|push|trailers|lifespan-state", name):
         pytest.skip("plain Hypercorn 0.17 does not answer this correctly")
     expected = await EXCHANGES[name].hold(plain, certificate)
     assert await EXCHANGES[name].hold(tracked, certificate) == expected
 
 
-async def test_the_answers_are_the_same_over_ipv6_and_unix_sockets(
+async def test_the_responses_are_the_same_over_ipv6_and_unix_sockets(
     certificate: Path, tmp_path: Path
 ) -> None:
     """Where addresses look different, or are missing."""
@@ -1758,7 +1758,7 @@ async def test_the_answers_are_the_same_over_ipv6_and_unix_sockets(
 async def test_install_leaves_a_config_without_a_tracker_to_hypercorn(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answers before and after are the same."""
+    """Its responses before and after are the same."""
     for name in ("http1-tls-post", "http2-h2-upload", "websocket-h2c-echo"):
         with monkeypatch.context() as patch:
             patch.setattr(hypercorn.trio, "worker_serve", vars(internals)["hypercorn_serve"])
@@ -1905,7 +1905,7 @@ IN_GOOD_FAITH = {
 
 @pytest.mark.parametrize("name", IN_GOOD_FAITH)
 async def test_difference_what_a_client_sends_in_good_faith(name: str, certificate: Path) -> None:
-    """The RFCs say what is to come of it."""
+    """The RFCs define the result."""
     data, in_plain, in_tracked = IN_GOOD_FAITH[name]
 
     async def client(network: Network) -> bytes:
@@ -1920,7 +1920,7 @@ async def test_difference_what_a_client_sends_in_good_faith(name: str, certifica
 async def test_difference_an_application_learns_why_its_websocket_was_closed(
     connect: Callable[[Network], Awaitable[WebSocket]], certificate: Path
 ) -> None:
-    """What the client said in its close frame, and 1005 if that was empty."""
+    """The code of the client's close frame, and 1005 if that was empty."""
 
     async def told(network: Network, *last: bytes) -> list[Any]:
         client = await connect(network)
@@ -2000,7 +2000,7 @@ async def test_difference_an_idle_connection_whose_client_has_gone_is_closed(
     assert (in_plain[1], in_tracked[1]) == (False, True)
 
 
-async def test_difference_what_follows_a_last_request_does_not_cost_its_answer(
+async def test_difference_data_after_a_last_request_does_not_cost_its_response(
     certificate: Path,
 ) -> None:
     """Such as the empty line that some clients put behind a body."""

@@ -1,4 +1,4 @@
-"""When an answer's bytes go out: together where they can, and never later than they must."""
+"""When the bytes of a response are written: together if possible, never later than necessary."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
 
 
 @asynccontextmanager
-async def asking(
+async def requesting(
     app: App, over: str, *, method: str = "GET", **settings: Any
 ) -> AsyncIterator[Received]:
-    """Ask for / once, and take down whatever the server sends, HTTP/2's settings aside."""
+    """Request / once, and record what the server sends, except for HTTP/2's settings."""
     async with (
         memory_server(app, **settings) as server,
         trio.open_nursery() as nursery,
@@ -118,7 +118,7 @@ def whole(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> App:
     ],
     ids=["length", "chunked", "empty", "head", "204", "304"],
 )
-async def test_a_whole_answer_is_one_write(
+async def test_a_complete_response_is_one_write(
     over: str,
     method: str,
     app: App,
@@ -127,21 +127,21 @@ async def test_a_whole_answer_is_one_write(
     autojump_clock: MockClock,
 ) -> None:
     """Head, body and end leave together."""
-    async with asking(app, over, method=method) as received:
+    async with requesting(app, over, method=method) as received:
         writes.clear()
         await wait_all_tasks_blocked()
         assert len(writes) == 1
-    ((time, answer),) = received.parts
+    ((time, response),) = received.parts
     assert time == 0
     if over == "http1":
-        assert answer.startswith(b"HTTP/1.1 ")
-        assert answer.endswith(http1_end)
+        assert response.startswith(b"HTTP/1.1 ")
+        assert response.endswith(http1_end)
 
 
-async def test_the_answers_of_many_streams_are_one_write(
+async def test_the_responses_of_many_streams_are_one_write(
     writes: list[list[bytes]], autojump_clock: MockClock
 ) -> None:
-    """What they have to say at the same time goes out at the same time."""
+    """What is sent at the same time is written at the same time."""
     async with memory_server(whole(200, b"hello")) as server:
         client = Http2(await server.connect())
         await client.start()
@@ -173,7 +173,7 @@ async def test_the_head_waits_for_the_bodys_first_event_and_no_longer(
         await trio.sleep(1)
         await send({"type": "http.response.body", "body": b"data: 2\n\n"})
 
-    async with asking(app, over) as received:
+    async with requesting(app, over) as received:
         await trio.sleep(5)
     assert received.times == [1, 2, 3]
     assert b"data: 1\n\n" in received.parts[1][1]
@@ -197,7 +197,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
         done.set()
 
     done = trio.Event()
-    async with asking(app, over) as received:
+    async with requesting(app, over) as received:
         with trio.fail_after(1):
             await done.wait()
 
@@ -207,7 +207,7 @@ async def test_each_chunk_arrives_before_the_next_is_made(
 async def test_a_handler_that_fails_between_headers_and_body_responds_with_500(
     over: str, raises: bool, autojump_clock: MockClock
 ) -> None:
-    """Its head was not sent yet, so the client is told; plain Hypercorn has said 200."""
+    """Its headers were not sent yet. Plain Hypercorn has sent a 200 by then."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**OK, "headers": [(b"content-length", b"5")]})
@@ -225,7 +225,7 @@ async def test_a_handler_that_fails_between_headers_and_body_responds_with_500(
             assert await read_to_end(stream) == b""
 
 
-async def test_who_has_ended_its_side_still_gets_its_500(
+async def test_a_client_that_has_half_closed_still_gets_its_500(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the request has one line in the log, not a second one without a status."""
@@ -251,10 +251,10 @@ async def test_who_has_ended_its_side_still_gets_its_500(
 
 
 @pytest.mark.parametrize("way", ["returns", "is cancelled"])
-async def test_who_hangs_up_is_no_error_of_the_server(
+async def test_a_client_that_disconnects_is_no_error_of_the_server(
     way: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An application that ends when it is told owes no answer; the log has 499, as nginx's."""
+    """If the application returns at the disconnect, the log has a 499, as nginx's has."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         with trio.CancelScope() as work:
@@ -276,10 +276,10 @@ async def test_who_hangs_up_is_no_error_of_the_server(
     assert '" 499 ' in line
 
 
-async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
+async def test_a_connection_whose_response_is_complete_closes_with_its_peer(
     autojump_clock: MockClock,
 ) -> None:
-    """Also if the handler still works: nobody waits for it."""
+    """Even if the handler still runs: no client waits for it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"hello")
@@ -293,10 +293,10 @@ async def test_a_connection_whose_answer_is_complete_ends_with_its_peer(
         assert trio.current_time() == 0
 
 
-async def test_who_ends_its_side_while_the_answer_is_written_gets_all_of_it(
+async def test_a_client_that_half_closes_during_its_response_gets_all_of_it(
     autojump_clock: MockClock,
 ) -> None:
-    """That the application has said everything does not mean that the client has it."""
+    """The client may not have received yet what the application has sent."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"x" * 1_000_000)
@@ -341,7 +341,7 @@ async def test_a_refused_head_is_the_applications_error(
 async def test_a_second_head_is_refused_at_once(
     body: bytes | None, autojump_clock: MockClock
 ) -> None:
-    """Whether the first one still waits or not; the answer goes on as it began."""
+    """Whether the first one still waits or not; the response goes on as it began."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(OK)
@@ -352,8 +352,8 @@ async def test_a_second_head_is_refused_at_once(
         await send({"type": "http.response.body", "body": b"!"})
 
     async with memory_server(app) as server:
-        answer = await http1(await server.connect())
-    assert answer == (200, (body or b"") + b"!")
+        response = await http1(await server.connect())
+    assert response == (200, (body or b"") + b"!")
 
 
 async def test_what_an_application_does_to_its_event_later_changes_nothing(
@@ -369,11 +369,11 @@ async def test_what_an_application_does_to_its_event_later_changes_nothing(
         event["status"] = 404
         await send({"type": "http.response.body", "body": b"hello"})
 
-    async with asking(app, "http1") as received:
+    async with requesting(app, "http1") as received:
         await wait_all_tasks_blocked()
-    ((_, answer),) = received.parts
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"x-late" not in answer
+    ((_, response),) = received.parts
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"x-late" not in response
 
 
 async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
@@ -398,14 +398,14 @@ async def test_100_continue_goes_out_at_once(autojump_clock: MockClock) -> None:
 
 
 async def test_early_hints_go_out_at_once(autojump_clock: MockClock) -> None:
-    """A 103 is for the time until the answer."""
+    """A 103 is for the time until the response."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]})
         await trio.sleep(1)
         await respond(send, b"hello")
 
-    async with asking(app, "h2") as received:
+    async with requesting(app, "h2") as received:
         await trio.sleep(2)
     assert received.times == [0, 1]
 
@@ -417,7 +417,7 @@ async def test_a_status_below_200_goes_out_at_once(autojump_clock: MockClock) ->
         await send({**OK, "status": 103, "headers": [(b"link", b"</style.css>; rel=preload")]})
         await trio.sleep(1)
 
-    async with asking(app, "http1") as received:
+    async with requesting(app, "http1") as received:
         await trio.sleep(2)
     time, hint = received.parts[0]
     assert time == 0
@@ -430,17 +430,17 @@ class SlowLogger(Logger):
 
 
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_an_answer_does_not_wait_for_its_line_in_the_log(
+async def test_a_response_does_not_wait_for_its_line_in_the_log(
     over: str, autojump_clock: MockClock
 ) -> None:
-    """However long an access log takes, the client has its answer."""
-    async with asking(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
+    """However long an access log takes, the client has its response."""
+    async with requesting(whole(200, b"hello"), over, logger_class=SlowLogger) as received:
         await trio.sleep(2)
     assert received.times == [0]
 
 
-async def test_a_connection_is_active_until_its_answer_is_written(certificate: Path) -> None:
-    """A client that does not read its answer does not make it idle."""
+async def test_a_connection_is_active_until_its_response_is_written(certificate: Path) -> None:
+    """A client that does not read its response does not make it idle."""
     size = 2**25
     recorder = Recorder()
     async with socket_server(whole(200, bytes(size)), certificate, tracker=recorder) as server:
@@ -456,10 +456,10 @@ async def test_a_connection_is_active_until_its_answer_is_written(certificate: P
 
 
 @pytest.mark.parametrize("over", ["http1", "h2"])
-async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
+async def test_a_connection_is_not_idle_while_its_response_waits_for_room(
     over: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However short the answer is: a keep-alive timeout would cut it off."""
+    """However short the response is: a keep-alive timeout would cut it off."""
     room, send, send_now = trio.Event(), Transport.send, Transport.send_now
 
     async def send_when_there_is_room(transport: Transport, parts: list[bytes]) -> None:
@@ -477,12 +477,12 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
             await http2.start()
             await wait_all_tasks_blocked()
             http2.request()
-            asked, states = http2.h2.data_to_send(), "NAIA"
+            requested, states = http2.h2.data_to_send(), "NAIA"
         else:
-            asked, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
+            requested, states = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", "NA"
         monkeypatch.setattr(Transport, "send", send_when_there_is_room)
         monkeypatch.setattr(Transport, "send_now", no_room_at_once)
-        await client.send_all(asked)
+        await client.send_all(requested)
         await trio.sleep(100)
         assert recorder.sequences() == [states]
         room.set()
@@ -490,10 +490,10 @@ async def test_a_connection_does_not_rest_while_its_answer_waits_for_room(
         assert recorder.sequences() == [states + "I"]
 
 
-async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
+async def test_a_response_that_cannot_be_encoded_delays_no_other_write(
     autojump_clock: MockClock,
 ) -> None:
-    """What else the connection has to say goes out while its handler goes on."""
+    """Other data of the connection is written while its handler goes on."""
 
     @without_lifespan
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -518,7 +518,7 @@ async def test_a_response_that_cannot_be_encoded_holds_nobody_up(
 async def test_nothing_can_be_sent_after_the_application_has_returned(
     autojump_clock: MockClock,
 ) -> None:
-    """A task that it left behind is told so, instead of writing into the next answer."""
+    """A task that it left behind gets an error, instead of writing into the next response."""
     raised = []
 
     @without_lifespan
@@ -563,16 +563,16 @@ async def test_an_upload_needs_no_room_beyond_the_applications_queue(
         for number in range(30):
             await client.send_all(b"%d" % (number % 10))
             await wait_all_tasks_blocked()
-        answer = b""
-        while not answer.endswith(b"0123456789" * 3):
-            answer += await client.receive_some()
-    assert answer.startswith(b"HTTP/1.1 200 ")
+        response = b""
+        while not response.endswith(b"0123456789" * 3):
+            response += await client.receive_some()
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_an_early_answer_frees_the_reader_that_waits_for_the_application(
+async def test_an_early_response_frees_the_reader_that_waits_for_the_application(
     autojump_clock: MockClock,
 ) -> None:
-    """What the application has not read when it answers is dropped, and the end is noticed."""
+    """What the application has not read when it responds is dropped, and the end is noticed."""
     gate = trio.Event()
 
     @without_lifespan
@@ -616,7 +616,7 @@ async def test_an_http2_stream_that_was_reset_leaves_nothing_behind(
         assert protocol._streams == {}
 
 
-async def test_other_tasks_run_between_the_writes_of_a_long_http2_answer(
+async def test_other_tasks_run_between_the_writes_of_a_long_http2_response(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the socket takes whatever is written, and no write has to wait."""

@@ -1,7 +1,7 @@
-"""Values as a person reads them, on the status page and in a terminal.
+"""Format values for people, on the status page and in a terminal.
 
-Paths, methods and addresses are other people's text. What cannot be seen of it is spelled out: an
-escape sequence would move the cursor of whoever looks, and U+202E would turn the line round.
+Paths, methods and addresses come from clients. Invisible characters in them are escaped. Otherwise
+an escape sequence could move the viewer's cursor, and U+202E could reverse the line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from .._states import PATH_LENGTH
 
 NOTHING = "\N{EN DASH}"
-SLOW = 10  # seconds, after which somebody may wait in vain
+SLOW = 10  # seconds; a request that waits longer is highlighted
 
 
 def size(number: int | None) -> str:
@@ -64,45 +64,45 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Spell out what cannot be seen, or would change how the rest is read.
+    """Escape characters that are invisible, or that change how the rest is displayed.
 
     >>> print(visible("/a b\\n\\u202e"))
     /a b\\n\\u202e
     """
-    shown = "".join(each if each.isprintable() and each != "\\" else spelled(each) for each in text)
+    shown = "".join(each if each.isprintable() and each != "\\" else escaped(each) for each in text)
     return shown if len(shown) <= PATH_LENGTH else f"{shown[:PATH_LENGTH]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def spelled(character: str) -> str:
+def escaped(character: str) -> str:
     return character.encode("unicode-escape", "surrogatepass").decode("ascii")
 
 
-def cells(text: str) -> int:
-    """How many columns of a terminal it takes.
+def display_width(text: str) -> int:
+    """Return how many columns of a terminal a text takes.
 
-    >>> [cells(text) for text in ("abc", "\u65e5\u672c", "e\u0301")]
+    >>> [display_width(text) for text in ("abc", "\u65e5\u672c", "e\u0301")]
     [3, 4, 1]
     """
-    return len(text) if text.isascii() else sum(map(_cells, text))
+    return len(text) if text.isascii() else sum(map(_character_width, text))
 
 
-def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):  # it is drawn upon the one before it
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):  # drawn over the previous character
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def cut(text: str, width: int) -> str:
-    """As much of it as a number of a terminal's columns has room for.
+def truncate(text: str, width: int) -> str:
+    """Return as much of a text as fits into ``width`` columns of a terminal.
 
-    >>> [cut("/reports", width) for width in (8, 7, 1, 0)]
+    >>> [truncate("/reports", width) for width in (8, 7, 1, 0)]
     ['/reports', '/repor…', '…', '']
     """
-    if cells(text) <= width:
+    if display_width(text) <= width:
         return text
-    room = width - 1  # for what is before the ellipsis
+    room = width - 1  # one column is for the ellipsis
     for at, character in enumerate(text):
-        room -= _cells(character)
+        room -= _character_width(character)
         if room < 0:
             text = text[:at]
             break
