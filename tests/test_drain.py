@@ -863,7 +863,7 @@ async def test_a_websocket_whose_client_does_not_reply_is_closed_at_the_deadline
 
 
 @over_each
-@pytest.mark.parametrize("asked", [9, 11])
+@pytest.mark.parametrize("requested", [9, 11])
 async def test_a_websocket_that_is_accepted_in_a_drain_is_closed_at_once(
     over: str, requested: float, autojump_clock: MockClock
 ) -> None:
