@@ -358,7 +358,8 @@ async def a_request_pipelined_behind_connection_close(arena: Arena) -> None:
 
 @fault
 async def h2c_with_broken_settings(arena: Arena) -> None:
-    lines = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAA")
+    upgrade = "Connection: Upgrade, HTTP2-Settings, close"
+    lines = (upgrade, "Upgrade: h2c", "HTTP2-Settings: AAMAA")
     await arena.exchange(request("/", *lines))
 
 

@@ -16,7 +16,7 @@ class ClientStream(trio.abc.HalfCloseableStream):
     It is a Trio stream, and raises the exceptions of one. It buffers 64 KiB in each direction.
     If a buffer is full, its sender waits.
 
-    >>> import trio
+    >>> import trio.testing
     >>> from trio_httptrack.testing import memory_server
     >>> async def app(scope, receive, send):
     ...     assert scope["type"] == "http"
@@ -26,7 +26,7 @@ class ClientStream(trio.abc.HalfCloseableStream):
     ...         print(bytes(await stream.receive_some()).split(b"\\r\\n")[0])
     ...         await stream.conn.wait_closed()
     ...         print(stream.conn.state, stream.conn.requests)
-    >>> trio.run(main)
+    >>> trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     b'HTTP/1.1 400 '
     closed 0
     """
