@@ -457,7 +457,11 @@ def compared(
 
 def requests_per_second(command: list[str]) -> float:
     output = subprocess.run(
-        ["taskset", "-c", str(LOAD_CORE), *command], capture_output=True, text=True, check=True
+        ["taskset", "-c", str(LOAD_CORE), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,  # or it waits for ever for a server that has got stuck
     ).stdout
     found = re.search(r"Requests/sec:\s+([\d.]+)|([\d.]+) req/s", output)
     assert found is not None, output
