@@ -1,8 +1,9 @@
-"""Measure a tracked Hypercorn beside other servers, and print the table.
+"""Measure a tracked Hypercorn and its baselines; print all, and write what the pages show.
 
-``python -m benchmarks`` takes some twelve minutes, ``--quick`` five. All servers of a row run at
+``python -m benchmarks`` takes some fourteen minutes, ``--quick`` six. All servers of a row run at
 the same time, on one core, and get their load in turn from one generator on another; each
-ratio is the median of the rounds' own ratios, with the smallest and the largest next to it.
+ratio is the median of the rounds' own ratios. The terminal shows more than the pages: the
+smallest and the largest ratio, and our goals.
 """
 
 from __future__ import annotations
@@ -34,13 +35,31 @@ import trustme
 
 from .chart import chart
 from .micro import timings
-from .servers import LOAD_CORE, Load, Server, loading, serving
+from .servers import (
+    ASYNCIO,
+    LOAD_CORE,
+    TRACKED,
+    TRIO,
+    UVICORN,
+    UVLOOP,
+    Load,
+    Server,
+    loading,
+    serving,
+)
 
-TRIO, ASYNCIO = "plain trio", "plain asyncio"
-UVICORN, UVLOOP = "uvicorn h11", "uvicorn httptools+uvloop"
-TRACKED = "tracked"
 NEEDS = {UVICORN: ("uvicorn",), UVLOOP: ("uvicorn", "httptools", "uvloop")}
 
+# The tables of the page, in its order. What their cells have no unit for, the title names.
+HTTP1 = "HTTP/1.1, requests per second"
+HTTP2 = "HTTP/2 over TLS, requests per second"
+WEBSOCKET = "WebSocket over HTTP/1.1, messages per second"
+FRAMEWORKS = "Frameworks, requests per second"
+LATENCY = "Latency"
+LIFETIME = "Start and close"
+MEMORY = "Memory"
+CPU = "Processor time"
+GROUPS = [HTTP1, HTTP2, WEBSOCKET, FRAMEWORKS, LATENCY, LIFETIME, MEMORY, CPU]
 
 BROWSER_HEADERS = " ".join(
     f"-H {shlex.quote(header)}"
@@ -69,11 +88,14 @@ class Rate:
     goals: dict[str, float]
     """The smallest ratio to each baseline."""
 
+    group: str = HTTP1
     app: str = "app"
     https: bool = False
 
 
 HTTP2_GOALS = {TRIO: 1.0, ASYNCIO: 5.0}
+USUAL = "the same server before"
+FRAMEWORK_GOALS = {TRIO: 1.5, UVICORN: 1.0, UVLOOP: 0.6}
 RATES = [
     Rate("GET, 32 connections", "get", 32, {TRIO: 2.0, ASYNCIO: 1.0, UVICORN: 2.5, UVLOOP: 0.6}),
     Rate("GET, 1 connection", "get", 1, {TRIO: 1.0, UVICORN: 2.5}),
@@ -85,33 +107,56 @@ RATES = [
     Rate("POST of 1 KiB", "post", 32, {TRIO: 1.0, UVICORN: 2.5}),
     Rate("response streamed in ten chunks", "stream", 32, {TRIO: 1.0, UVICORN: 1.5}),
     Rate("1 MiB response", "megabyte", 32, {TRIO: 1.0, UVICORN: 1.0}),
-    Rate("HTTP/2 over TLS, 1 stream at a time", "h2-1", 32, HTTP2_GOALS, https=True),
-    Rate("HTTP/2 over TLS, 10 streams at a time", "h2-10", 32, HTTP2_GOALS, https=True),
-    Rate("WebSocket echo, all with wsproto", "websocket", 32, {TRIO: 1.0, UVICORN: 1.0}),
-    Rate("GET of a Quart-Trio page", "get", 32, {TRIO: 2.0}, app="quart_app"),
+    Rate("1 stream at a time", "h2-1", 32, HTTP2_GOALS, HTTP2, https=True),
+    Rate("10 streams at a time", "h2-10", 32, HTTP2_GOALS, HTTP2, https=True),
+    Rate("echo, all with wsproto", "websocket", 32, {TRIO: 1.0, UVICORN: 1.0}, WEBSOCKET),
+    Rate("Quart-Trio", "get", 32, {TRIO: 2.0}, FRAMEWORKS, app="quart_app"),
+    Rate("Starlette", "get", 32, FRAMEWORK_GOALS, FRAMEWORKS, app="starlette_app"),
+    Rate("FastAPI", "get", 32, FRAMEWORK_GOALS, FRAMEWORKS, app="fastapi_app"),
+    # Plain Hypercorn's trio worker does not start with a WSGI application.
+    Rate("Flask (WSGI)", "get", 32, {ASYNCIO: 1.0}, FRAMEWORKS, app="flask_app"),
 ]
 
 
 @dataclass
 class Row:
-    """A line of the table."""
+    """A line of a table."""
 
+    group: str
     metric: str
     baseline: str
+    base: str
     figure: str
     ratios: list[float]
     goal: str
     met: bool
 
-    def cells(self) -> list[str]:
-        ratio = f"{median(self.ratios):.2f}" if median(self.ratios) > 0.01 else "< 0.01"
+    @property
+    def ratio(self) -> str:
+        return f"{median(self.ratios):.2f}" if median(self.ratios) > 0.01 else "< 0.01"
+
+    def printed(self) -> list[str]:
         spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}" if len(self.ratios) > 1 else ""
+        baseline = f"{self.baseline}: {self.base}"
         met = "yes" if self.met else "NO"
-        return [self.metric, self.baseline, self.figure, ratio, spread, self.goal, met]
+        return [self.metric, baseline, self.figure, self.ratio, spread, self.goal, met]
 
 
 HEAD = ["metric", "baseline", "tracked", "ratio", "spread", "goal", "met"]
 WIDTHS = [60, 38, 12, 6, 11, 9, 3]
+PACKAGES = {  # by their distribution's name
+    "hypercorn": "hypercorn",
+    "trio": "trio",
+    "h11": "h11",
+    "h2": "h2",
+    "uvicorn": "uvicorn",
+    "httptools": "httptools",
+    "uvloop": "uvloop",
+    "quart-trio": "quart_trio",
+    "starlette": "starlette",
+    "fastapi": "fastapi",
+    "flask": "flask",
+}
 Measurement = Callable[[str], Iterable[Row]]
 
 
@@ -132,27 +177,27 @@ class Bench:
                 self.left_out.add(name)
         self.busiest = 0.0, ""
         self.over_connections: dict[str, dict[int, float]] = {name: {} for name in self.names}
+        self.of_apps: dict[str, dict[str, tuple[float, float]]] = {}
+        """For each application, by server: requests per second, and seconds as the median."""
 
     def measurements(self) -> dict[str, Measurement]:
         """By what ``--only`` calls them."""
         return {
-            **{f"{rate.metric}, requests/s": partial(self.rate, rate) for rate in RATES},
-            f"{RATES[0].metric}, requests/s by wrk": self.wrk,
-            "HTTP/2 over TLS, 1 stream at a time, requests/s by h2load": partial(
-                self.h2load, "h2load -c32 -m1 -D {}"
-            ),
-            "HTTP/2 over TLS, 10 streams at a time, requests/s by h2load": partial(
+            **{rate.metric: partial(self.rate, rate) for rate in RATES},
+            f"{RATES[0].metric}, measured by wrk": self.wrk,
+            "1 stream at a time, measured by h2load": partial(self.h2load, "h2load -c32 -m1 -D {}"),
+            "10 streams at a time, measured by h2load": partial(
                 self.h2load, "h2load -c32 -m10 -D {}"
             ),
-            "the same with a browser's headers, each for another page": partial(
+            "the same, with a browser's headers and 500 paths": partial(
                 self.h2load, f"h2load -c32 -m10 -D {{}} {BROWSER_HEADERS}", pages=500
             ),
-            "GET, 32 connections, while 15,000 clients vanish, requests/s": self.vanishing,
-            "memory per idle connection, 5,000 of them": self.memory,
-            "memory per open HTTP/2 stream, 5,000 of them": self.stream_memory,
-            "from the client's close to CLOSED, p99 of 1,000": self.closings,
+            "GET, 32 connections, while 15,000 clients vanish": self.vanishing,
+            "idle connection": self.memory,
+            "open HTTP/2 stream": self.stream_memory,
+            "from the client's close to CLOSED, p99": self.closings,
             "from the start to the first response": self.start,
-            "instructions per GET, by callgrind": self.instructions,
+            "instructions per GET": self.instructions,
             "track() and stats()": self.calls,
         }
 
@@ -184,6 +229,7 @@ class Bench:
         names = self.names if charted else self.compared(rate.goals)
         servers = {name: self.server(name, app=rate.app, https=rate.https) for name in names}
         rates: dict[str, list[float]] = {name: [] for name in names}
+        middle: dict[str, list[float]] = {name: [] for name in names}
         p99: dict[str, list[float]] = {name: [] for name in names}
         for name in self.in_turn(names):
             result = self.load(
@@ -197,33 +243,40 @@ class Bench:
             )
             self.busiest = max(self.busiest, (result["busy"], f"{rate.metric}, {name}"))
             rates[name].append(result["rate"])
+            middle[name].append(result["median"] * 1e3)
             p99[name].append(result["p99"] * 1e3)
-        yield from self.at_least(metric, rates, rate.goals)
+        yield from self.at_least(rate.group, metric, rates, rate.goals)
         if charted:
             for name in names:
                 self.over_connections[name][rate.connections] = median(rates[name])
+        if rate is RATES[0] or rate.group is FRAMEWORKS:
+            self.of_apps[rate.app] = {
+                name: (median(rates[name]), median(middle[name])) for name in names
+            }
         if rate is RATES[0]:
-            yield at_most(f"{rate.metric}, p99 latency", TRIO, p99, " ms", 0.6)
+            yield at_most(LATENCY, f"{rate.metric}, median", TRIO, middle, " ms", 0.6)
+            yield at_most(LATENCY, f"{rate.metric}, p99", TRIO, p99, " ms", 0.6)
 
     def at_least(
-        self, metric: str, rates: dict[str, list[float]], goals: dict[str, float]
+        self, group: str, metric: str, rates: dict[str, list[float]], goals: dict[str, float]
     ) -> Iterator[Row]:
         for baseline, goal in goals.items():
             if baseline in self.names:
-                yield at_least(metric, baseline, rates, goal)
+                yield at_least(group, metric, baseline, rates, goal)
 
     def wrk(self, metric: str) -> Iterator[Row]:
         """What a generator in C measures, which is never the limit itself."""
         if self.found("wrk"):
-            yield from self._other("wrk -t1 -c32 -d{}", metric, RATES[0].goals)
+            yield from self._other("wrk -t1 -c32 -d{}", HTTP1, metric, RATES[0].goals)
 
     def h2load(self, command: str, metric: str, pages: int = 0) -> Iterator[Row]:
         if self.found("h2load"):
-            yield from self._other(command, metric, HTTP2_GOALS, https=True, pages=pages)
+            yield from self._other(command, HTTP2, metric, HTTP2_GOALS, https=True, pages=pages)
 
     def _other(
         self,
         command: str,
+        group: str,
         metric: str,
         goals: dict[str, float],
         https: bool = False,
@@ -237,11 +290,11 @@ class Bench:
             url = f"{'https' if https else 'http'}://127.0.0.1:{servers[name].port}/"
             urls = [f"{url}{number}" for number in range(pages)] or [url]
             rates[name].append(requests_per_second([*shlex.split(command.format(whole)), *urls]))
-        yield from self.at_least(metric, rates, goals)
+        yield from self.at_least(group, metric, rates, goals)
 
     def vanishing(self, metric: str) -> Iterator[Row]:
         """What other clients get while the connections of those that vanished are closed."""
-        rates: dict[str, list[float]] = {"usual": [], TRACKED: []}
+        rates: dict[str, list[float]] = {USUAL: [], TRACKED: []}
         for _ in range((self.rounds + 1) // 2):
             # What vanishes is nice: its end shall not slow down the generator.
             with serving(TRACKED) as server, loading(nice=19) as clients:
@@ -250,9 +303,9 @@ class Bench:
                 found = self.load(
                     "vanish", port=server.port, victims=clients.pid, server=server.pid, files=files
                 )
-            rates["usual"].append(found["before"]["rate"])
+            rates[USUAL].append(found["before"]["rate"])
             rates[TRACKED].append(found["during"]["rate"])
-        yield at_least(metric, "usual", rates, 0.5)
+        yield at_least(HTTP1, metric, USUAL, rates, 0.5)
 
     def memory(self, metric: str) -> Iterator[Row]:
         connections = 5000
@@ -268,7 +321,7 @@ class Bench:
             self.load("release")
         for baseline, goal in goals.items():
             if baseline in cost:
-                yield at_most(metric, baseline, cost, " KiB", goal)
+                yield at_most(MEMORY, metric, baseline, cost, " KiB", goal)
 
     def stream_memory(self, metric: str) -> Iterator[Row]:
         connections, streams = 50, 100
@@ -283,7 +336,7 @@ class Bench:
                 cost[name] = [(server.memory() - before) / connections / streams / 1024]
             self.load("release")
         for baseline, goal in goals.items():
-            yield at_most(metric, baseline, cost, " KiB", goal)
+            yield at_most(MEMORY, metric, baseline, cost, " KiB", goal)
 
     def closings(self, metric: str) -> Iterator[Row]:
         keep_alive = 5
@@ -303,8 +356,9 @@ class Bench:
             while server.open_files() > at_rest + 10:  # 1 %
                 time.sleep(0.01)
             plain = time.monotonic() - began
-        baseline = f"{TRIO}: {plain:.1f} s of {keep_alive} s keep-alive"
-        yield Row(metric, baseline, f"{p99 * 1e3:.2f} ms", [p99 / plain], "< 10 ms", p99 < 0.01)
+        base = f"{plain:.1f} s (keep-alive {keep_alive} s)"
+        figure, ratio = f"{p99 * 1e3:.2f} ms", p99 / plain
+        yield Row(LIFETIME, metric, TRIO, base, figure, [ratio], "< 10 ms", p99 < 0.01)
 
     def start(self, metric: str) -> Iterator[Row]:
         times: dict[str, list[float]] = {TRIO: [], TRACKED: []}
@@ -312,7 +366,7 @@ class Bench:
             began = time.perf_counter()
             with serving(name):
                 times[name].append((time.perf_counter() - began) * 1e3)
-        yield at_most(metric, TRIO, times, " ms", 1.0)
+        yield at_most(LIFETIME, metric, TRIO, times, " ms", 1.0)
 
     def instructions(self, metric: str) -> Iterator[Row]:
         """What twice as many requests cost more: neither the start nor the end is counted."""
@@ -326,8 +380,10 @@ class Bench:
         }
         figure = cost[TRACKED]
         yield Row(
+            CPU,
             metric,
-            f"{baseline}: {cost[baseline]:,.0f}",
+            baseline,
+            f"{cost[baseline]:,.0f}",
             f"{figure:,.0f}",
             [figure / cost[baseline]],
             f"< {goal:,}",
@@ -354,26 +410,29 @@ class Bench:
                 name: [timing[of] * 1e9 for timing in found]
                 for name, of in ((baseline, base), (TRACKED, key))
             }
-            return at_most(metric, baseline, times, " ns", most)
+            return at_most(CPU, metric, baseline, times, " ns", most)
 
-        metric = "one track() through compose(stats, conns)"
+        metric = "track(), StatsTracker and ConnTracker"
         yield row(metric, "an empty method", "track", "empty", 6)
-        yield row(metric, "prometheus inc() + dec()", "track", "prometheus", 0.5)
+        yield row(metric, "prometheus_client, inc() and dec()", "track", "prometheus", 0.5)
         metric = "stats() with 100,000 connections"
-        yield row(metric, "with 10", "stats of 100,000", "stats of 10", 1.1)
+        yield row(metric, "with 10 connections", "stats of 100,000", "stats of 10", 1.1)
 
 
-def at_least(metric: str, baseline: str, found: dict[str, list[float]], goal: float) -> Row:
-    return compared(metric, baseline, found, "/s", f">= {goal}", lambda ratio: ratio >= goal)
+def at_least(
+    group: str, metric: str, baseline: str, found: dict[str, list[float]], goal: float
+) -> Row:
+    return compared(group, metric, baseline, found, "", f">= {goal}", lambda ratio: ratio >= goal)
 
 
 def at_most(
-    metric: str, baseline: str, found: dict[str, list[float]], unit: str, goal: float
+    group: str, metric: str, baseline: str, found: dict[str, list[float]], unit: str, goal: float
 ) -> Row:
-    return compared(metric, baseline, found, unit, f"<= {goal}", lambda ratio: ratio <= goal)
+    return compared(group, metric, baseline, found, unit, f"<= {goal}", lambda ratio: ratio <= goal)
 
 
 def compared(
+    group: str,
     metric: str,
     baseline: str,
     found: dict[str, list[float]],
@@ -385,8 +444,10 @@ def compared(
     ratios = [figure / other for figure, other in zip(figures, base, strict=True)]
     digits = 0 if median(figures) >= 100 else 1
     return Row(
+        group,
         metric,
-        f"{baseline}: {median(base):,.{digits}f}{unit}",
+        baseline,
+        f"{median(base):,.{digits}f}{unit}",
         f"{median(figures):,.{digits}f}{unit}",
         ratios,
         goal,
@@ -396,16 +457,55 @@ def compared(
 
 def requests_per_second(command: list[str]) -> float:
     output = subprocess.run(
-        ["taskset", "-c", str(LOAD_CORE), *command], capture_output=True, text=True, check=True
+        ["taskset", "-c", str(LOAD_CORE), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,  # or it waits for ever for a server that has got stuck
     ).stdout
     found = re.search(r"Requests/sec:\s+([\d.]+)|([\d.]+) req/s", output)
     assert found is not None, output
     return float(found[1] or found[2])
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *(row.cells() for row in rows)]
+def markdown(head: list[str], rows: Iterable[list[str]], texts: int = 1) -> str:
+    """A table: so many columns of text, the others of numbers."""
+    lines = [head, [*["---"] * texts, *["---:"] * (len(head) - texts)], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def for_readers(rows: list[Row]) -> str:
+    """A table for each group, without what only we want to know."""
+    parts = []
+    for group in GROUPS:
+        cells, last = [], ""
+        for row in rows:
+            if row.group == group:
+                metric, last = "" if row.metric == last else row.metric, row.metric
+                cells.append([metric, f"{row.baseline}: {row.base}", row.figure, row.ratio])
+        if cells:
+            head = ["metric", "baseline", "tracked", "ratio"]
+            parts.append(f"### {group}\n\n{markdown(head, cells, texts=2)}")
+    return "\n".join(parts)
+
+
+def of_app(found: dict[str, tuple[float, float]]) -> str:
+    """What the page of a framework shows, the fastest server first."""
+    fastest_first = sorted(found.items(), key=lambda item: -item[1][0])
+    cells = [[name, f"{rate:,.0f}", f"{ms:.1f} ms"] for name, (rate, ms) in fastest_first]
+    return markdown(["server", "requests per second", "median latency"], cells)
+
+
+def machine() -> str:
+    """Where and with what this was measured."""
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = [f"{name} {version(name)}" for name in PACKAGES if find_spec(PACKAGES[name])]
+    return (
+        f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB of "
+        f"memory, {platform.system()} {platform.release().partition('-')[0]}; "
+        f"Python {platform.python_version()}, {', '.join(versions)}"
+    )
 
 
 def show(cells: list[str]) -> None:
@@ -425,7 +525,7 @@ def main() -> None:
         type=Path,
         default=Path("benchmarks/results"),
         metavar="DIRECTORY",
-        help="where table.md and throughput.svg are written, default: %(default)s",
+        help="where the pages' tables and picture are written, default: %(default)s",
     )
     arguments = parser.parse_args()
     if sys.platform != "linux" or (os.cpu_count() or 1) < 2:
@@ -444,25 +544,25 @@ def main() -> None:
             if (arguments.only or "").lower() in metric.lower():
                 for row in measure(metric):
                     rows.append(row)
-                    show(row.cells())
-    packages = ["hypercorn", "trio", "h11", "h2", "uvicorn", "httptools", "uvloop", "quart-trio"]
-    versions = [f"{name} {version(name)}" for name in packages if find_spec(name.replace("-", "_"))]
-    about = (
-        f"{bench.rounds} rounds of {bench.seconds:g} s each; Python {platform.python_version()}, "
-        f"{', '.join(versions)}. The load generator was busy for at most {bench.busiest[0]:.0%} of "
-        f"its core's time ({bench.busiest[1]})."
-    )
+                    show(row.printed())
+    about = f"{machine()}. {bench.rounds} rounds of {bench.seconds:g} s each."
+    busy, when = bench.busiest
+    print(f"{about} The load generator was busy for at most {busy:.0%} of the time ({when}).")
     if bench.left_out:
-        about += f" Left out, as it is not installed: {', '.join(sorted(bench.left_out))}."
-    print(about)
+        print(f"Left out, as it is not installed: {', '.join(sorted(bench.left_out))}.")
     if arguments.only is not None:
         return
+    title = "Requests per second by number of connections"
+    written = {
+        "table.md": for_readers(rows),
+        "machine.md": f"{about}\n",
+        "throughput.svg": chart(title, bench.over_connections),
+        **{f"{app}.md": of_app(found) for app, found in bench.of_apps.items()},
+    }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    arguments.output.joinpath("table.md").write_text(f"{markdown(rows)}\n{about}\n")
-    title = "Requests per second over the number of connections"
-    picture = chart(title, bench.over_connections)
-    arguments.output.joinpath("throughput.svg").write_text(picture)
-    print(f"Written: {arguments.output}/table.md and throughput.svg")
+    for name, text in written.items():
+        arguments.output.joinpath(name).write_text(text)
+    print(f"Written to {arguments.output}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

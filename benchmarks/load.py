@@ -322,6 +322,7 @@ class Clients:
         return {
             "seconds": seconds,
             "rate": len(latencies) / seconds,
+            "median": latencies[len(latencies) // 2] if latencies else seconds,
             "p99": latencies[len(latencies) * 99 // 100] if latencies else seconds,
             "busy": (time.process_time() - cpu) / seconds,
         }

@@ -21,14 +21,19 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, LOAD_CORE = 0, 1
+# As the tables name them.
+TRIO, ASYNCIO = "Hypercorn, trio", "Hypercorn, asyncio"
+UVICORN, UVLOOP = "uvicorn, h11", "uvicorn, httptools and uvloop"
+TRACKED = "tracked"
+TRACKED_WITH_CLOSINGS = "tracked, with closings"
 COMMANDS = {
-    "plain trio": "hypercorn -k trio -c python:benchmarks.settings",
-    "plain asyncio": "hypercorn -k asyncio -c python:benchmarks.settings",
-    "tracked": "hypercorn -k trio -c python:benchmarks.settings_tracked",
-    "tracked, with closings": "hypercorn -k trio -c python:benchmarks.settings_closings",
+    TRIO: "hypercorn -k trio -c python:benchmarks.settings",
+    ASYNCIO: "hypercorn -k asyncio -c python:benchmarks.settings",
+    TRACKED: "hypercorn -k trio -c python:benchmarks.settings_tracked",
+    TRACKED_WITH_CLOSINGS: "hypercorn -k trio -c python:benchmarks.settings_closings",
     # With the WebSocket library that Hypercorn uses.
-    "uvicorn h11": "uvicorn --http h11 --loop asyncio --ws wsproto",
-    "uvicorn httptools+uvloop": "uvicorn --http httptools --loop uvloop --ws wsproto",
+    UVICORN: "uvicorn --http h11 --loop asyncio --ws wsproto",
+    UVLOOP: "uvicorn --http httptools --loop uvloop --ws wsproto",
 }
 OPTIONS = {  # what makes them alike; the backlog of Hypercorn is in its settings
     "hypercorn": "-w 0 --log-level warning --bind 127.0.0.1:{port} --keep-alive {keep_alive}",
