@@ -93,9 +93,8 @@ def speed(machine: Machine, names: list[str]) -> None:
                 with socket.create_server(("127.0.0.1", 0)) as free:
                     port = free.getsockname()[1]
                 process = subprocess.Popen(
-                    machine.command(name, port, tls=False, workers=1),
+                    machine.command(name, port, app="benchmarks.app:app"),
                     cwd=ROOT,
-                    env={**os.environ, "COMPARISON_NOTES": os.devnull},
                     preexec_fn=partial(os.sched_setaffinity, 0, {SERVER_CORE}),
                     start_new_session=True,
                 )

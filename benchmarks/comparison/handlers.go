@@ -46,6 +46,8 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	}
 	parts := strings.Split(r.URL.Path, "/")
 	switch parts[1] {
+	case "":
+		fmt.Fprint(w, "Hello, world!")
 	case "wait":
 		seconds, _ := strconv.ParseFloat(parts[2], 64)
 		time.Sleep(time.Duration(seconds * float64(time.Second)))

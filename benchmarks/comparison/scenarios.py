@@ -108,6 +108,14 @@ async def vanish_while_working(running: Running, *, reset: bool) -> str:
     return await running.noted(tag, 3, 2)
 
 
+async def vanish_while_sleeping(running: Running) -> str:
+    stream, tag = await running.connect(), running.tag()
+    await stream.send_all(get(f"/wait/20?{tag}"))
+    await trio.sleep(0.3)
+    await vanish(stream, reset=True)
+    return await running.noted(tag, 18)
+
+
 async def vanish_while_receiving(running: Running) -> str:
     stream, tag = await running.connect(), running.tag()
     await stream.send_all(get(f"/receive?{tag}"))
@@ -340,6 +348,7 @@ SHARED: dict[str, Scenario] = {
     "client resets (RST) at 0.3 s, the handler looks at 1 s": partial(
         vanish_while_working, reset=True
     ),
+    "client resets (RST) at 0.3 s, the handler sleeps for 20 s": vanish_while_sleeping,
     "client closes at 0.3 s, the handler receives": vanish_while_receiving,
     "client closes at 0.35 s, the handler sends": vanish_while_streaming,
     "WebSocket closes without a close frame at 0.3 s": vanish_websocket,

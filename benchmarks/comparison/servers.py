@@ -60,7 +60,9 @@ class Machine:
             return not self.go.exists()
         return find_spec(program) is None or ("zttp" in SERVERS[name] and find_spec("zttp") is None)
 
-    def command(self, name: str, port: int, *, tls: bool, workers: int) -> list[str]:
+    def command(
+        self, name: str, port: int, *, tls: bool = False, workers: int = 1, app: str = APP
+    ) -> list[str]:
         command = SERVERS[name]
         program = command.split()[0]
         if tls:
@@ -71,7 +73,7 @@ class Machine:
         _, *arguments = command.split()
         if program == "net/http":
             return [str(self.go), *arguments]
-        return [sys.executable, "-m", program, *arguments, APP]
+        return [sys.executable, "-m", program, *arguments, app]
 
 
 @dataclass
