@@ -27,61 +27,53 @@ from tempfile import TemporaryDirectory
 import trio
 
 from ..servers import ROOT, SERVER_CORE, Server, loading
-from .scenarios import FLOODS, RELOADS, SHARED, SHARED_TLS, STOPS, STOPS_TLS, Scenario
+from .scenarios import GROUPS, Group, Scenario
 from .servers import SERVERS, Machine, Running, prepare, serving
 
 
 async def measure(machine: Machine, names: list[str], only: str) -> None:
-    """Run the scenarios of a kind at the same time, and print a line for each server."""
-    results: dict[str, dict[str, str]] = {}
+    """Print what each server does in the scenarios whose names contain ``only``."""
+    for group in GROUPS:
+        chosen = {
+            name: scenario
+            for name, scenario in group.scenarios.items()
+            if only.lower() in name.lower()
+        }
+        # Those that stop or flood a server need it for themselves.
+        batches = [chosen] if group.shared else [{name: chosen[name]} for name in chosen]
+        for scenarios in filter(None, batches):
+            await compare(machine, names, group, scenarios)
 
-    async def run(scenario: str, function: Scenario, name: str, running: Running) -> None:
+
+async def compare(
+    machine: Machine, names: list[str], group: Group, scenarios: dict[str, Scenario]
+) -> None:
+    """Run ``scenarios`` at the same time, and print a line for each of them and each server."""
+    outcomes: dict[tuple[str, str], str] = {}
+    limiter = trio.CapacityLimiter(group.servers_at_once)
+
+    async def observe(server: str, name: str, running: Running) -> None:
         try:
-            outcome = await function(running)
+            outcomes[name, server] = await scenarios[name](running)
         except Exception as error:
-            outcome = f"failed: {error!r}"
-        results.setdefault(scenario, {})[name] = outcome
+            outcomes[name, server] = f"failed: {error!r}"
 
-    async def alone(scenario: str, function: Scenario, name: str, tls: bool, workers: int) -> None:
-        async with serving(machine, name, tls=tls, workers=workers) as running:
-            await run(scenario, function, name, running)
+    async def run(server: str) -> None:
+        async with (
+            limiter,
+            serving(machine, server, tls=group.tls, workers=group.workers) as running,
+            trio.open_nursery() as nursery,
+        ):
+            for name in scenarios:
+                nursery.start_soon(observe, server, name, running)
 
-    async def together(scenarios: dict[str, Scenario], name: str, tls: bool) -> None:
-        async with serving(machine, name, tls=tls) as running, trio.open_nursery() as nursery:
-            for scenario, function in scenarios.items():
-                nursery.start_soon(run, scenario, function, name, running)
-
-    def chosen(scenarios: dict[str, Scenario]) -> dict[str, Scenario]:
-        return {name: scenarios[name] for name in scenarios if only.lower() in name.lower()}
-
-    def show(scenarios: dict[str, Scenario]) -> None:
-        for scenario in scenarios:
-            print(f"\n{scenario}")
-            for name in names:
-                if name in results.get(scenario, {}):
-                    print(f"  {name:22}{results[scenario][name]}", flush=True)
-
-    for scenarios, tls in (
-        (chosen(STOPS), False),
-        (chosen(STOPS_TLS), True),
-        (chosen(FLOODS), False),
-    ):
-        for scenario, function in scenarios.items():
-            async with trio.open_nursery() as nursery:
-                for name in names:
-                    nursery.start_soon(alone, scenario, function, name, tls, 1)
-        show(scenarios)
-    for scenarios, tls in (chosen(SHARED), False), (chosen(SHARED_TLS), True):
-        if scenarios:
-            async with trio.open_nursery() as nursery:
-                for name in names:
-                    nursery.start_soon(together, scenarios, name, tls)
-        show(scenarios)
-    scenarios = chosen(RELOADS)
-    for name in names:
-        for scenario, function in scenarios.items():
-            await alone(scenario, function, name, False, 2)
-    show(scenarios)
+    async with trio.open_nursery() as nursery:
+        for server in names:
+            nursery.start_soon(run, server)
+    for name in scenarios:
+        print(f"\n{name}")
+        for server in names:
+            print(f"  {server:22}{outcomes[name, server]}", flush=True)
 
 
 def speed(machine: Machine, names: list[str]) -> None:

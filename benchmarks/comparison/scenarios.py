@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -324,7 +325,22 @@ async def reload(running: Running) -> str:
 
 
 Scenario = Callable[[Running], Awaitable[str]]
-STOPS: dict[str, Scenario] = {
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scenarios that are measured in the same way."""
+
+    scenarios: Mapping[str, Scenario]
+    shared: bool = False
+    """Whether one server is enough for all of them, at the same time."""
+
+    tls: bool = False
+    workers: int = 1
+    servers_at_once: int = 8
+
+
+STOPS: Mapping[str, Scenario] = {
     "SIGTERM, a request of 1 s in flight": stop_short,
     "SIGTERM to all processes, a request of 1 s in flight": partial(stop_short, all_processes=True),
     "SIGTERM, a request without end in flight": stop_long,
@@ -332,15 +348,15 @@ STOPS: dict[str, Scenario] = {
     "SIGTERM, a request on an idle connection 0.2 s later": stop_arriving,
     "SIGTERM, a WebSocket": stop_websocket,
 }
-FLOODS: dict[str, Scenario] = {
+FLOODS = {
     "a client that does not read": unread_response,
     "a handler that does not read": unread_request,
 }
-STOPS_TLS: dict[str, Scenario] = {
+STOPS_TLS = {
     "SIGTERM, an HTTP/2 stream of 1 s in flight": stop_stream,
     "SIGTERM, an idle HTTP/2 connection": stop_idle_http2,
 }
-SHARED: dict[str, Scenario] = {
+CLIENTS: Mapping[str, Scenario] = {
     "lifespan": lifespan,
     "client closes (FIN) at 0.3 s, the handler looks at 1 s": partial(
         vanish_while_working, reset=False
@@ -359,7 +375,7 @@ SHARED: dict[str, Scenario] = {
     "half of a body, then nothing": half_body,
     "the largest header": large_headers,
 }
-SHARED_TLS: dict[str, Scenario] = {
+CLIENTS_TLS: Mapping[str, Scenario] = {
     "HTTP/2 stream reset at 0.3 s, the handler receives": partial(
         reset_stream, path="/receive", number=1
     ),
@@ -368,4 +384,12 @@ SHARED_TLS: dict[str, Scenario] = {
     ),
     "WebSockets over HTTP/2": extended_connect,
 }
-RELOADS: dict[str, Scenario] = {"SIGHUP under load, two workers": reload}
+RELOADS = {"SIGHUP under load, two workers": reload}
+GROUPS = [
+    Group(STOPS),
+    Group(STOPS_TLS, tls=True),
+    Group(FLOODS),
+    Group(CLIENTS, shared=True),
+    Group(CLIENTS_TLS, shared=True, tls=True),
+    Group(RELOADS, workers=2, servers_at_once=1),
+]
