@@ -16,6 +16,9 @@ import anyio
 
 CHUNK = b"x" * 2**16
 
+if os.path.exists(os.environ["COMPARISON_NOTES"] + ".broken"):
+    raise RuntimeError("the new version of this application is broken")
+
 
 def write_note(tag: bytes, began: float, text: str) -> None:
     note = {"tag": tag.decode(), "after": time.monotonic() - began, "text": text}

@@ -109,6 +109,14 @@ async def vanish_while_working(running: Running, *, reset: bool) -> str:
     return await running.noted(tag, 3, 2)
 
 
+async def half_close(running: Running) -> str:
+    stream = await running.connect()
+    await stream.send_all(get("/wait/1"))
+    await trio.sleep(0.3)
+    await stream.send_eof()
+    return await response(stream)
+
+
 async def vanish_while_sleeping(running: Running) -> str:
     stream, tag = await running.connect(), running.tag()
     await stream.send_all(get(f"/wait/20?{tag}"))
@@ -314,14 +322,31 @@ async def reload(running: Running) -> str:
             nursery.start_soon(client, number % 3 > 0)
         for _ in range(3):
             await trio.sleep(2)
-            if running.process.poll() is None:
-                running.process.send_signal(signal.SIGHUP)
-            await trio.sleep(4)
+            running.process.send_signal(signal.SIGHUP)
+            await trio.sleep(10)
+            if running.process.poll() is not None:
+                break
         over.set()
     if running.process.poll() is not None:
         return "SIGHUP terminates the server"
     lost = f"{got['lost']} of {sum(got.values())} requests lost"
     return f"3 reloads: {lost}, the longest took {longest:.1f} s"
+
+
+async def reload_broken(running: Running) -> str:
+    """A reload with an application that cannot be imported."""
+    running.break_application()
+    running.process.send_signal(signal.SIGHUP)
+    await trio.sleep(12)
+    try:
+        stream = await running.connect()
+        await stream.send_all(get("/wait/0"))
+        with trio.move_on_after(5):
+            return await response(stream)
+    except (OSError, trio.BrokenResourceError):
+        pass
+    state = "runs" if running.process.poll() is None else "has exited"
+    return f"no response, the server {state}"
 
 
 Scenario = Callable[[Running], Awaitable[str]]
@@ -364,6 +389,7 @@ CLIENTS: Mapping[str, Scenario] = {
     "client resets (RST) at 0.3 s, the handler looks at 1 s": partial(
         vanish_while_working, reset=True
     ),
+    "client half-closes (FIN) at 0.3 s, and reads": half_close,
     "client resets (RST) at 0.3 s, the handler sleeps for 20 s": vanish_while_sleeping,
     "client closes at 0.3 s, the handler receives": vanish_while_receiving,
     "client closes at 0.35 s, the handler sends": vanish_while_streaming,
@@ -385,6 +411,7 @@ CLIENTS_TLS: Mapping[str, Scenario] = {
     "WebSockets over HTTP/2": extended_connect,
 }
 RELOADS = {"SIGHUP under load, two workers": reload}
+BROKEN = {"SIGHUP with broken code, two workers": reload_broken}
 GROUPS = [
     Group(STOPS),
     Group(STOPS_TLS, tls=True),
@@ -392,4 +419,5 @@ GROUPS = [
     Group(CLIENTS, shared=True),
     Group(CLIENTS_TLS, shared=True, tls=True),
     Group(RELOADS, workers=2, servers_at_once=1),
+    Group(BROKEN, workers=2),
 ]

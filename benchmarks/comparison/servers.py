@@ -100,6 +100,10 @@ class Running:
         else:
             self.process.send_signal(signal.SIGTERM)
 
+    def break_application(self) -> None:
+        """For processes that start from now on."""
+        Path(f"{self.notes_file}.broken").touch()
+
     def since_stopped(self) -> str:
         return f"{trio.current_time() - self.stopped_at:.1f} s"
 
