@@ -27,6 +27,8 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+html_theme_options = {"light_logo": "logo-light.svg", "dark_logo": "logo-dark.svg"}
+html_favicon = "_static/logo-light.svg"
 myst_heading_anchors = 2
 maximum_signature_line_length = 88
 

@@ -1,0 +1,1 @@
+"""What servers do with their connections, measured: ``python -m benchmarks.comparison``."""
