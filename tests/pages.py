@@ -176,9 +176,12 @@ class Reader:
         self._typed_at = 0  # where in the transcript the last commands begin
         self._server: trio.Process | None = None
         self._others: list[trio.Process] = []
-        self._running = 0
+        self._started: list[trio.Process] = []
         self._address = "127.0.0.1:0"
         self._printed = trio.lowlevel.ParkingLot()
+        # All processes share a pipe, as they share a terminal: so their lines are in order.
+        output, self._terminal = os.pipe()
+        self._output = trio.lowlevel.FdStream(output)
 
     async def do(self, block: Block) -> None:
         """Do what a reader does with this block."""
@@ -248,8 +251,7 @@ class Reader:
             status = f"failed with status {process.returncode}" if not fails else "should fail"
             raise PageError(f"`{command}` {status}")
         else:
-            # What it has printed is in the pipe now, and is not the next command's. The pipe's
-            # end may never come: others may have it.
+            # What it has printed is in the pipe now, and is not the next command's.
             await wait_all_tasks_blocked()
 
     def _here(self, text: str) -> str:
@@ -264,33 +266,37 @@ class Reader:
             cwd=self._clone if IN_CLONE.match(command) else self.folder,
             env=self._environ,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self._terminal,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=listen_to_ctrl_c,
         )
         process = await start()
-        await self._nursery.start(self._read, process)
+        self._started.append(process)
+        self._nursery.start_soon(self._wait, process)
         return process
 
-    async def _read(self, process: trio.Process, *, task_status: trio.TaskStatus[None]) -> None:
-        assert process.stdout is not None
-        decoder = getincrementaldecoder("utf-8")()
-        task_status.started()
-        self._running += 1
+    async def _wait(self, process: trio.Process) -> None:
         try:
-            async with process.stdout:
-                async for chunk in process.stdout:
-                    self.transcript += decoder.decode(chunk)
-                    self._printed.unpark_all()
             await process.wait()
         except BaseException:
             kill(process)
             with trio.CancelScope(shield=True):
                 await process.wait()
             raise
-        self._running -= 1
+        await wait_all_tasks_blocked()  # what it has printed is read
         self._printed.unpark_all()
+
+    async def read(self) -> None:
+        """Read what is printed, until cancelled."""
+        decoder = getincrementaldecoder("utf-8")()
+        try:
+            async with self._output:
+                async for chunk in self._output:
+                    self.transcript += decoder.decode(chunk)
+                    self._printed.unpark_all()
+        finally:
+            os.close(self._terminal)
 
     async def _listening(self, process: trio.Process, begun: int) -> str:
         """The address that a server has found."""
@@ -304,7 +310,7 @@ class Reader:
     async def _expect(self, lines: list[str]) -> None:
         missing = self._first_missing(lines)
         with trio.move_on_after(SECONDS / 2):
-            while missing is not None and self._running:
+            while missing is not None and any(map(has_processes, self._started)):
                 await self._printed.park()
                 missing = self._first_missing(lines)
         if missing is not None:
@@ -331,6 +337,14 @@ class Reader:
                 os.killpg(server.pid, signal.SIGINT)
             if await server.wait() != 0:
                 raise PageError(f"the server has ended with status {server.returncode}")
+
+
+def has_processes(process: trio.Process) -> bool:
+    """Whether any of its process group is there; the shell may have left one in the background."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 0)
+        return True
+    return False
 
 
 def kill(process: trio.Process) -> None:
@@ -365,6 +379,7 @@ async def follow(
     failure = None
     async with trio.open_nursery() as nursery:
         reader = Reader(nursery, folder, environ, clone=clone)
+        nursery.start_soon(reader.read)
         try:
             for block in todo:
                 with trio.move_on_after(SECONDS if clone is None else INSTALLING) as doing:
