@@ -42,6 +42,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(httpx|hypercorn|opentelemetry|prometheus_client)\..*")]
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # REGISTRY, not its repr
 autodoc_type_aliases = {  # by what a reader can use instead of private or very long types
     "App": "~collections.abc.Callable",
     "Composed": "TrackerFunc",
@@ -69,10 +70,12 @@ def setup(app):
     app.connect("autodoc-process-docstring", read_sections)
 
     def hide_constructors(_app, _what, _name, documented, *_):
-        # Of what a context manager makes, and users do not.
+        # Of what users do not make.
         made = (
+            trio_httptrack.ConnState,
             trio_httptrack.ShutdownReport,
             trio_httptrack.TrackedServer,
+            trio_httptrack.Tracker,
             trio_httptrack.testing.ClientStream,
             trio_httptrack.testing.MemoryServer,
         )

@@ -162,7 +162,7 @@ def test_the_reference_has_the_settings_as_they_are() -> None:
     rows = {name: literal_eval(default.capitalize()) for name, default in cells}
     assert {name: rows[name] for name in rows if name in DEFAULTS} == DEFAULTS
     hypercorns = {name: rows[name] for name in rows if name not in {*DEFAULTS, "conn_state"}}
-    assert len(hypercorns) == 5
+    assert len(hypercorns) == 16
     assert hypercorns == {name: getattr(Config, name) for name in hypercorns}
 
 

@@ -15,7 +15,7 @@ from ._states import HIJACKED, NEW, ConnState
 
 
 class ConnTracker(ProcessLocal):
-    """Counts open connections, and lets any number of tasks wait until none is open.
+    """The number of open connections; any number of tasks can wait until none is open.
 
     It adds one on NEW, and subtracts one on HIJACKED or CLOSED. It does not wait for an
     upgraded connection, because that is no longer the HTTP server's.

@@ -14,7 +14,7 @@ from ._states import HIJACKED, Conn, ConnState
 
 
 class HijackTracker(ProcessLocal):
-    """Follows upgraded connections, such as WebSockets over HTTP/1.1, until their sockets close.
+    """The upgraded connections, such as WebSockets over HTTP/1.1, until their sockets close.
 
     >>> hijacks = HijackTracker()
     >>> hijacks.track(Conn(), ConnState.HIJACKED)
@@ -36,7 +36,7 @@ class HijackTracker(ProcessLocal):
         return len(self._conns)
 
     def connections(self) -> list[Conn]:
-        """The upgraded connections open now, the oldest upgrade first."""
+        """Return the upgraded connections that are open now, the oldest upgrade first."""
         return list(self._conns)
 
     def track(self, conn: Conn, state: ConnState) -> None:

@@ -26,7 +26,7 @@ bytes."""
 
 
 class ConnLimit(ProcessLocal):
-    """Limits the open connections of a process, in total and for each client.
+    """A limit on the open connections of a process, in total and for each client.
 
     A connection beyond a limit is refused. Without TLS it gets a response with ``Connection:
     close`` and ``Retry-After`` before its request is read: 503 beyond the total, 429 beyond the

@@ -11,7 +11,7 @@ from ._states import Conn, ConnState
 
 
 class LogTracker(ProcessLocal):
-    """Logs a line for each transition.
+    """A log with a line for each transition.
 
     A line names the connection, its new state and its ``close_reason``, if it has one:
     ``conn 3 127.0.0.1:40112 http/1.1 closed (keep_alive_timeout)``. Neither paths nor headers are

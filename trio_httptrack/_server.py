@@ -23,7 +23,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]] | Callable[[Any, Any], Iterable
 
 
 class TrackedServer:
-    """A running server, as ``async with tracked_server(...)`` returns it.
+    """A running server, as ``async with tracked_server(...)`` yields it.
 
     >>> import httpx, trio
     >>> async def app(scope, receive, send):
@@ -47,8 +47,8 @@ class TrackedServer:
         """The URLs that it listens on, such as ``["http://127.0.0.1:54321"]``."""
 
         self.conn_tracker: ConnTracker = ConnTracker()
-        """Counts this server's open connections. ``await conn_tracker.wait()`` returns when none
-        is open."""
+        """The number of this server's open connections. ``await conn_tracker.wait()`` returns when
+        none is open."""
 
         self._stats_tracker = StatsTracker()
         self._shutdown = trio.Event()

@@ -30,7 +30,8 @@ class ConnState(IntEnum):
     """
 
     NEW = 0
-    """Accepted; no HTTP has been read yet. A TLS handshake happens in this state."""
+    """Accepted; the headers of a first request, or the HTTP/2 preface, are not complete yet. A TLS
+    handshake happens in this state."""
 
     ACTIVE = 1
     """At least one request is in flight: being read, handled or responded to."""
@@ -201,18 +202,23 @@ class Conn:
     close_reason: str | None
     """Why the connection was closed; None if it is open, or was closed normally.
 
-    It is set when closing begins. It is the argument of :meth:`close`, or one of the following
-    names, which are those of Kestrel's ``error.type`` where Kestrel has one:
-    ``tls_handshake_failed``; ``request_headers_timeout`` (no request within
-    ``keep_alive_timeout`` of the accept, or of the end of the TLS handshake);
-    ``keep_alive_timeout``; ``read_timeout``; ``min_request_body_data_rate`` and
-    ``min_response_data_rate`` (the client was too slow); ``request_timeout`` (the handler was too
-    slow); ``max_connection_age``; ``websocket_ping_timeout``;
-    ``max_concurrent_connections_exceeded`` and ``max_client_connections_exceeded`` (refused by a
-    :class:`ConnLimit`); ``connection_reset``; ``enhance_your_calm`` (a flood over HTTP/2, see
-    the log); ``app_shutdown_timeout`` (closed by force after ``graceful_timeout``);
-    ``aborted_by_app`` (the surrounding Trio scope was cancelled); ``internal_error`` (see the
-    log).
+    It is set when closing begins. It is the argument of :meth:`close`, or one of these names. Where
+    Kestrel's ``error.type`` has a name for it, that is used.
+
+    * ``tls_handshake_failed``
+    * ``request_headers_timeout``: no request within ``keep_alive_timeout`` of the accept, or of the
+      end of the TLS handshake
+    * ``keep_alive_timeout``, ``read_timeout``, ``websocket_ping_timeout``, ``max_connection_age``:
+      as the settings of these names say
+    * ``request_timeout``: the handler was too slow
+    * ``min_request_body_data_rate``, ``min_response_data_rate``: the client was too slow
+    * ``max_concurrent_connections_exceeded``, ``max_client_connections_exceeded``: refused by a
+      :class:`ConnLimit`
+    * ``connection_reset``
+    * ``enhance_your_calm``: a flood over HTTP/2, see the log
+    * ``app_shutdown_timeout``: closed by force after ``graceful_timeout``
+    * ``aborted_by_app``: the surrounding Trio scope was cancelled
+    * ``internal_error``: see the log
     """
 
     def __init__(
@@ -346,9 +352,10 @@ class Conn:
 
     @property
     def draining(self) -> trio.Event:
-        """An event that is set when the connection drains: its server shuts down, it is older
-        than ``max_connection_age``, :meth:`drain` was called, or, over HTTP/2, it has reached
-        ``keep_alive_max_requests``.
+        """An event that is set when the connection drains.
+
+        It drains when its server shuts down, when it is older than ``max_connection_age``, after
+        :meth:`drain`, and over HTTP/2 after ``keep_alive_max_requests``.
 
         A handler that would run for ever, such as one of server-sent events, waits for it and
         returns: ``await scope["extensions"]["httptrack"].draining.wait()``. At a shutdown it has

@@ -27,7 +27,7 @@ class Stats:
     """
 
     accepted: int = 0
-    """Gauge: connections that have sent no HTTP yet, ``>= 0``.
+    """Gauge: connections in the state NEW, ``>= 0``.
 
     Persistently high: clients connect and then send nothing, or send too slowly. They may
     be attackers (slow loris), health checks that hold connections open, or clients that are
@@ -85,7 +85,7 @@ class Stats:
 
     @property
     def gauges(self) -> dict[ConnState, int]:
-        """The gauges by their states.
+        """How many connections are in each state now; that of NEW is ``accepted``.
 
         >>> {str(state): number for state, number in Stats(idle=4).gauges.items()}
         {'new': 0, 'active': 0, 'idle': 4}
@@ -125,7 +125,7 @@ BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
 class StatsTracker(ProcessLocal):
-    """Counts transitions for :class:`Stats`, and lists the open connections.
+    """The counts of all transitions, as :class:`Stats`, and the open connections.
 
     Anything hashable may stand for a connection. If tracking begins after a connection's
     NEW, the connection counts as accepted at its next transition.

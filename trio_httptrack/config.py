@@ -29,7 +29,7 @@ tracker: TrackerFunc = compose(stats_tracker, conn_tracker)
 """Both trackers, in the order in which they are called."""
 
 conn_state: Tracker = hook("trio_httptrack.config:tracker")
-"""The name that Hypercorn reads."""
+"""The setting that Hypercorn reads: a hook that names ``tracker``."""
 
 
 def __dir__() -> list[str]:

@@ -37,9 +37,9 @@ class Hook(NamedTracker):
 def hook(path: str) -> Hook:
     """Name a tracker by its import path, for a Hypercorn config file.
 
-    A hook can be pickled, as everything in a Config must be that ``hypercorn`` sends to
-    its workers. Each worker imports the tracker, so it is the one that the application
-    imports, too. Use a hook wherever a tracker goes::
+    ``hypercorn`` pickles the Config to send it to its workers. A hook can be pickled, and a tracker
+    cannot. Each worker imports the tracker by its path, so the application in that worker can
+    import the same one. Use a hook wherever a tracker goes::
 
         # hypercorn_conf.py, for: hypercorn -k trio -c file:hypercorn_conf.py myapp:app
         from trio_httptrack import hook

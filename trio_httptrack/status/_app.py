@@ -30,10 +30,10 @@ class StatusApp:
 
     Mount it anywhere. Every path below its mount serves the same page. The ``Accept`` header
     chooses the format: HTML; ``application/json``; ``text/plain``, for a terminal; or
-    ``text/event-stream``, with which the page updates itself. The query of the URL chooses which
-    open connections are listed, and how: ``?state=active&path=/slow&sort=-age&page=2``. A page has
-    a hundred connections. By default those that may be stuck come first: the ones with the oldest
-    requests in flight.
+    ``text/event-stream``, with which the page updates itself. The query of the URL
+    filters and sorts the open connections: ``?state=active&path=/slow&sort=-age&page=2``. A page
+    has a hundred connections. By default those that may be stuck come first: the ones with the
+    oldest requests in flight.
 
     It is read-only, loads nothing from other hosts, and is not cached. It shows addresses and
     paths, but no queries and no headers.

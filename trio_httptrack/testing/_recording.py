@@ -30,7 +30,7 @@ class Transition(NamedTuple):
 
 
 class RecordingTracker(ProcessLocal):
-    """Records every transition and its time, for tests.
+    """A record of every transition and its time, for tests.
 
     Its ``repr()`` has a line for each connection. As the message of an assertion, it shows what
     happened before the failure: ``assert conn.state is ConnState.IDLE, str(tracker)``.

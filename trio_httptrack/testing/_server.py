@@ -241,11 +241,11 @@ async def memory_server(
     """Serve ``app`` with Hypercorn in memory, tracked, while the block runs.
 
     It does what :func:`trio_httptrack.tracked_server` does, with the same code, but without
-    sockets. So only Trio's clock determines the time. With pytest-trio's ``autojump_clock`` a
-    timeout of minutes takes no real time. In each run everything happens at the same time, and on
-    each connection in the same order. Trio's scheduler chooses the order only if a test does
-    several things at the same instant, or on several connections. Then wait for a response between
-    them, or for ``trio.testing.wait_all_tasks_blocked()``.
+    sockets. So only Trio's clock determines the time: with pytest-trio's ``autojump_clock`` a
+    timeout of minutes takes no real time. Every run has the same times, and on each connection the
+    same order. If a test does several things at the same instant, or on several connections, Trio's
+    scheduler chooses their order. If that matters, wait in between: for a response, or for
+    ``trio.testing.wait_all_tasks_blocked()``.
 
     When the block is left, the server drains its connections, and then shuts down the application's
     lifespan. Two things differ from production:
