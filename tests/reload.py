@@ -1,7 +1,7 @@
 """Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
 
 ``python -m tests.reload`` prints, as CSV, what a tracked and a plain Hypercorn lose under the same
-load. The clients react to ``Connection: close``, a GOAWAY and a close frame as their protocols
+load, and on the standard error which clients lost it. The clients react to ``Connection: close``, a GOAWAY and a close frame as their protocols
 require, and do nothing else: none of them repeats a request without a response, except for one that
 an HTTP/2 server has refused before it was handled.
 """
@@ -31,7 +31,7 @@ from .support import CERT, client_ssl, tls_client
 
 WEBSOCKETS = 4  # clients
 APP = "ways_in.reload_app"
-HEAD = "server", "reloads", "median", "requests", "lost", "retried", "WebSockets' close codes"
+HEAD = "server", "requests", "lost", "retried", "median", "WebSockets' close codes"
 
 
 @dataclass
@@ -50,18 +50,19 @@ class Load:
 
     def row(self) -> list[str]:
         """Return the results, in the columns of :data:`HEAD`."""
+        return [
+            f"{self.succeeded.total() + self.lost.total():,}",
+            str(self.lost.total()),
+            str(self.refused),
+            f"{statistics.median(self.seconds):.1f} s",
+            ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items())),
+        ]
+
+    def lost_by_client(self) -> str:
         by_client: Counter[str] = Counter()
         for what, count in self.lost.items():
             by_client[what.partition(":")[0]] += count
-        lost = ", ".join(f"{client} {count}" for client, count in sorted(by_client.items()))
-        return [
-            str(len(self.seconds)),
-            f"{statistics.median(self.seconds):.1f} s",
-            f"{self.succeeded.total() + self.lost.total():,}",
-            f"{self.lost.total()}: {lost}" if lost else "0",
-            str(self.refused),
-            ", ".join(f"{code:d} ({count})" for code, count in sorted(self.closed.items())),
-        ]
+        return ", ".join(f"{client} {count}" for client, count in sorted(by_client.items()))
 
     async def repeat(self, name: str, request: Callable[[], Awaitable[str]]) -> None:
         """Send requests, one after the other."""
@@ -239,8 +240,11 @@ def main() -> None:
                     )
                 )
                 kind = "tracked" if tracked else "plain"
-                rows.writerow([f"{kind}, {workers} worker{'s' * (workers > 1)}", *load.row()])
+                server = f"{kind}, {workers} worker{'s' * (workers > 1)}"
+                rows.writerow([server, *load.row()])
                 sys.stdout.flush()
+                if load.lost:
+                    print(f"{server} lost: {load.lost_by_client()}", file=sys.stderr)  # noqa: T201
                 failed = failed or (tracked and bool(load.lost))
     sys.exit(failed)
 
