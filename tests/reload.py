@@ -1,9 +1,9 @@
 """Reloads under load, with the real ``hypercorn`` command: what is lost, and how long they take.
 
 ``python -m tests.reload`` prints, as CSV, what a tracked and a plain Hypercorn lose under the same
-load, and on the standard error which clients lost it. The clients react to ``Connection: close``, a GOAWAY and a close frame as their protocols
-require, and do nothing else: none of them repeats a request without a response, except for one that
-an HTTP/2 server has refused before it was handled.
+load, and on the standard error which clients lost it. The clients react to ``Connection: close``, a
+GOAWAY and a close frame as their protocols require, and do nothing else: none of them repeats a
+request without a response, except for one that an HTTP/2 server has refused before it was handled.
 """
 
 from __future__ import annotations
