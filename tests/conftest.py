@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hypothesis
 import pytest
 from trio.testing import MockClock
 
@@ -15,6 +16,10 @@ from trio_httptrack._hypercorn.worker import Worker
 from .pages import EXECUTED, pages
 from .pages import blocks as page_blocks
 from .support import CERT
+
+# How long an example takes says nothing about the code where other tests run at the same time.
+hypothesis.settings.register_profile("without a deadline", deadline=None)
+hypothesis.settings.load_profile("without a deadline")
 
 
 @pytest.fixture

@@ -1801,7 +1801,7 @@ def act_on(conn: Conn, act: str) -> None:
         conn.close("again")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(steps, st.booleans()), max_size=14),
     st.lists(rules, max_size=2),

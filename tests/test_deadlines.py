@@ -167,7 +167,7 @@ parts = st.lists(
 
 
 @over_each
-@settings(deadline=None, max_examples=25)  # the deadline is of the test's own, in real time
+@settings(max_examples=25)
 @given(parts)
 def test_any_upload_ends_when_it_is_too_slow_or_is_whole(
     over: str, schedule: list[tuple[float, int]]
@@ -653,7 +653,7 @@ reads = st.lists(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(reads)
 def test_any_client_that_reads_too_slowly_over_http1_is_closed_exactly_then(
     tls: bool, schedule: list[tuple[float, int]]
@@ -731,7 +731,7 @@ class Reader(GoAwayHttp2):
 
 
 @pytest.mark.parametrize("window", ["stream", "connection"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(reads)
 def test_any_client_that_opens_its_window_too_slowly_has_its_stream_reset_exactly_then(
     window: str, schedule: list[tuple[float, int]]

@@ -1847,7 +1847,7 @@ def odd(visit: Visit) -> Visit:
     return Visit(http2=visit.http2, how=how, leaves=leaves, **double)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     visits=st.lists(VISITS, min_size=1, max_size=6),
     seconds=st.sampled_from([0, 0.5, 1.5]),

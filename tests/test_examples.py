@@ -97,7 +97,11 @@ def test_the_page_about_statsd_has_the_names_as_they_are() -> None:
     names = re.findall(r"^ +(httptrack\.\S+) +(\w+)$", statsd.__doc__, re.MULTILINE)
     assert len(names) == 2
     for name, kind in names:
-        assert f"   * - ``{name}``\n     - {kind}\n" in page
+        prefix, _, states = name.rpartition(".")
+        (row,) = re.findall(
+            rf"^   \* - {kind}\n     - ``{prefix}\.`` and (.+)$", page, re.MULTILINE
+        )
+        assert re.findall("``(.+?)``", row) == states.split("|")
 
 
 def test_the_page_has_the_names_of_prometheus_as_they_are() -> None:

@@ -1407,7 +1407,7 @@ def responded_alone(sent: bytes) -> tuple[list[object], bytes]:
     return alone[sent]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from(ORDINARY + UNUSUAL), max_size=6),
     st.lists(st.sampled_from(LAST), max_size=1),

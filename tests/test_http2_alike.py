@@ -1078,7 +1078,7 @@ cuts = st.lists(st.integers(0, 2000), max_size=4)
 limits = st.sampled_from([100, 100, 2])
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(st.sampled_from(FIRST), usual, odd, cuts, limits, st.booleans())
 def test_frames_mean_the_same_to_both(
     first: bytes, usual: list[Any], odd: list[Any], cuts: list[int], max_streams: int, eager: bool
@@ -1087,7 +1087,7 @@ def test_frames_mean_the_same_to_both(
     compare(first + bytes_of(usual, odd, []), cuts, max_streams, eager=eager)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(
     st.sampled_from([*FIRST, *FIRST, b""]),
     usual,
@@ -1134,7 +1134,7 @@ def test_the_frames_are_of_many_kinds() -> None:
     resets: Counter[int] = Counter()
     bodies: list[int] = []
 
-    @settings(deadline=None, max_examples=500, derandomize=True, database=None)
+    @settings(max_examples=500, derandomize=True, database=None)
     @given(usual, odd, st.lists(mutations, max_size=1))
     def count(usual: list[Any], odd: list[Any], changes: list[Any]) -> None:
         reference = Reference(2)

@@ -291,7 +291,7 @@ TABLE_SIZES = [0, 34, 68, 100, 1000, DEFAULT_TABLE_SIZE]
 resizes = st.sampled_from(TABLE_SIZES).map(lambda size: {"size": size})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(blocks | repeats | resizes, min_size=1, max_size=20))
 def test_a_request_is_what_hpack_decodes_whatever_was_remembered(steps: list[Any]) -> None:
     """Blocks are repeated byte by byte, where their references mean something else by then."""
@@ -477,7 +477,7 @@ def test_index_0_means_nothing_however_large_the_table_is() -> None:
             reader.skip(block)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(
         st.tuples(

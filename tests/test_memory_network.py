@@ -259,4 +259,4 @@ class BothEnds(RuleBasedStateMachine):
 
 
 TestBothEnds: Any = BothEnds.TestCase
-TestBothEnds.settings = settings(deadline=None, max_examples=100)
+TestBothEnds.settings = settings(max_examples=100)

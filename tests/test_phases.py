@@ -369,7 +369,7 @@ happenings = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(happenings, st.booleans()), max_size=12),
     st.sampled_from([None, 1.0]),

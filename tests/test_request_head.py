@@ -213,28 +213,25 @@ def mutated_heads(draw: st.DrawFn) -> bytes:
 cuts = st.lists(st.integers(0, 1000), max_size=4)
 
 
-@settings(deadline=None)
 @given(ordinary_heads(), st.binary(max_size=20), cuts)
 def test_an_ordinary_head_is_accepted(head: bytes, behind: bytes, cuts: list[int]) -> None:
     """With anything behind it, it gives what h11 reads from it in any pieces."""
     assert is_accepted(head + behind, cuts)
 
 
-@settings(deadline=None)
 @given(ordinary_heads(), st.integers(0, 300))
 def test_an_incomplete_head_is_declined(head: bytes, length: int) -> None:
     """So h11 gets all of it, from its first byte."""
     assert read_request_head(head[: length % len(head)], MAX_SIZE) is None
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(mutated_heads(), cuts)
 def test_a_mutated_head_is_declined_or_what_h11_reads(data: bytes, cuts: list[int]) -> None:
     """h11 reads the same request, length of the body and end of the head, in any pieces."""
     is_accepted(data, cuts)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60), cuts)
 def test_random_bytes_are_declined_or_what_h11_reads(random: bytes, cuts: list[int]) -> None:
     """The same with bytes that were never a head, or only around them."""
@@ -248,7 +245,7 @@ def test_the_mutated_heads_are_of_both_kinds() -> None:
     """Many of them are accepted and many declined, so the comparison is useful."""
     accepted = []
 
-    @settings(deadline=None, max_examples=300, derandomize=True, database=None)
+    @settings(max_examples=300, derandomize=True, database=None)
     @given(mutated_heads())
     def count(data: bytes) -> None:
         accepted.append(read_request_head(data, MAX_SIZE) is not None)
@@ -257,7 +254,6 @@ def test_the_mutated_heads_are_of_both_kinds() -> None:
     assert 0.1 < sum(accepted) / len(accepted) < 0.6
 
 
-@settings(deadline=None)
 @given(ordinary_heads(), st.integers(0, 300))
 def test_a_head_longer_than_the_limit_is_declined(head: bytes, max_size: int) -> None:
     """One of exactly that size is accepted."""

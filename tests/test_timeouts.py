@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -70,7 +70,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)  # of the test's own, in real time
 @given(steps)
 def test_any_sequence_expires_as_one_deadline_each_would(
     sequence: list[tuple[str, int, int]],
