@@ -179,8 +179,8 @@ def quart(notes: Notes, shutdown_timeout: float = 100) -> Any:
         try:
             while True:
                 await quart_websocket.send(await quart_websocket.receive())
-        except trio.Cancelled:
-            notes.add("cancelled")
+        except BaseException as error:  # Quart 0.23 raises a ClientDisconnectedError
+            notes.add(type(error).__name__)
             raise
 
     return app
@@ -376,12 +376,17 @@ async def test_quart_refuses_a_body_of_more_than_16_mib(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize(
-    ("framework", "of_handler"), [(quart, "cancelled 1"), (starlette, "disconnect 1012 1")]
+    ("framework", "of_handler"),
+    [
+        (quart, {"Cancelled 1", "ClientDisconnectedError 1"}),
+        (starlette, {"disconnect 1012 1"}),
+    ],
+    ids=["quart", "starlette"],
 )
 async def test_a_websocket_gets_a_close_frame_at_a_shutdown(
-    framework: Any, of_handler: str, autojump_clock: MockClock
+    framework: Any, of_handler: set[str], autojump_clock: MockClock
 ) -> None:
-    """With 1012; Quart-Trio cancels its handler, and Starlette's receives the code."""
+    """With 1012; Quart-Trio stops its handler, and Starlette's receives the code."""
     notes = Notes()
     async with memory_server(framework(notes)) as server:
         client = await server.connect()
@@ -396,7 +401,7 @@ async def test_a_websocket_gets_a_close_frame_at_a_shutdown(
             assert await client.receive_some() == SERVICE_RESTART
             await client.send_all(bytes([0x88, 0x82]) + bytes(4) + SERVICE_RESTART[2:])
             assert await client.receive_some() == b""
-    assert of_handler in notes
+    assert len(of_handler.intersection(notes)) == 1
 
 
 @pytest.mark.parametrize(
