@@ -1,4 +1,4 @@
-"""What every ASGI server of ``benchmarks.comparison`` serves; ``comparison.go`` does the same.
+"""What every ASGI server of ``benchmarks.comparison`` serves; ``handlers.go`` does the same.
 
 The first part of a path says what the handler does. What it learns of its client goes, as a line
 of JSON with the query string, to the file that ``COMPARISON_NOTES`` names.
