@@ -96,6 +96,7 @@ async def serve(bind: str) -> None:
     config = Config()
     config.bind = bind
     config.errorlog = logging.getLogger("hypercorn.error")
+    config.keep_alive_timeout = 60  # so that one sees idle connections
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with tracked_server(app, config, tracker=LogTracker()) as server:
             url, token = server.urls[0], status.token
