@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import select
 import signal
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from .support import OLD_HYPERCORN
 pytestmark = pytest.mark.skipif(OLD_HYPERCORN, reason="Hypercorn 0.17 knows no SIGHUP")
 
 
+@pytest.mark.skipif(
+    not hasattr(select, "epoll"), reason="only Linux is for production: under load, others may lose"
+)
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_under_load_loses_no_request_shorter_than_graceful_timeout(
     workers: int, certificate: Path
